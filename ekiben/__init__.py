@@ -1,0 +1,1 @@
+"""Ekiben: the public client, the command line and the generated code of its APIs."""

@@ -1,0 +1,1 @@
+"""The servers of the suite: one package a service, and what they share."""
