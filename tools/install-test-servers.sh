@@ -1,0 +1,27 @@
+#!/bin/sh
+# Installs the real servers and tools that tests start by themselves, where they are missing and apt-get is there.
+# Nothing is started. Tests that miss one are skipped with a reason that names the package.
+set -eu
+missing=""
+need() { # need PROGRAM PACKAGE
+    for found in $(command -v "$1" 2>/dev/null) /usr/lib/postgresql/*/bin/"$1"; do
+        [ -x "$found" ] && return 0
+    done
+    missing="$missing $2"
+}
+need initdb postgresql
+need promtool prometheus
+[ -n "$missing" ] || exit 0
+if ! command -v apt-get >/dev/null 2>&1; then
+    echo "These are missing, and the tests that need them are skipped; install them with this system's package manager:$missing" >&2
+    exit 0
+fi
+if [ "$(id -u)" = 0 ]; then sudo=""; elif sudo -n true 2>/dev/null; then sudo="sudo"; else
+    echo "These are missing, and the tests that need them are skipped; install them with: sudo apt-get install$missing" >&2
+    exit 0
+fi
+echo "Installing$missing"
+export DEBIAN_FRONTEND=noninteractive
+$sudo apt-get update -qq
+# shellcheck disable=SC2086
+$sudo apt-get install -y -qq --no-install-recommends $missing >/dev/null
