@@ -11,10 +11,13 @@ import tempfile
 from pathlib import Path
 
 import grpc_tools
+from google.protobuf import descriptor_pb2
 from grpc_tools import protoc
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
+# Descriptors with the protos' comments, which generated Python lacks: the gateway's API reference reads them.
+DESCRIPTORS = Path("ekiben") / "api" / "descriptors.binpb"
 
 
 def generate(into: Path) -> None:
@@ -31,6 +34,8 @@ def generate(into: Path) -> None:
             f"--grpc_python_out={into}",
             f"--mypy_out=quiet:{into}",
             f"--mypy_grpc_out=quiet:{into}",
+            f"--descriptor_set_out={into / 'descriptors.binpb'}",
+            "--include_source_info",
             *sources,
         ]
     )
@@ -41,12 +46,28 @@ def generate(into: Path) -> None:
         while folder not in (into, into / "ekiben"):
             (folder / "__init__.py").touch()
             folder = folder.parent
+    (into / DESCRIPTORS).write_bytes(compact((into / "descriptors.binpb").read_bytes()))
+
+
+def compact(descriptor_set: bytes) -> bytes:
+    """The descriptor set with only what readers need of its source information: leading comments, no positions."""
+    files = descriptor_pb2.FileDescriptorSet.FromString(descriptor_set)
+    for file in files.file:
+        commented = [
+            descriptor_pb2.SourceCodeInfo.Location(path=location.path, leading_comments=location.leading_comments)
+            for location in file.source_code_info.location
+            if location.leading_comments
+        ]
+        del file.source_code_info.location[:]
+        file.source_code_info.location.extend(commented)
+    return files.SerializeToString(deterministic=True)
 
 
 def differences(fresh: Path) -> list[str]:
     """Paths below `ekiben/` whose generated content is missing, stale or no longer made."""
-    made = {path.relative_to(fresh) for path in fresh.rglob("*.py*") if path.name != "__init__.py"}
+    made = {path.relative_to(fresh) for path in fresh.rglob("*.py*") if path.name != "__init__.py"} | {DESCRIPTORS}
     kept = {path.relative_to(ROOT) for path in (ROOT / "ekiben").glob("*/v*/*_pb2*.py*")}
+    kept |= {DESCRIPTORS} if (ROOT / DESCRIPTORS).exists() else set()
     stale = {
         path for path in made & kept if not filecmp.cmp(fresh / path, ROOT / path, shallow=False)
     }
