@@ -1,0 +1,19 @@
+"""How any service of the suite runs, whatever it is about.
+
+The rule for entry: three services use it, and it knows none of them. No noun of the domain comes in,
+but for the caller's identity, which every call has.
+
+    app          Component, and serve(components): listen, health, signals, loops, the order of draining
+    server       the grpc.aio server: limits, keepalive, TLS, health, reflection
+    interceptors what happens around every call: request id, trace, log, metrics, identity, audit, errors
+    policies     who may call a method, read from its descriptor
+    identity     Principal, and the ports Authenticator and Auditor
+    peers        channels to the other services
+    db           engines for SQLite and PostgreSQL, transactions; migrations runs a service's Alembic history
+    pages        page tokens        updates   field masks, etags       watches   in-process wake-ups
+    settings     frozen dataclasses from the environment
+    telemetry    logs, traces, metrics, and the port that shows them
+    problems     errors as RFC 9457 problems
+    clock        the time, so that tests can set it
+    processes    supervised trees of child processes, with shim as their root
+"""
