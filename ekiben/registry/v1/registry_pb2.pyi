@@ -238,6 +238,7 @@ class Content(_message.Message):
     FAILURE_FIELD_NUMBER: _builtins.int
     UPLOAD_START_TIME_FIELD_NUMBER: _builtins.int
     UPLOAD_END_TIME_FIELD_NUMBER: _builtins.int
+    OPEN_UPLOAD_FIELD_NUMBER: _builtins.int
     state: Global___Content.State.ValueType
     """Output only. How far the bytes have come."""
     digest: _builtins.str
@@ -246,6 +247,10 @@ class Content(_message.Message):
     """Output only. Size of the archive in bytes, set when `state` is READY."""
     failure: _builtins.str
     """Output only. Why the last upload failed, in words."""
+    open_upload: _builtins.str
+    """Output only. The newest upload that is still open: `uploads/{upload}`; empty when there is none.
+    It may be there in any state: content that is READY stays so while a forced push is under way.
+    """
     @_builtins.property
     def upload_start_time(self) -> _timestamp_pb2.Timestamp:
         """Output only. When the current or last upload began."""
@@ -263,10 +268,11 @@ class Content(_message.Message):
         failure: _builtins.str = ...,
         upload_start_time: _timestamp_pb2.Timestamp | None = ...,
         upload_end_time: _timestamp_pb2.Timestamp | None = ...,
+        open_upload: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["upload_end_time", b"upload_end_time", "upload_start_time", b"upload_start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "failure", b"failure", "size_bytes", b"size_bytes", "state", b"state", "upload_end_time", b"upload_end_time", "upload_start_time", b"upload_start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "failure", b"failure", "open_upload", b"open_upload", "size_bytes", b"size_bytes", "state", b"state", "upload_end_time", b"upload_end_time", "upload_start_time", b"upload_start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -603,10 +609,16 @@ class SignedUrl(_message.Message):
 
     URL_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
     url: _builtins.str
     """Output only. The path and query to append to the platform's public address, or a whole URL
     (with a scheme) when the bytes lie elsewhere.
     """
+    digest: _builtins.str
+    """Output only. `sha256:<hex>` of what is read there; empty for an upload."""
+    size_bytes: _builtins.int
+    """Output only. Size in bytes of what is read there; 0 for an upload."""
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """Output only. When the URL stops working."""
@@ -616,10 +628,12 @@ class SignedUrl(_message.Message):
         *,
         url: _builtins.str = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
+        digest: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "expire_time", b"expire_time", "size_bytes", b"size_bytes", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -661,7 +675,7 @@ class ListModelRepositoriesRequest(_message.Message):
     page_token: _builtins.str
     """Optional. The `next_page_token` of the page before, with all else unchanged."""
     filter: _builtins.str
-    """Optional. Words and `label:key=value` terms, all of which must match (see docs/search.md)."""
+    """Optional. Words and terms such as `label:key=value`, all of which must match, and `sort:` (see docs/search.md)."""
     def __init__(
         self,
         *,
@@ -832,7 +846,7 @@ class ListModelsRequest(_message.Message):
     page_token: _builtins.str
     """Optional. The `next_page_token` of the page before, with all else unchanged."""
     filter: _builtins.str
-    """Optional. Words and `label:key=value` terms, all of which must match (see docs/search.md)."""
+    """Optional. Words and terms such as `label:key=value`, all of which must match, and `sort:` (see docs/search.md)."""
     def __init__(
         self,
         *,
@@ -1005,7 +1019,7 @@ class ListBentoRepositoriesRequest(_message.Message):
     page_token: _builtins.str
     """Optional. The `next_page_token` of the page before, with all else unchanged."""
     filter: _builtins.str
-    """Optional. Words and `label:key=value` terms, all of which must match (see docs/search.md)."""
+    """Optional. Words and terms such as `label:key=value`, all of which must match, and `sort:` (see docs/search.md)."""
     def __init__(
         self,
         *,
@@ -1176,7 +1190,7 @@ class ListBentosRequest(_message.Message):
     page_token: _builtins.str
     """Optional. The `next_page_token` of the page before, with all else unchanged."""
     filter: _builtins.str
-    """Optional. Words and `label:key=value` terms, all of which must match (see docs/search.md)."""
+    """Optional. Words and terms such as `label:key=value`, all of which must match, and `sort:` (see docs/search.md)."""
     def __init__(
         self,
         *,

@@ -1038,7 +1038,9 @@ class UploadsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CompleteUpload(self, request, context):
-        """Joins the parts, checks size, digest and archive, and makes the content visible.
+        """Joins the parts, checks size, digest and archive, and makes the content visible. Completing a
+        completed upload again changes nothing. For a bento whose manifest says `"dev": true`, an upload
+        that received nothing completes too: its content becomes EXTERNAL.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -319,7 +319,10 @@ class UploadsStub:
     SignUpload: _grpc.UnaryUnaryMultiCallable[_registry_pb2.SignUploadRequest, _registry_pb2.SignedUrl]
     """Signs a URL to which a client PUTs one part, or the whole content with `part_number` 0."""
     CompleteUpload: _grpc.UnaryUnaryMultiCallable[_registry_pb2.CompleteUploadRequest, _registry_pb2.Upload]
-    """Joins the parts, checks size, digest and archive, and makes the content visible."""
+    """Joins the parts, checks size, digest and archive, and makes the content visible. Completing a
+    completed upload again changes nothing. For a bento whose manifest says `"dev": true`, an upload
+    that received nothing completes too: its content becomes EXTERNAL.
+    """
     AbortUpload: _grpc.UnaryUnaryMultiCallable[_registry_pb2.AbortUploadRequest, _registry_pb2.Upload]
     """Ends an upload that will not be completed; its bytes are freed."""
     SignDownload: _grpc.UnaryUnaryMultiCallable[_registry_pb2.SignDownloadRequest, _registry_pb2.SignedUrl]
@@ -337,7 +340,10 @@ class UploadsAsyncStub(UploadsStub):
     SignUpload: _aio.UnaryUnaryMultiCallable[_registry_pb2.SignUploadRequest, _registry_pb2.SignedUrl]  # type: ignore[assignment]
     """Signs a URL to which a client PUTs one part, or the whole content with `part_number` 0."""
     CompleteUpload: _aio.UnaryUnaryMultiCallable[_registry_pb2.CompleteUploadRequest, _registry_pb2.Upload]  # type: ignore[assignment]
-    """Joins the parts, checks size, digest and archive, and makes the content visible."""
+    """Joins the parts, checks size, digest and archive, and makes the content visible. Completing a
+    completed upload again changes nothing. For a bento whose manifest says `"dev": true`, an upload
+    that received nothing completes too: its content becomes EXTERNAL.
+    """
     AbortUpload: _aio.UnaryUnaryMultiCallable[_registry_pb2.AbortUploadRequest, _registry_pb2.Upload]  # type: ignore[assignment]
     """Ends an upload that will not be completed; its bytes are freed."""
     SignDownload: _aio.UnaryUnaryMultiCallable[_registry_pb2.SignDownloadRequest, _registry_pb2.SignedUrl]  # type: ignore[assignment]
@@ -376,7 +382,10 @@ class UploadsServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.CompleteUploadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.Upload, _abc.Awaitable[_registry_pb2.Upload]]:
-        """Joins the parts, checks size, digest and archive, and makes the content visible."""
+        """Joins the parts, checks size, digest and archive, and makes the content visible. Completing a
+        completed upload again changes nothing. For a bento whose manifest says `"dev": true`, an upload
+        that received nothing completes too: its content becomes EXTERNAL.
+        """
 
     @_abc_1.abstractmethod
     def AbortUpload(
