@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from tests.bentoml_clients import client
+
 from tests.platform import BentoMl, Platform, http, process_tree_of, running, wait_for
 
 BENTOS = Path(__file__).resolve().parent.parent / "bentos"
@@ -85,7 +85,10 @@ def test_a_killed_replica_is_replaced(platform: Platform, deployed: str) -> None
             os.kill(pid, signal.SIGKILL)
     wait_for(
         "a new run of the replica",
-        lambda: [r for r in replicas(platform, "versions") if r["state"] == "READY" and r != before[0]] and answers(deployed),
+        lambda: (
+            [r for r in replicas(platform, "versions") if r["state"] == "READY" and r != before[0]]
+            and answers(deployed)
+        ),
         60,
     )
     wait_for("the state", lambda: state(platform, "versions") == "RUNNING")

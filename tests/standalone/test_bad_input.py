@@ -152,13 +152,18 @@ def test_a_viewer_who_deploys_is_403_and_audited(platform: Platform) -> None:
     token = platform.ekiben_json("tokens", "create", "only-looks", "--role", "viewer")["token"]
     assert platform.api("GET", "/v1/deployments", token=token).status == 200
     refused = platform.api(
-        "POST", "/v1/deployments", {"name": "deployments/no", "template": {"bento": "bentoRepositories/x/bentos/y"}}, token=token
+        "POST",
+        "/v1/deployments",
+        {"name": "deployments/no", "template": {"bento": "bentoRepositories/x/bentos/y"}},
+        token=token,
     )
     assert refused.status == 403
     assert refused.json()["reason"] == "ROLE_TOO_LOW"
     assert refused.headers["content-type"].startswith("application/problem+json")
     entries = platform.api("GET", "/v1/auditEntries?refused=true").json()["auditEntries"]
-    assert any(entry["method"].endswith("CreateDeployment") and entry["outcome"] == "PERMISSION_DENIED" for entry in entries)
+    assert any(
+        entry["method"].endswith("CreateDeployment") and entry["outcome"] == "PERMISSION_DENIED" for entry in entries
+    )
     assert platform.api("GET", "/v1/deployments/no").status == 404
 
 
@@ -184,7 +189,11 @@ def test_malformed_json_is_400(platform: Platform, body: bytes) -> None:
             "POST",
             platform.url + path,
             body,
-            {"authorization": f"Bearer {platform.token}", "X-YATAI-API-TOKEN": platform.token, "content-type": "application/json"},
+            {
+                "authorization": f"Bearer {platform.token}",
+                "X-YATAI-API-TOKEN": platform.token,
+                "content-type": "application/json",
+            },
         )
         assert answer.status == 400, (path, answer)
 
@@ -194,7 +203,9 @@ def test_malformed_protobuf_is_invalid_argument(platform: Platform) -> None:
 
     with grpc.insecure_channel(f"127.0.0.1:{platform.port}") as channel:
         call = channel.unary_unary(
-            "/ekiben.registry.v1.Models/GetModel", request_serializer=lambda raw: raw, response_deserializer=lambda raw: raw
+            "/ekiben.registry.v1.Models/GetModel",
+            request_serializer=lambda raw: raw,
+            response_deserializer=lambda raw: raw,
         )
         with pytest.raises(grpc.RpcError) as caught:
             call(b"\xff\xff\xff", metadata=[("authorization", f"Bearer {platform.token}")], timeout=10)
@@ -211,7 +222,9 @@ def test_internal_methods_are_not_reached_from_outside(platform: Platform) -> No
             "/ekiben.deployer.v1.Routes/WatchRoutes",
             "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
         ):
-            call = channel.unary_unary(method, request_serializer=lambda raw: raw, response_deserializer=lambda raw: raw)
+            call = channel.unary_unary(
+                method, request_serializer=lambda raw: raw, response_deserializer=lambda raw: raw
+            )
             with pytest.raises(grpc.RpcError) as caught:
                 call(b"", metadata=[("authorization", f"Bearer {platform.token}")], timeout=10)
             assert caught.value.code() in (

@@ -25,7 +25,9 @@ def build(bentoml: BentoMl, folder: Path) -> str:
 
 def post(url: str, path: str, payload: object, headers: Mapping[str, str] | None = None) -> Any:
     """POST JSON and give back the answer's JSON or text."""
-    answer = http("POST", url + path, json.dumps(payload).encode(), {"content-type": "application/json", **(headers or {})})
+    answer = http(
+        "POST", url + path, json.dumps(payload).encode(), {"content-type": "application/json", **(headers or {})}
+    )
     assert answer.status == 200, (answer.status, answer.body[:2000])
     try:
         return answer.json()
@@ -72,7 +74,17 @@ def test_a_deployment_is_reached_by_host_name_too(platform: Platform, everything
 
 def test_a_streaming_response_arrives_chunk_by_chunk(everything: str) -> None:
     curl = subprocess.Popen(
-        ["curl", "-sN", "-X", "POST", f"{everything}/stream", "-H", "content-type: application/json", "-d", '{"count": 4}'],
+        [
+            "curl",
+            "-sN",
+            "-X",
+            "POST",
+            f"{everything}/stream",
+            "-H",
+            "content-type: application/json",
+            "-d",
+            '{"count": 4}',
+        ],
         stdout=subprocess.PIPE,
     )
     assert curl.stdout is not None
@@ -113,7 +125,9 @@ def test_a_prediction_is_captured_traced_and_monitored(platform: Platform, every
     )
     began = time.monotonic()
     (row,) = wait_for("the prediction", lambda: predictions_of(platform, "--trace", trace), 10)
-    assert time.monotonic() - began < 4, "a prediction must be readable within two seconds (and the command's own start)"
+    assert time.monotonic() - began < 4, (
+        "a prediction must be readable within two seconds (and the command's own start)"
+    )
     shown = platform.ekiben_json("predictions", "show", row["name"].removeprefix("predictions/"))
     assert shown["deployment"] == "deployments/everything"
     assert shown["revision"] == "deployments/everything/revisions/1"
