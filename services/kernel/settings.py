@@ -7,6 +7,7 @@ A secret is never a value of a setting: it is a file that a field `..._file: Pat
 
 import ast
 import inspect
+import logging
 import os
 import textwrap
 import typing
@@ -17,6 +18,8 @@ from types import NoneType, UnionType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 
@@ -113,8 +116,9 @@ class PeerSettings:
 def load(cls: type[T], prefix: str, env: Mapping[str, str] = os.environ) -> T:
     """Settings of class `cls` from the variables `<prefix>_<FIELD>`.
 
-    An empty variable counts as absent. A variable with the prefix that no field reads is a fault, since
-    it is nearly always a typing error that would otherwise pass in silence.
+    An empty variable counts as absent. A variable with the prefix that no field reads is logged and passed
+    over: it may be a typing error, but also a setting of another release, or one of those that Kubernetes
+    makes for every service (`EKIBEN_REGISTRY_PORT`).
 
     Raises:
         SettingsError: with every fault found.
@@ -135,7 +139,9 @@ def load(cls: type[T], prefix: str, env: Mapping[str, str] = os.environ) -> T:
                 faults.append(f"{variable}: {exc}")
         elif field.default is MISSING and field.default_factory is MISSING:
             faults.append(f"{variable} is required and not set.")
-    faults += [f"{name} is not a setting." for name in sorted(env) if name.startswith(prefix) and name not in known]
+    for name in sorted(env):
+        if name.startswith(prefix) and name not in known:
+            log.warning("variable is not a setting", extra={"variable": name})
     if not faults:
         try:
             return cls(**values)

@@ -1,0 +1,273 @@
+"""SQL for stores: SQLite through aiosqlite or PostgreSQL through asyncpg, one code path.
+
+    async with open_database("sqlite+aiosqlite:////data/registry.db") as database:
+        await database.migrate("services.registry.migrations")
+        async with database.transaction() as connection: ...   # commits, or rolls back on any exception
+        async with database.read() as connection: ...          # sees one snapshot, cannot write
+
+URLs may also be given short: `sqlite:////data/registry.db`, `postgresql://user@host/name`.
+A use case is one `transaction()`. On SQLite writers take turns, first come first served, so keep nothing
+slow (a call to a peer, a file) inside of one. How the migrations of a service must look: `kernel.migrations`.
+"""
+
+import asyncio
+import importlib.util
+import logging
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool
+from sqlalchemy.types import TypeDecorator
+
+from ekiben.errors import Aborted, EkibenError, ResourceExhausted, Unavailable
+from services.kernel import migrations, telemetry
+
+log = logging.getLogger(__name__)
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# How long SQLite waits for another process's lock, in ms. Within the process writers queue before they ask.
+_BUSY_TIMEOUT_MS = 30_000
+_READERS = 8
+
+_migrating: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware UTC datetime, stored as integer microseconds since 1970: exact, ordered, the same in both databases."""
+
+    impl = sa.BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> int | None:
+        """Microseconds for the database; a naive datetime is refused."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a datetime without a time zone cannot be stored")
+        return (value - _EPOCH) // timedelta(microseconds=1)
+
+    def process_result_value(self, value: int | None, dialect: sa.Dialect) -> datetime | None:
+        """The datetime, in UTC."""
+        return None if value is None else _EPOCH + timedelta(microseconds=value)
+
+
+class Database:
+    """A service's own database."""
+
+    def __init__(self, writer: AsyncEngine, reader: AsyncEngine) -> None:
+        self.engine = writer
+        self._reader = reader
+        self._turn = asyncio.Lock() if self.dialect == "sqlite" else None
+
+    @property
+    def dialect(self) -> str:
+        """`sqlite` or `postgresql`."""
+        return self.engine.dialect.name
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncConnection]:
+        """A connection in a transaction that may write: committed at the end, rolled back on any exception.
+
+        On SQLite it begins with `BEGIN IMMEDIATE`, so a read in it stays true until its commit. On PostgreSQL it is
+        READ COMMITTED: compare-and-set, or lock rows with `FOR UPDATE`.
+
+        Raises:
+            Unavailable: the database cannot be reached (DATABASE_UNAVAILABLE).
+            Aborted: PostgreSQL gave up this transaction for another (TRANSACTION_LOST).
+            ResourceExhausted: the disk is full (DISK_FULL).
+        """
+        with _Translated():
+            if self._turn is None:
+                async with self.engine.begin() as connection:
+                    yield connection
+            else:
+                async with self._turn, self.engine.begin() as connection:
+                    yield connection
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """A connection for reading only; on SQLite all its statements see one snapshot. Errors as of `transaction`."""
+        with _Translated():
+            async with self._reader.connect() as connection:
+                yield connection
+
+    async def ping(self) -> None:
+        """Return when the database answers; raises as `read` does."""
+        async with self.read() as connection:
+            await connection.execute(sa.text("SELECT 1"))
+
+    async def migrate(self, package: str) -> None:
+        """Bring the tables of `package` ("services.registry.migrations") to its newest revision.
+
+        All in one transaction, under a lock that other processes respect too, so services may start together.
+        When the tables are there already, Alembic is not even imported.
+        """
+        folder = _folder(package)
+        head = await asyncio.to_thread(migrations.head_of, folder)
+        table = migrations.version_table(package)
+        async with self.read() as connection:
+            if await connection.run_sync(migrations.current, table) == head:
+                return
+        # Alembic hands its context to env.py in a variable of its module, and a migration gives way to the event
+        # loop at each statement: two at once in this process would read one another's.
+        lock = _migrating.setdefault(asyncio.get_running_loop(), asyncio.Lock())
+        async with lock, self.transaction() as connection:
+            if self.dialect == "postgresql":
+                await connection.execute(
+                    sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": migrations.lock_key(package)}
+                )
+            await connection.run_sync(migrations.upgrade, folder, table)
+        log.info("database migrated", extra={"package": package, "revision": head})
+
+    async def schema_differences(self, package: str, metadata: sa.MetaData) -> list[Any]:
+        """What the migrated database lacks or has beyond `metadata`; for the test that keeps both in step."""
+        async with self.read() as connection:
+            return await connection.run_sync(migrations.differences, metadata, migrations.version_table(package))
+
+
+@asynccontextmanager
+async def open_database(url: str) -> AsyncIterator[Database]:
+    """Open the database at `url`; the folder of a SQLite file is made when missing. Closed at the end."""
+    parsed = make_url(url)
+    backend = parsed.get_backend_name()
+    if backend == "sqlite":
+        database = _sqlite(parsed.set(drivername="sqlite+aiosqlite"))
+    elif backend == "postgresql":
+        engine = create_async_engine(
+            parsed.set(drivername="postgresql+asyncpg"),
+            pool_size=10,
+            max_overflow=10,
+            pool_timeout=10,
+            pool_pre_ping=True,  # a restarted server leaves dead connections in the pool
+        )
+        _trace(engine)
+        database = Database(engine, engine)
+    else:
+        raise ValueError(f"{parsed.render_as_string()} is neither a SQLite nor a PostgreSQL URL.")
+    try:
+        yield database
+    finally:
+        await database.engine.dispose()
+        await database._reader.dispose()
+
+
+def _sqlite(url: sa.URL) -> Database:
+    if not url.database or url.database == ":memory:":
+        raise ValueError("SQLite needs a file: a database in memory cannot be read beside a writer.")
+    Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    # One connection writes and several read: WAL lets them run side by side, and a second writer could only wait.
+    writer = create_async_engine(url, poolclass=AsyncAdaptedQueuePool, pool_size=1, max_overflow=0, pool_timeout=60)
+    reader = create_async_engine(url, poolclass=AsyncAdaptedQueuePool, pool_size=_READERS, max_overflow=0)
+    for engine, read_only in ((writer, False), (reader, True)):
+
+        def connected(dbapi: Any, _record: Any, read_only: bool = read_only) -> None:
+            # None: Python's sqlite3 module then never begins or commits by itself.
+            dbapi.isolation_level = None
+            cursor = dbapi.cursor()
+            cursor.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
+            cursor.execute("PRAGMA journal_mode = WAL")
+            # FULL: a commit survives power loss. NORMAL would lose the last ones, and rows here name blobs
+            # and predictions that somebody was told are kept.
+            cursor.execute("PRAGMA synchronous = FULL")
+            cursor.execute("PRAGMA foreign_keys = ON")
+            cursor.execute("PRAGMA temp_store = MEMORY")
+            if read_only:
+                cursor.execute("PRAGMA query_only = ON")
+            cursor.close()
+
+        def begin(connection: sa.Connection, statement: str = "BEGIN" if read_only else "BEGIN IMMEDIATE") -> None:
+            connection.exec_driver_sql(statement)
+
+        event.listen(engine.sync_engine, "connect", connected)
+        event.listen(engine.sync_engine, "begin", begin)
+        _trace(engine)
+    return Database(writer, reader)
+
+
+def _folder(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(f"{package} is not a package.")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _trace(engine: AsyncEngine) -> None:
+    """One CLIENT span for each statement within a trace; loops that poll outside of one leave none."""
+    system = engine.dialect.name
+
+    def before(_c: Any, _cursor: Any, statement: str, _p: Any, context: Any, _many: bool) -> None:
+        span = telemetry.start_sql_span(system, statement)
+        if span is not None:
+            context._ekiben_span = span
+
+    def after(_c: Any, _cursor: Any, _s: str, _p: Any, context: Any, _many: bool) -> None:
+        span = getattr(context, "_ekiben_span", None)
+        if span is not None:
+            span.end()
+
+    def failed(error: sa.engine.ExceptionContext) -> None:
+        span = getattr(error.execution_context, "_ekiben_span", None)
+        if span is not None:
+            telemetry.fail_span(span, type(error.original_exception).__name__)
+            span.end()
+
+    event.listen(engine.sync_engine, "before_cursor_execute", before)
+    event.listen(engine.sync_engine, "after_cursor_execute", after)
+    event.listen(engine.sync_engine, "handle_error", failed)
+
+
+class _Translated:
+    """Turns a database that is away, full or undecided into our errors; constraint errors stay the store's."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _type: object, exc: BaseException | None, _tb: object) -> None:
+        translated = _translate(exc) if isinstance(exc, Exception) else None
+        if translated is not None:
+            raise translated from exc
+
+
+def _translate(exc: Exception) -> EkibenError | None:
+    if isinstance(exc, EkibenError):
+        return None
+    if isinstance(exc, sa.exc.DBAPIError):
+        state = str(getattr(exc.orig, "sqlstate", "") or "")
+        if state in ("40001", "40P01"):
+            return Aborted("Another transaction went first; try again.", reason="TRANSACTION_LOST")
+        sqlite_code = getattr(exc.orig, "sqlite_errorcode", 0) & 0xFF
+        if state == "53100" or sqlite_code == sqlite3.SQLITE_FULL:
+            return ResourceExhausted(
+                "The database's disk is full; free some space.", reason="DISK_FULL", retry_after_s=30.0
+            )
+        away = state[:2] in ("08", "57", "53") or exc.connection_invalidated
+        stuck = sqlite_code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
+        if away or stuck or isinstance(exc, sa.exc.InterfaceError):
+            return Unavailable(
+                "The database does not answer; try again.", reason="DATABASE_UNAVAILABLE", retry_after_s=1.0
+            )
+        return None
+    # asyncpg reports a refused or missing server as OSError, outside of SQLAlchemy's tree.
+    refused = isinstance(exc, ConnectionError | FileNotFoundError) and _from_driver(exc)
+    if refused or isinstance(exc, sa.exc.TimeoutError):
+        return Unavailable("The database does not answer; try again.", reason="DATABASE_UNAVAILABLE", retry_after_s=1.0)
+    return None
+
+
+def _from_driver(exc: BaseException) -> bool:
+    """Whether `exc` was raised while connecting, rather than by a caller's own code within the transaction."""
+    tb = exc.__traceback__
+    while tb is not None:
+        if tb.tb_frame.f_globals.get("__name__", "").startswith("asyncpg."):
+            return True
+        tb = tb.tb_next
+    return False
