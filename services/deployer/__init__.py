@@ -1,0 +1,21 @@
+"""The deployer: from a bento to running replicas, and the routes to them.
+
+Terms. A *deployment* is a bento kept running. A *revision* is one template of it, as it was rolled out, and never
+changes. A *target* is a version that gets requests: `main`, or a canary by its name. A *replica set* is the replicas of
+one service of one target of one revision; a runtime keeps its replicas alive. A *route* says where requests go.
+
+Invariants. What is desired is rows in the database; what is observed comes from the runtime; nothing else decides.
+A rolling update never has fewer replicas ready than desired, nor more than the surge beyond. A replica is stopped only
+once no gateway routes to it. The services behind an entry service unpickle what they are sent, so they listen on Unix
+sockets in a folder that only the suite's user may enter.
+
+    domain        names, limits, strategies, manifests of bentos, instance types, states
+    rollout       pure: what is desired and observed to the next steps
+    status        pure: what is observed to a state and conditions in words
+    runtimes/     the port Runtime; process.py runs replicas on this machine
+    store         tables and queries
+    deployments   use cases
+    routes        the route table, its version, who follows it
+    reconciler    the loop
+    messages, servicer, app, settings    as in every service
+"""

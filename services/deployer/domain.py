@@ -1,0 +1,167 @@
+"""Rules of the deployer: what may be asked for, and what a bento's manifest says. Pure."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ekiben.errors import FailedPrecondition, InvalidArgument
+
+MAIN = "main"
+"""Name of the target that is no canary."""
+DEFAULT_CLUSTER = "default"
+STRATEGIES = ("RollingUpdate", "Recreate", "RampedSlowRollout", "BestEffortControlledRollout")
+ROUTE_TYPES = ("", "random", "header", "query")
+MAX_REPLICAS = 1000
+ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+RESERVED_ENVS = ("EKIBEN_PROCESS", "BENTOML_HOME", "BENTOML_RUNNER_MAP", "PROMETHEUS_MULTIPROC_DIR")
+"""Set by the platform for each replica; a value of the user's would break it."""
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
+
+
+@dataclass(frozen=True)
+class InstanceType:
+    """A size that a service may ask for."""
+
+    name: str
+    cpu_millicores: int
+    memory_bytes: int
+    gpu_count: int = 0
+    gpu_type: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> "InstanceType":
+        """From `NAME=CORES/MEMORY[/GPUS[/GPU_TYPE]]`. Raises ValueError."""
+        name, _, sizes = text.partition("=")
+        cores, memory, *gpu = sizes.split("/")
+        amount = re.fullmatch(r"(\d+(?:\.\d+)?)(|K|M|G|T|Ki|Mi|Gi)B?", memory)
+        if not name or amount is None:
+            raise ValueError(f"{text!r} is not NAME=CORES/MEMORY[/GPUS[/GPU_TYPE]]")
+        return cls(
+            name,
+            round(float(cores) * 1000),
+            int(float(amount[1]) * _UNITS[amount[2]]),
+            int(gpu[0]) if gpu else 0,
+            gpu[1] if len(gpu) > 1 else "",
+        )
+
+
+@dataclass(frozen=True)
+class ServiceManifest:
+    """One service of a bento."""
+
+    name: str
+    dependencies: tuple[str, ...] = ()
+    """Services of the same bento that it calls."""
+    deployments: tuple[str, ...] = ()
+    """Other deployments that it calls."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BentoManifest:
+    """What of a bento's manifest matters for running it."""
+
+    entry: str
+    services: tuple[ServiceManifest, ...]
+    env_defaults: Mapping[str, str]
+    """Variables with a value, of the entry service; those of the build stage left out."""
+    env_required: tuple[str, ...]
+    """Variables without a value."""
+    legacy: bool
+    """Made with BentoML before 1.2: run as a whole, its runners inside."""
+
+    @classmethod
+    def parse(cls, text: str, repository: str) -> "BentoManifest":
+        """From the manifest's JSON; 1.0 and 1.1 name no services, so the repository's name stands for the whole.
+
+        Raises:
+            FailedPrecondition: it is not what BentoML writes (MANIFEST_UNREADABLE).
+        """
+        try:
+            manifest = json.loads(text or "{}")
+            described = manifest.get("services") or []
+            services = tuple(
+                ServiceManifest(
+                    item["name"],
+                    tuple(d["service"] for d in item.get("dependencies") or [] if d.get("service") and not _remote(d)),
+                    tuple(d["deployment"] for d in item.get("dependencies") or [] if d.get("deployment")),
+                    item.get("config") or {},
+                )
+                for item in described
+            )
+            envs = [env for env in manifest.get("envs") or [] if env.get("stage") != "build"]
+            entry = manifest.get("entry_service") or ""
+        except (ValueError, KeyError, TypeError, AttributeError) as exc:
+            raise FailedPrecondition(
+                f"The manifest of {repository} is not one that BentoML writes: {exc}.", reason="MANIFEST_UNREADABLE"
+            ) from exc
+        names = [service.name for service in services]
+        if not services:
+            entry = repository
+        elif entry not in names:
+            entry = names[0]
+        return cls(
+            entry,
+            services or (ServiceManifest(entry),),
+            {env["name"]: str(env["value"]) for env in envs if env.get("value")},
+            tuple(env["name"] for env in envs if not env.get("value")),
+            not services,
+        )
+
+    def service(self, name: str) -> ServiceManifest:
+        """The service with this name. Raises KeyError."""
+        for service in self.services:
+            if service.name == name:
+                return service
+        raise KeyError(name)
+
+    def dependents(self, name: str) -> tuple[str, ...]:
+        """Services that call this one."""
+        return tuple(service.name for service in self.services if name in service.dependencies)
+
+
+def _remote(dependency: Mapping[str, Any]) -> bool:
+    return bool(dependency.get("deployment") or dependency.get("url"))
+
+
+def check_envs(path: str, names: Iterable[str]) -> list[tuple[str, str]]:
+    """Violations of the names of environment variables."""
+    found = []
+    for index, name in enumerate(names):
+        if not ENV_NAME.fullmatch(name):
+            found.append((f"{path}[{index}].name", f"{name!r} cannot be the name of an environment variable"))
+        elif name in RESERVED_ENVS:
+            found.append((f"{path}[{index}].name", f"{name} is set by the platform"))
+    return found
+
+
+def check_scaling(path: str, least: int | None, most: int | None) -> list[tuple[str, str]]:
+    """Violations of the bounds of one service's replicas."""
+    found = []
+    if least is not None and not 0 <= least <= MAX_REPLICAS:
+        found.append((f"{path}.min_replicas", f"must be from 0 to {MAX_REPLICAS}"))
+    elif most is not None and not max(least or 0, 1) <= most <= MAX_REPLICAS:
+        found.append((f"{path}.max_replicas", f"must be from max(min_replicas, 1) to {MAX_REPLICAS}"))
+    return found
+
+
+def replicas_of(least: int | None) -> int:
+    """How many replicas a service gets on one machine, which does not scale by itself: `min_replicas`, at least 1."""
+    return max(1, 1 if least is None else least)
+
+
+def check_strategy(path: str, strategy: str) -> list[tuple[str, str]]:
+    """Violations of a rollout strategy; empty means the default."""
+    if strategy and strategy not in STRATEGIES:
+        return [(path, f"must be one of {', '.join(STRATEGIES)}")]
+    return []
+
+
+def refuse(violations: Sequence[tuple[str, str]], *, reason: str = "FIELDS_INVALID") -> None:
+    """Raises InvalidArgument with all violations, if there are any."""
+    if violations:
+        field_, description = violations[0]
+        more = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
+        raise InvalidArgument(f"{field_}: {description}{more}.", reason=reason, violations=violations, field=field_)

@@ -1,0 +1,80 @@
+"""Settings of the deployer."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.kernel.settings import SettingsError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the deployer is told at its start. Environment: `EKIBEN_DEPLOYER_…`."""
+
+    database_url: str
+    """SQLAlchemy URL: `sqlite+aiosqlite:///…` or `postgresql+asyncpg://…`."""
+    data_dir: Path
+    """Folder for bentos, models, logs and the homes of replicas. Belongs to one deployer."""
+    run_dir: Path
+    """Folder for Unix sockets. Its path must be short (a socket's path has at most 107 bytes); only the suite's
+    user may enter it, since the services behind an entry service unpickle what they are sent."""
+    host: str = "127.0.0.1"
+    """Host in the URLs of deployments: where the gateway's own ports for them are reached."""
+    port_range: str = "7500-7999"
+    """Ports of the gateway from which each deployment gets one of its own; empty for none."""
+    domain: str = "localhost"
+    """A deployment's host name is `NAME-NAMESPACE.DOMAIN`."""
+    namespace: str = "default"
+    """See `domain`."""
+    public_url: str = "http://127.0.0.1:7400"
+    """Where clients reach the platform."""
+    otlp_http_endpoint: str = ""
+    """`http://host:port` of the recorder's OTLP/HTTP receiver, for spans and monitored values of replicas; empty
+    leaves their telemetry off."""
+    otlp_token_file: Path | None = None
+    """File with the token for that receiver, which may do nothing else."""
+    instance_types: tuple[str, ...] = ("cpu.small=0.5/512Mi", "cpu.1=1/2Gi", "cpu.2=2/4Gi", "cpu.4=4/8Gi")
+    """Sizes that services may ask for: `NAME=CORES/MEMORY[/GPUS[/GPU_TYPE]]` each."""
+    pass_environment: tuple[str, ...] = ("TZ",)
+    """Variables of the platform's own environment that replicas get too. Few by default: tokens must not leak."""
+    drain_s: float = 30.0
+    """How long a replica may finish its requests once it gets no new ones; then they are cut off."""
+    shutdown_drain_s: float = 8.0
+    """The same when the deployer itself stops: a person is waiting for Ctrl-C."""
+    orphan_grace_s: float = 20.0
+    """How long replicas outlive a deployer that was killed, waiting to be adopted: longer than a restart takes."""
+    probe_timeout_s: float = 2.0
+    """How long a health probe waits. A hanging replica still accepts connections, so only an answer counts."""
+    start_timeout_s: float = 1800.0
+    """How long a replica may take to become ready: loading weights of many gigabytes takes a while."""
+    liveness_s: float = 20.0
+    """A replica that was ready and answers no liveness probe for this long is started again."""
+    crashes_until_failed: int = 3
+    """After so many ends of a replica that was never ready the rollout is called FAILED; it goes on trying."""
+    log_max_bytes: int = 8 << 20
+    """Size at which a replica's log file is rotated."""
+    log_keep: int = 3
+    """How many rotated files are kept for each replica."""
+
+    def __post_init__(self) -> None:
+        faults = []
+        if self.port_range:
+            try:
+                first, last = self.ports
+            except ValueError:
+                faults.append(f"port_range is {self.port_range!r}; it must be FIRST-LAST.")
+            else:
+                if not 0 < first <= last < 65536:
+                    faults.append(f"port_range is {self.port_range!r}; it must lie between 1 and 65535.")
+        if len(str(self.run_dir)) > 64:
+            faults.append(f"run_dir has {len(str(self.run_dir))} characters; sockets in it need it to have at most 64.")
+        for name in ("drain_s", "shutdown_drain_s", "orphan_grace_s", "probe_timeout_s", "liveness_s"):
+            if getattr(self, name) < 0:
+                faults.append(f"{name} must not be negative.")
+        if faults:
+            raise SettingsError(faults)
+
+    @property
+    def ports(self) -> tuple[int, int]:
+        """First and last port of `port_range`."""
+        first, last = self.port_range.split("-")
+        return int(first), int(last)
