@@ -1,0 +1,4 @@
+from services.kernel.migrations import run
+from services.recorder.store import metadata
+
+run(metadata)

@@ -1,0 +1,135 @@
+"""OTLP over HTTP, for replicas: `POST /v1/traces` and `POST /v1/logs`, protobuf or JSON, plain, gzip or deflate.
+
+Source: OTLP specification 1.x, "OTLP/HTTP": errors carry a google.rpc.Status in the request's own encoding, and
+429, 502, 503 and 504 ask the exporter to try again. A listener of its own, because replicas run code of strangers: it
+offers nothing else, and asks for a token that is good for nothing else.
+"""
+
+import hmac
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+from aiohttp import web
+from google.protobuf import json_format
+from google.protobuf.message import DecodeError, Message
+from google.rpc import status_pb2
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
+    ExportMetricsServiceResponse,
+)
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from ekiben.errors import EkibenError, ResourceExhausted, Unavailable
+from services.recorder import otlp
+from services.recorder.intake import Intake
+
+log = logging.getLogger(__name__)
+
+# Once unpacked. Exporters send at most 512 spans, a few hundred KiB; a gzip bomb is cut off here.
+MAX_BODY_BYTES = 8 << 20
+# Bodies in memory at once: with more, exporters are asked to come back.
+MAX_IN_FLIGHT = 16
+_PROTOBUF, _JSON = "application/x-protobuf", "application/json"
+
+_Request = TypeVar("_Request", bound=Message)
+
+
+class Receiver:
+    """The HTTP application."""
+
+    def __init__(self, intake: Intake, token: str) -> None:
+        self._intake = intake
+        self._token = token.encode()
+        self._in_flight = 0
+
+    def app(self) -> web.Application:
+        """The application, to be served on a listener of its own."""
+        app = web.Application(client_max_size=MAX_BODY_BYTES)
+        app.router.add_post("/v1/traces", self._traces)
+        app.router.add_post("/v1/logs", self._logs)
+        app.router.add_post("/v1/metrics", self._metrics)
+        return app
+
+    async def _traces(self, request: web.Request) -> web.Response:
+        return await self._receive(request, ExportTraceServiceRequest(), self._intake.traces)
+
+    async def _logs(self, request: web.Request) -> web.Response:
+        return await self._receive(request, ExportLogsServiceRequest(), self._intake.logs)
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        # Accepted and let go: an exporter set up for all three signals would otherwise log an error each minute.
+        async def drop(_: ExportMetricsServiceRequest) -> ExportMetricsServiceResponse:
+            return ExportMetricsServiceResponse()
+
+        return await self._receive(request, ExportMetricsServiceRequest(), drop)
+
+    async def _receive(
+        self, request: web.Request, into: _Request, keep: Callable[[_Request], Awaitable[Message]]
+    ) -> web.Response:
+        content_type = request.content_type
+        if not self._admitted(request):
+            return _error(content_type, 401, 16, "Send the OTLP token: `authorization: Bearer …`.")
+        if content_type not in (_PROTOBUF, _JSON):
+            return _error(_PROTOBUF, 415, 3, f"The content type must be {_PROTOBUF} or {_JSON}.")
+        if self._in_flight >= MAX_IN_FLIGHT:
+            return _error(content_type, 503, 14, "Too many exports at once; try again.", retry_after_s=1)
+        self._in_flight += 1
+        try:
+            body = await request.read()
+            if content_type == _JSON:
+                otlp.parse_json(body, into)
+            else:
+                into.ParseFromString(body)
+            return _answer(content_type, 200, await keep(into))
+        except web.HTTPRequestEntityTooLarge:
+            return _error(content_type, 413, 3, f"An export holds at most {MAX_BODY_BYTES} bytes once unpacked.")
+        except (web.HTTPBadRequest, DecodeError, ValueError) as exc:
+            return _error(content_type, 400, 3, f"The body is not an OTLP request: {exc}.")
+        except (ResourceExhausted, Unavailable) as exc:
+            # 503 for a full disk too: exporters in use (Python's among them) do not try again after 429.
+            return _error(content_type, 503, exc.code, str(exc), retry_after_s=int(exc.retry_after_s or 1))
+        except EkibenError as exc:
+            return _error(content_type, 400, exc.code, str(exc))
+        finally:
+            self._in_flight -= 1
+
+    def _admitted(self, request: web.Request) -> bool:
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        return scheme.lower() == "bearer" and hmac.compare_digest(token.strip().encode(), self._token)
+
+
+@asynccontextmanager
+async def listen(receiver: Receiver, address: str) -> AsyncIterator[str]:
+    """Serve at `address` (`host:port` or `unix:/path`); gives the address with the port that was taken."""
+    runner = web.AppRunner(receiver.app(), access_log=None, handle_signals=False)
+    await runner.setup()
+    try:
+        site: web.BaseSite
+        if address.startswith("unix:"):
+            site = web.UnixSite(runner, address.removeprefix("unix:"))
+        else:
+            host, _, port = address.rpartition(":")
+            site = web.TCPSite(runner, host.strip("[]"), int(port))
+        await site.start()
+        bound = runner.addresses[0]
+        where = f"unix:{bound}" if isinstance(bound, str) else f"{bound[0]}:{bound[1]}"
+        log.info("OTLP over HTTP is served", extra={"address": where})
+        yield where
+    finally:
+        await runner.cleanup()
+
+
+def _answer(content_type: str, status: int, message: Message) -> web.Response:
+    if content_type == _JSON:
+        return web.Response(status=status, text=json_format.MessageToJson(message), content_type=_JSON)
+    return web.Response(status=status, body=message.SerializeToString(), content_type=_PROTOBUF)
+
+
+def _error(content_type: str, status: int, code: int, text: str, *, retry_after_s: int = 0) -> web.Response:
+    response = _answer(content_type, status, status_pb2.Status(code=code, message=text))
+    if retry_after_s:
+        response.headers["retry-after"] = str(retry_after_s)
+    return response

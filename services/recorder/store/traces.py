@@ -1,0 +1,285 @@
+"""Spans and the summaries of their traces in SQL."""
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from sqlalchemy import Row as SqlRow
+from sqlalchemy import and_, bindparam, delete, insert, or_, select, tuple_, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services.kernel.db import Database
+from services.recorder import domain
+from services.recorder.domain import Span, TraceFilter, TraceSummary
+from services.recorder.store.tables import spans, trace_services, traces
+from services.recorder.store.writes import TRACES, Writer, add_usage, upsert
+
+# Pairs of an IN list: two parameters each, of the 32,766 that SQLite takes.
+_CHUNK = 500
+# A span's columns and the primary key, besides its name and attributes.
+_ROW_BYTES = 250
+
+Key = tuple[str, str]  # organization, trace id
+
+
+class Added(NamedTuple):
+    """What became of a batch of spans. Those that were there before are in neither count."""
+
+    recorded: int
+    trace_full: int
+
+
+class TraceStore:
+    """Adds spans, keeps each trace's summary true, gives traces, and forgets."""
+
+    def __init__(self, database: Database, writer: Writer) -> None:
+        self._database = database
+        self._writer = writer
+
+    async def add(self, batch: Sequence[Span], now_us: int) -> Added:
+        """Add those spans that are not there yet and sum up their traces again, in one transaction.
+
+        A trace takes no more than MAX_SPANS_PER_TRACE.
+
+        Raises:
+            ResourceExhausted, Unavailable: no space, or no database; nothing was added (see Writer).
+        """
+        by_trace: dict[Key, dict[str, Span]] = defaultdict(dict)
+        for span in batch:
+            by_trace[span.organization, span.trace_id].setdefault(span.span_id, span)
+        recorded = full = 0
+        if not by_trace:
+            return Added(0, 0)
+        async with self._writer.transaction(TRACES) as connection:
+            before = await _summaries(connection, list(by_trace))
+            # Of the new spans and their parents, those which the store holds: both are needed only for traces it knows.
+            asked = [
+                (*key, id_)
+                for key, new in by_trace.items()
+                if key in before
+                for id_ in {id_ for span in new.values() for id_ in (span.span_id, span.parent_span_id) if id_}
+            ]
+            present = await _present(connection, asked)
+            rows: list[Span] = []
+            summaries: list[TraceSummary] = []
+            search: list[TraceSummary] = []
+            for key, found in by_trace.items():
+                there = present[key]
+                new = [span for id_, span in found.items() if id_ not in there]
+                room = domain.MAX_SPANS_PER_TRACE - (before[key].span_count if key in before else 0)
+                full += max(0, len(new) - room)
+                new = new[: max(0, room)]
+                if new:
+                    rows += new
+                    summary, root_has_parent = domain.summarize(before.get(key), new, there)
+                    (search if root_has_parent else summaries).append(summary)
+            if rows:
+                await connection.execute(insert(spans), [_row(span) for span in rows])
+                summaries += [await _with_root(connection, summary) for summary in search]
+                await _save(connection, summaries, now_us)
+                await _save_services(connection, before, summaries)
+                size = sum(len(span.display_name) + len(str(span.attributes)) + _ROW_BYTES for span in rows)
+                await add_usage(connection, TRACES, now_us, size)
+            recorded = len(rows)
+        return Added(recorded, full)
+
+    async def get(self, organization: str, trace_id: str) -> tuple[TraceSummary, list[Span]] | None:
+        """One trace with its spans by start time; None where there is none."""
+        async with self._database.read() as connection:
+            summary = (await _summaries(connection, [(organization, trace_id)])).get((organization, trace_id))
+            if summary is None:
+                return None
+            return summary, await _spans(connection, organization, trace_id)
+
+    async def page(self, wanted: TraceFilter, *, before: tuple[int, str] | None, limit: int) -> list[TraceSummary]:
+        """At most `limit` traces by (start, trace id), newest first, from before the position `before`."""
+        query = select(traces)
+        order: Any = traces.c
+        if wanted.service:
+            order = trace_services.c
+            same = and_(
+                traces.c.organization == trace_services.c.organization, traces.c.trace_id == trace_services.c.trace_id
+            )
+            query = query.select_from(trace_services.join(traces, same)).where(order.service == wanted.service)
+        query = query.where(order.organization == wanted.organization)
+        if wanted.errors_only:
+            query = query.where(traces.c.failed.is_(True))
+        if wanted.start_ns is not None:
+            query = query.where(order.start_ns >= wanted.start_ns)
+        if before is not None:
+            start_ns, trace_id = before
+            earlier = or_(order.start_ns < start_ns, order.trace_id < trace_id)
+            query = query.where(order.start_ns <= start_ns, earlier)
+        query = query.order_by(order.start_ns.desc(), order.trace_id.desc()).limit(limit)
+        async with self._database.read() as connection:
+            rows = list(await connection.execute(query))
+            names = await _services(connection, [(row.organization, row.trace_id) for row in rows])
+        return [_summary(row, names[row.organization, row.trace_id]) for row in rows]
+
+    async def forget_before(self, updated_us: int, limit: int) -> int:
+        """Forget at most `limit` traces that got no span since `updated_us`; how many went."""
+        old = select(traces.c.organization, traces.c.trace_id).where(traces.c.updated_us < updated_us)
+        async with self._database.transaction() as connection:
+            chosen = [tuple(row) for row in await connection.execute(old.order_by(traces.c.updated_us).limit(limit))]
+            for start in range(0, len(chosen), _CHUNK):
+                keys = chosen[start : start + _CHUNK]
+                for table in (spans, trace_services, traces):
+                    await connection.execute(
+                        delete(table).where(tuple_(table.c.organization, table.c.trace_id).in_(keys))
+                    )
+        return len(chosen)
+
+
+async def _summaries(connection: AsyncConnection, keys: Sequence[Key]) -> dict[Key, TraceSummary]:
+    names = await _services(connection, keys)
+    found: dict[Key, TraceSummary] = {}
+    for start in range(0, len(keys), _CHUNK):
+        chosen = tuple_(traces.c.organization, traces.c.trace_id).in_(keys[start : start + _CHUNK])
+        for row in await connection.execute(select(traces).where(chosen)):
+            key = (row.organization, row.trace_id)
+            found[key] = _summary(row, names[key])
+    return found
+
+
+async def _services(connection: AsyncConnection, keys: Sequence[Key]) -> dict[Key, set[str]]:
+    names: dict[Key, set[str]] = defaultdict(set)
+    for start in range(0, len(keys), _CHUNK):
+        chosen = tuple_(trace_services.c.organization, trace_services.c.trace_id).in_(keys[start : start + _CHUNK])
+        columns = select(trace_services.c.organization, trace_services.c.trace_id, trace_services.c.service)
+        for organization, trace_id, service in await connection.execute(columns.where(chosen)):
+            names[organization, trace_id].add(service)
+    return names
+
+
+async def _present(connection: AsyncConnection, asked: Sequence[tuple[str, str, str]]) -> dict[Key, set[str]]:
+    """Which of the asked (organization, trace id, span id) the store holds, by trace."""
+    found: dict[Key, set[str]] = defaultdict(set)
+    columns = (spans.c.organization, spans.c.trace_id, spans.c.span_id)
+    for start in range(0, len(asked), _CHUNK):
+        query = select(*columns).where(tuple_(*columns).in_(asked[start : start + _CHUNK]))
+        for organization, trace_id, span_id in await connection.execute(query):
+            found[organization, trace_id].add(span_id)
+    return found
+
+
+async def _spans(connection: AsyncConnection, organization: str, trace_id: str) -> list[Span]:
+    query = select(spans).where(spans.c.organization == organization, spans.c.trace_id == trace_id)
+    return [_span(row) for row in await connection.execute(query.order_by(spans.c.start_ns, spans.c.span_id))]
+
+
+async def _with_root(connection: AsyncConnection, summary: TraceSummary) -> TraceSummary:
+    root = domain.root_of(await _spans(connection, summary.organization, summary.trace_id))
+    return TraceSummary(
+        organization=summary.organization,
+        trace_id=summary.trace_id,
+        start_ns=summary.start_ns,
+        end_ns=summary.end_ns,
+        span_count=summary.span_count,
+        error_count=summary.error_count,
+        root_span_id=root.span_id,
+        root_parent_span_id=root.parent_span_id,
+        root_start_ns=root.start_ns,
+        root=root.display_name,
+        services=summary.services,
+    )
+
+
+async def _save(connection: AsyncConnection, summaries: Sequence[TraceSummary], now_us: int) -> None:
+    values = [
+        {
+            "organization": summary.organization,
+            "trace_id": summary.trace_id,
+            "start_ns": summary.start_ns,
+            "end_ns": summary.end_ns,
+            "span_count": summary.span_count,
+            "error_count": summary.error_count,
+            "failed": summary.error_count > 0,
+            "root_span_id": summary.root_span_id,
+            "root_parent_span_id": summary.root_parent_span_id,
+            "root_start_ns": summary.root_start_ns,
+            "root": summary.root,
+            "updated_us": now_us,
+        }
+        for summary in summaries
+    ]
+    statement = upsert(connection.dialect, traces)
+    changed = {name: statement.excluded[name] for name in values[0] if name not in ("organization", "trace_id")}
+    await connection.execute(
+        statement.on_conflict_do_update(index_elements=[traces.c.organization, traces.c.trace_id], set_=changed), values
+    )
+
+
+async def _save_services(
+    connection: AsyncConnection, before: dict[Key, TraceSummary], summaries: Sequence[TraceSummary]
+) -> None:
+    added: list[dict[str, Any]] = []
+    moved: list[dict[str, Any]] = []
+    for summary in summaries:
+        old = before.get((summary.organization, summary.trace_id))
+        if old is not None and old.start_ns != summary.start_ns:
+            moved.append({"o": summary.organization, "t": summary.trace_id, "start_ns": summary.start_ns})
+        for service in summary.services - (old.services if old else frozenset()):
+            added.append(
+                {
+                    "organization": summary.organization,
+                    "trace_id": summary.trace_id,
+                    "service": service,
+                    "start_ns": summary.start_ns,
+                }
+            )
+    if moved:
+        of_trace = and_(trace_services.c.organization == bindparam("o"), trace_services.c.trace_id == bindparam("t"))
+        await connection.execute(update(trace_services).where(of_trace), moved)
+    if added:
+        await connection.execute(insert(trace_services), added)
+
+
+def _summary(row: SqlRow[Any], services: set[str]) -> TraceSummary:
+    return TraceSummary(
+        organization=row.organization,
+        trace_id=row.trace_id,
+        start_ns=row.start_ns,
+        end_ns=row.end_ns,
+        span_count=row.span_count,
+        error_count=row.error_count,
+        root_span_id=row.root_span_id,
+        root_parent_span_id=row.root_parent_span_id,
+        root_start_ns=row.root_start_ns,
+        root=row.root,
+        services=frozenset(services),
+    )
+
+
+def _row(span: Span) -> dict[str, Any]:
+    return {
+        "organization": span.organization,
+        "trace_id": span.trace_id,
+        "span_id": span.span_id,
+        "parent_span_id": span.parent_span_id,
+        "service": span.service,
+        "display_name": span.display_name,
+        "kind": span.kind,
+        "start_ns": span.start_ns,
+        "end_ns": span.end_ns,
+        "error": span.error,
+        "status_message": span.status_message,
+        "attributes": json.dumps(dict(span.attributes), separators=(",", ":"), ensure_ascii=True),
+    }
+
+
+def _span(row: SqlRow[Any]) -> Span:
+    return Span(
+        organization=row.organization,
+        trace_id=row.trace_id,
+        span_id=row.span_id,
+        parent_span_id=row.parent_span_id,
+        service=row.service,
+        display_name=row.display_name,
+        kind=row.kind,
+        start_ns=row.start_ns,
+        end_ns=row.end_ns,
+        error=row.error,
+        status_message=row.status_message,
+        attributes=json.loads(row.attributes),
+    )

@@ -1,0 +1,79 @@
+"""What every write of the recorder shares: one writer at a time per log, a reserve of disk space, usage."""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Dialect, text
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from ekiben.errors import ResourceExhausted
+from services.kernel.db import Database
+from services.recorder.store.tables import log_usage
+
+PREDICTIONS = "predictions"
+TRACES = "traces"
+# Any two numbers that no other user of the database takes: they name locks.
+_ADVISORY_LOCKS = {PREDICTIONS: 0x656B6962_01, TRACES: 0x656B6962_02}
+
+
+class Writer:
+    """Gives transactions in which a log has no other writer.
+
+    Only then is `sequence` the order of commits, which a tail needs: with free writers, a row may become visible
+    after a later one was read, and the tail would never see it. A log is written in batches, so that waiting for one
+    another costs little: SQLite has one writer anyway, PostgreSQL takes an advisory lock.
+    """
+
+    def __init__(self, database: Database, *, min_free_bytes: int = 0) -> None:
+        self._database = database
+        self._min_free_bytes = min_free_bytes
+        name = database.engine.url.database
+        self._folder = Path(name).parent if database.dialect == "sqlite" and name else None
+
+    @asynccontextmanager
+    async def transaction(self, log: str) -> AsyncIterator[AsyncConnection]:
+        """A transaction as the only writer of `log`; committed at the end of the block.
+
+        Raises:
+            ResourceExhausted: the disk is full, or below its reserve (DISK_FULL).
+            Unavailable: the database does not answer (DATABASE_UNAVAILABLE).
+        With either nothing was written: the sender keeps its data and sends it again.
+        """
+        self._check_reserve()
+        async with self._database.transaction() as connection:
+            if self._database.dialect == "postgresql":
+                await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCKS[log]})
+            yield connection
+
+    def _check_reserve(self) -> None:
+        if self._folder is None or not self._min_free_bytes:
+            return
+        try:
+            disk = os.statvfs(self._folder)
+        except OSError:
+            return  # the write itself will tell
+        if disk.f_bavail * disk.f_frsize < self._min_free_bytes:
+            raise ResourceExhausted(
+                "The disk of the recorder's database is nearly full; free some space.",
+                reason="DISK_FULL",
+                retry_after_s=30.0,
+            )
+
+
+def upsert(dialect: Dialect, table: Any) -> Any:
+    """An INSERT of this dialect which knows ON CONFLICT."""
+    return postgresql.insert(table) if dialect.name == "postgresql" else sqlite.insert(table)
+
+
+async def add_usage(connection: AsyncConnection, log: str, now_us: int, size_bytes: int) -> None:
+    """Count bytes of `log` as written in the minute of `now_us`, in the transaction that writes them."""
+    statement = upsert(connection.dialect, log_usage)
+    statement = statement.on_conflict_do_update(
+        index_elements=[log_usage.c.log, log_usage.c.minute],
+        set_={"size_bytes": log_usage.c.size_bytes + statement.excluded.size_bytes},
+    )
+    await connection.execute(statement, {"log": log, "minute": now_us // 60_000_000, "size_bytes": size_bytes})

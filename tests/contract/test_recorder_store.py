@@ -1,0 +1,242 @@
+"""The recorder's store keeps its promises on SQLite and PostgreSQL alike."""
+
+import dataclasses
+import random
+
+import pytest
+
+from services.kernel.db import Database
+from services.recorder import domain
+from services.recorder.domain import MonitorEntry, PredictionFilter, StatusFilter, TraceFilter
+from services.recorder.store import PredictionStore, TraceStore, UsageStore, Writer, metadata
+from tests.fixtures_recorder import NOW_US, prediction, recorder_database, recorder_postgres, span
+
+__all__ = ["recorder_database", "recorder_postgres"]
+
+EVERYTHING = PredictionFilter("default")
+
+
+@pytest.fixture
+def predictions(recorder_database: Database) -> PredictionStore:
+    return PredictionStore(recorder_database, Writer(recorder_database))
+
+
+@pytest.fixture
+def traces(recorder_database: Database) -> TraceStore:
+    return TraceStore(recorder_database, Writer(recorder_database))
+
+
+async def ids(store: PredictionStore, wanted: PredictionFilter) -> list[str]:
+    return [row.prediction.id for row in await store.page(wanted, before=None, limit=100, bodies=False)]
+
+
+async def test_migrations_give_the_tables_of_the_store(recorder_database: Database) -> None:
+    assert await recorder_database.schema_differences("services.recorder.migrations", metadata) == []
+
+
+async def test_a_prediction_comes_back_as_it_was_recorded(predictions: PredictionStore) -> None:
+    assert await predictions.add([prediction(1)], NOW_US) == 1
+    assert await predictions.get("default", "p1") == prediction(1)
+    assert await predictions.get("other", "p1") is None
+    assert await predictions.get("default", "p2") is None
+
+
+async def test_recording_twice_keeps_the_first(predictions: PredictionStore) -> None:
+    assert await predictions.add([prediction(1), prediction(1, status=500), prediction(2)], NOW_US) == 2
+    assert await predictions.add([prediction(2, status=500), prediction(3)], NOW_US + 1) == 1
+    assert await predictions.add([prediction(3)], NOW_US + 2) == 0
+    assert await ids(predictions, EVERYTHING) == ["p3", "p2", "p1"]
+    assert {
+        row.prediction.status for row in await predictions.page(EVERYTHING, before=None, limit=9, bodies=False)
+    } == {200}
+
+
+async def test_more_predictions_than_a_statement_takes_parameters(predictions: PredictionStore) -> None:
+    batch = [prediction(number) for number in range(2500)]
+    assert await predictions.add(batch, NOW_US) == 2500
+    assert await predictions.add(batch, NOW_US) == 0
+
+
+async def test_filters(predictions: PredictionStore) -> None:
+    await predictions.add(
+        [
+            prediction(1, status=200),
+            prediction(2, status=503),
+            prediction(3, status=500, deployment="deployments/other"),
+            prediction(4, status=404),
+            prediction(5, status=500),
+            prediction(6, organization="other", status=500),
+        ],
+        NOW_US,
+    )
+    of = dataclasses.replace
+    assert await ids(predictions, of(EVERYTHING, status=StatusFilter.parse("5xx"))) == ["p5", "p3", "p2"]
+    assert await ids(predictions, of(EVERYTHING, status=StatusFilter.parse("500"))) == ["p5", "p3"]
+    iris = of(EVERYTHING, deployment="deployments/iris")
+    assert await ids(predictions, iris) == ["p5", "p4", "p2", "p1"]
+    assert await ids(predictions, of(iris, status=StatusFilter.parse("5xx"))) == ["p5", "p2"]
+    assert await ids(predictions, of(EVERYTHING, trace_id=f"{4:032x}")) == ["p3"]
+    second = 1_000_000
+    window = of(EVERYTHING, start_time_us=NOW_US + 2 * second, end_time_us=NOW_US + 4 * second)
+    assert await ids(predictions, window) == ["p3", "p2"]
+    assert await ids(predictions, of(window, status=StatusFilter.parse("2xx"))) == []
+
+
+async def test_pages_give_each_prediction_once_also_of_equal_times(predictions: PredictionStore) -> None:
+    batch = [prediction(n, start_time_us=NOW_US + n // 5, status=random.choice([500, 502, 503])) for n in range(57)]
+    await predictions.add(batch, NOW_US)
+    for status in (None, StatusFilter.parse("5xx")):
+        seen: list[str] = []
+        before = None
+        while rows := await predictions.page(
+            PredictionFilter("default", status=status), before=before, limit=7, bodies=False
+        ):
+            seen += [row.prediction.id for row in rows]
+            before = rows[-1].prediction.start_time_us, rows[-1].sequence
+            await predictions.add([prediction(1000 + len(seen))], NOW_US)  # newer ones move nothing
+        assert sorted(seen) == sorted(each.id for each in batch)
+
+
+async def test_lists_are_without_bodies_unless_asked(predictions: PredictionStore) -> None:
+    await predictions.add([prediction(1)], NOW_US)
+    (light,) = await predictions.page(EVERYTHING, before=None, limit=9, bodies=False)
+    assert (light.prediction.request.body, light.prediction.request.headers) == (b"", {})
+    assert light.prediction.request.body_size_bytes == 8
+    (full,) = await predictions.page(EVERYTHING, before=None, limit=9, bodies=True)
+    assert full.prediction == prediction(1)
+
+
+async def test_what_was_added_after_a_sequence_comes_once_and_in_order(predictions: PredictionStore) -> None:
+    await predictions.add([prediction(9)], NOW_US)
+    sequence = await predictions.last_sequence()
+    await predictions.add([prediction(3), prediction(2, status=500)], NOW_US - 5)  # the clock went back
+    await predictions.add([prediction(1)], NOW_US + 5)
+    rows, after = await predictions.after(EVERYTHING, sequence, limit=2, bodies=False)
+    assert [row.prediction.id for row in rows] == ["p3", "p2"]
+    rows, end = await predictions.after(EVERYTHING, after, limit=2, bodies=True)
+    assert [row.prediction for row in rows] == [prediction(1)]
+    assert await predictions.after(EVERYTHING, end, limit=2, bodies=False) == ([], end)
+    failed = PredictionFilter("default", status=StatusFilter.parse("5xx"))
+    rows, _ = await predictions.after(failed, sequence, limit=9, bodies=False)
+    assert [row.prediction.id for row in rows] == ["p2"]
+
+
+async def test_an_emptied_log_does_not_give_sequences_again(predictions: PredictionStore) -> None:
+    await predictions.add([prediction(1)], NOW_US)
+    sequence = await predictions.last_sequence()
+    assert await predictions.forget_before(sequence + 1, 10) == 1
+    await predictions.add([prediction(2)], NOW_US + 1)
+    assert [row.prediction.id for row in (await predictions.after(EVERYTHING, sequence, limit=9, bodies=False))[0]] == [
+        "p2"
+    ]
+
+
+async def test_monitor_entries_lie_beside_the_prediction_of_their_trace(predictions: PredictionStore) -> None:
+    mine = MonitorEntry("default", "iris", NOW_US * 1000, f"{2:032x}", '{"x":1}', "deployments/iris")
+    unknown = dataclasses.replace(mine, deployment="", time_ns=NOW_US * 1000 + 1)
+    elsewhere = dataclasses.replace(mine, deployment="deployments/other")
+    foreign = dataclasses.replace(mine, organization="other")
+    # Equal ones of one call are two records; a second call with the same is a repetition.
+    assert await predictions.add_monitor_entries([mine, mine, unknown, elsewhere, foreign], NOW_US) == 5
+    assert await predictions.add_monitor_entries([mine, mine, unknown], NOW_US + 5) == 0
+    await predictions.add([prediction(1)], NOW_US)
+    found = await predictions.get("default", "p1")
+    assert found is not None
+    assert list(found.monitor_entries) == [mine, mine, unknown]
+
+
+async def test_forgetting_takes_the_oldest_and_their_bodies(
+    predictions: PredictionStore, recorder_database: Database
+) -> None:
+    await predictions.add([prediction(n) for n in range(5)], NOW_US)
+    await predictions.add([prediction(n) for n in range(5, 8)], NOW_US + 60_000_000)
+    assert await predictions.forget_before(NOW_US + 60_000_000, 3) == 3
+    assert await predictions.forget_before(NOW_US + 60_000_000, 3) == 2
+    assert await predictions.forget_before(NOW_US + 60_000_000, 3) == 0
+    assert await ids(predictions, EVERYTHING) == ["p7", "p6", "p5"]
+    async with recorder_database.read() as connection:
+        bodies = await connection.exec_driver_sql("SELECT count(*) FROM prediction_bodies")
+        assert bodies.scalar() == 3
+    usage = UsageStore(recorder_database)
+    assert [minute for minute, _ in await usage.oldest("predictions", 9)] == [NOW_US // 60_000_000 + n for n in (0, 1)]
+    await usage.forget_before("predictions", NOW_US // 60_000_000 + 1)
+    (_, size), total = (await usage.oldest("predictions", 9))[0], await usage.totals()
+    assert total == {"predictions": size}
+    assert size > 3 * 1000
+
+
+async def test_a_trace_sums_up_whatever_the_order_of_arrival(traces: TraceStore) -> None:
+    spans = [span(1), span(2, 1, service="registry"), span(3, 2, error=True), span(4, 2), span(5, 4, service="sql")]
+    for seed in range(12):
+        order = [dataclasses.replace(each, trace_id=f"{seed + 10:032x}") for each in spans]
+        random.Random(seed).shuffle(order)
+        batches = [order[:2], order[1:3], order[3:], order]  # with repetitions
+        for batch in batches:
+            await traces.add(batch, NOW_US)
+        found = await traces.get("default", f"{seed + 10:032x}")
+        assert found is not None
+        summary, kept = found
+        assert [each.span_id for each in kept] == [each.span_id for each in spans]
+        assert (summary.root, summary.span_count, summary.error_count) == ("span 1", 5, 1), seed
+        assert (summary.start_ns, summary.end_ns) == (spans[0].start_ns, spans[4].end_ns)
+        assert summary.services == {"gateway", "registry", "sql"}
+        (listed,) = [
+            each
+            for each in await traces.page(TraceFilter("default"), before=None, limit=50)
+            if each.trace_id == summary.trace_id
+        ]
+        assert listed == summary
+
+
+async def test_the_root_is_the_earliest_span_whose_parent_is_not_there(traces: TraceStore) -> None:
+    await traces.add([span(5, 4), span(6, 5)], NOW_US)
+    await traces.add([span(3, 2)], NOW_US)
+    assert (await traces.page(TraceFilter("default"), before=None, limit=1))[0].root == "span 3"
+    await traces.add([span(2, 1, start_ms=30)], NOW_US)  # a parent whose clock is behind
+    assert (await traces.page(TraceFilter("default"), before=None, limit=1))[0].root == "span 5"
+    await traces.add([span(4, 2)], NOW_US)
+    assert (await traces.page(TraceFilter("default"), before=None, limit=1))[0].root == "span 2"
+
+
+async def test_traces_are_listed_newest_first_and_filtered(traces: TraceStore) -> None:
+    await traces.add([span(1, trace=n, start_ms=n * 1000, service="gateway") for n in range(1, 8)], NOW_US)
+    await traces.add([span(2, 1, trace=3, start_ms=3500, service="registry", error=True)], NOW_US)
+    await traces.add([span(2, trace=2, start_ms=9000, service="registry")], NOW_US)
+    await traces.add([span(9, trace=99, organization="other")], NOW_US)
+
+    async def listed(**filters: object) -> list[int]:
+        wanted = TraceFilter("default", **filters)  # type: ignore[arg-type]
+        seen: list[int] = []
+        before = None
+        while page := await traces.page(wanted, before=before, limit=2):
+            seen += [int(each.trace_id, 16) for each in page]
+            before = page[-1].start_ns, page[-1].trace_id
+        return seen
+
+    assert await listed() == [7, 6, 5, 4, 3, 2, 1]
+    assert await listed(service="registry") == [3, 2]
+    assert await listed(errors_only=True) == [3]
+    assert await listed(errors_only=True, service="gateway") == [3]
+    assert await listed(start_ns=NOW_US * 1000 + 6_000_000_000) == [7, 6]
+    # A span that came late and began earlier moves its trace, in every list.
+    await traces.add([span(8, trace=3, start_ms=500)], NOW_US)
+    assert await listed() == [7, 6, 5, 4, 2, 1, 3]
+    assert await listed(service="registry") == [2, 3]
+
+
+async def test_a_trace_takes_a_limited_number_of_spans(traces: TraceStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(domain, "MAX_SPANS_PER_TRACE", 5)
+    assert await traces.add([span(n, 1) for n in range(1, 5)], NOW_US) == (4, 0)
+    assert await traces.add([span(n, 1) for n in range(3, 9)], NOW_US) == (1, 3)
+    assert await traces.add([span(n, 1) for n in range(1, 6)], NOW_US) == (0, 0)
+    found = await traces.get("default", f"{1:032x}")
+    assert found is not None
+    assert (found[0].span_count, len(found[1])) == (5, 5)
+
+
+async def test_forgetting_traces_takes_those_that_nothing_was_added_to(traces: TraceStore) -> None:
+    await traces.add([span(1, trace=n) for n in range(1, 4)], NOW_US)
+    await traces.add([span(2, 1, trace=2)], NOW_US + 10)
+    assert await traces.forget_before(NOW_US + 5, 100) == 2
+    assert [each.trace_id for each in await traces.page(TraceFilter("default"), before=None, limit=9)] == [f"{2:032x}"]
+    assert await traces.get("default", f"{1:032x}") is None
