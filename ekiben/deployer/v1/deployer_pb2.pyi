@@ -530,11 +530,33 @@ class CanaryVersion(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class ScalingEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___Scaling: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___Scaling | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     BENTO_FIELD_NUMBER: _builtins.int
     WEIGHT_PERCENT_FIELD_NUMBER: _builtins.int
     ENVS_FIELD_NUMBER: _builtins.int
     SECRETS_FIELD_NUMBER: _builtins.int
     SERVICES_FIELD_NUMBER: _builtins.int
+    SCALING_FIELD_NUMBER: _builtins.int
     bento: _builtins.str
     """Required. The bento, see `Template.bento`."""
     weight_percent: _builtins.int
@@ -551,6 +573,10 @@ class CanaryVersion(_message.Message):
     def services(self) -> _containers.MessageMap[_builtins.str, Global___ServiceTemplate]:
         """Optional. By service name."""
 
+    @_builtins.property
+    def scaling(self) -> _containers.MessageMap[_builtins.str, Global___Scaling]:
+        """Optional. Replicas by service name; a service that is not named has one."""
+
     def __init__(
         self,
         *,
@@ -559,10 +585,11 @@ class CanaryVersion(_message.Message):
         envs: _abc.Iterable[Global___EnvVar] | None = ...,
         secrets: _abc.Iterable[_builtins.str] | None = ...,
         services: _abc.Mapping[_builtins.str, Global___ServiceTemplate] | None = ...,
+        scaling: _abc.Mapping[_builtins.str, Global___Scaling] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bento", b"bento", "envs", b"envs", "secrets", b"secrets", "services", b"services", "weight_percent", b"weight_percent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bento", b"bento", "envs", b"envs", "scaling", b"scaling", "secrets", b"secrets", "services", b"services", "weight_percent", b"weight_percent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
