@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import grpc
+from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 from grpc import aio
 
@@ -159,13 +160,13 @@ def from_rpc_error(error: grpc.RpcError) -> EkibenError:
     """The class of the suite that a gRPC error stands for, with all that the server told."""
     code = error.code() if hasattr(error, "code") else grpc.StatusCode.UNKNOWN
     details = (error.details() if hasattr(error, "details") else "") or ""
-    trailers = (error.trailing_metadata() if hasattr(error, "trailing_metadata") else None) or ()
+    trailers: Any = (error.trailing_metadata() if hasattr(error, "trailing_metadata") else None) or ()
     for key, value in trailers:
         if key == STATUS_KEY:
             status = status_pb2.Status()
             try:
                 status.ParseFromString(value if isinstance(value, bytes) else value.encode("latin-1"))
-            except Exception:  # noqa: BLE001 - someone else's trailer: the code and the text still say enough
+            except DecodeError:  # someone else's trailer: the code and the text still say enough
                 break
             if status.code == code.value[0]:
                 return errors.from_status(status)
@@ -348,19 +349,19 @@ class _Call:
 
 
 # grpc.aio looks at the class of what an interceptor returns, one class a kind.
-class _UnaryUnaryCall(_Call, aio.UnaryUnaryCall):  # type: ignore[type-arg, misc]
+class _UnaryUnaryCall(_Call, aio.UnaryUnaryCall):  # type: ignore[type-arg]
     pass
 
 
-class _UnaryStreamCall(_Call, aio.UnaryStreamCall):  # type: ignore[type-arg, misc]
+class _UnaryStreamCall(_Call, aio.UnaryStreamCall):  # type: ignore[type-arg]
     pass
 
 
-class _StreamUnaryCall(_Call, aio.StreamUnaryCall):  # type: ignore[type-arg, misc]
+class _StreamUnaryCall(_Call, aio.StreamUnaryCall):  # type: ignore[type-arg]
     pass
 
 
-class _StreamStreamCall(_Call, aio.StreamStreamCall):  # type: ignore[type-arg, misc]
+class _StreamStreamCall(_Call, aio.StreamStreamCall):  # type: ignore[type-arg]
     pass
 
 

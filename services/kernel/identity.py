@@ -28,6 +28,12 @@ class Principal:
     api_token_display_name: str = ""
 
 
+def role_name(role: int) -> str:
+    """`ROLE_VIEWER` for its number."""
+    descriptor = Role.DESCRIPTOR.values_by_number.get(role)
+    return str(descriptor.name) if descriptor is not None else str(role)
+
+
 ANONYMOUS = Principal(user="", organization=DEFAULT_ORGANIZATION, role=Role.ROLE_ANYONE)
 """Somebody without a token that works, in a method open to anyone."""
 

@@ -51,8 +51,6 @@ class ServerSettings:
     """Where /metrics, /healthz and /readyz are served over HTTP: `host:port`, `unix:/path`, or empty for nowhere."""
     otlp_endpoint: str = ""
     """gRPC address of an OTLP receiver, `host:port` or `unix:/path`; empty exports no spans."""
-    otlp_component: str = ""
-    """Shown as the service of spans that no component claims; the first component's name when empty."""
     trace_sample_percent: float = 100.0
     """Share of new traces that are kept, 0 to 100. A caller's own decision in `traceparent` goes first."""
     log_level: str = "INFO"

@@ -120,6 +120,11 @@ def component(name: str) -> Iterator[None]:
         _component.reset(token)
 
 
+def set_component(name: str) -> None:
+    """Spans begun from here on, in this task, belong to the component `name`."""
+    _component.set(name)
+
+
 def current_component() -> str:
     """The component whose code runs, or empty."""
     return _component.get()

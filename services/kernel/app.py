@@ -1,0 +1,270 @@
+"""Components, and `serve`, which runs them: one server, one set of loops, one way to start and to end."""
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from grpc import aio
+
+from ekiben.errors import EkibenError
+from services.kernel import monitoring, telemetry
+from services.kernel.audit import Writer
+from services.kernel.clock import SYSTEM, Clock
+from services.kernel.identity import Auditor, Authenticator, ServiceTokenAuthenticator, read_service_token
+from services.kernel.interceptors import CallInterceptor
+from services.kernel.peers import Peers, RemoteAuditor, RemoteAuthenticator, open_peers, with_no_call
+from services.kernel.server import Health, bind, build_server
+from services.kernel.settings import PeerSettings, ServerSettings, SettingsError, load
+
+log = logging.getLogger(__name__)
+
+S = TypeVar("S")
+
+_READINESS_S = 0.5
+
+
+async def _always_ready() -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Servicer:
+    """One gRPC service: its full name, the generated function that adds it, and what answers its methods."""
+
+    service: str
+    add: Callable[[Any, aio.Server], None]
+    instance: object
+
+
+@dataclass(frozen=True)
+class Component:
+    """A service of the suite, opened: what `serve` needs to run it."""
+
+    name: str
+    """"registry"; also its name in grpc.health.v1, and the service that its spans show."""
+    servicers: Sequence[Servicer] = ()
+    loops: Sequence[Callable[[], Awaitable[None]]] = ()
+    """Each runs until cancelled; one that raises or returns ends the process with its error."""
+    ready: Callable[[], Awaitable[None]] = _always_ready
+    """Raises an EkibenError whose sentence says why, while not ready."""
+    authenticator: Authenticator | None = None
+    """The registry's own; without one in the process the registry is asked, with a cache of five seconds."""
+    auditor: Auditor | None = None
+    drain: Callable[[], Awaitable[None]] | None = None
+    """Called at shutdown after not-ready was told, while the loops still run."""
+
+
+class Readiness:
+    """Polls every component and tells health; remembers the sentence of each that is not ready."""
+
+    def __init__(self, components: Sequence[Component], health: Health) -> None:
+        self._components = components
+        self._health = health
+        self.reasons: dict[str, str] = {component.name: "It is starting." for component in components}
+        self.stopping = False
+
+    async def run(self) -> None:
+        """Poll for ever, each half second."""
+        while True:
+            await self.poll()
+            await asyncio.sleep(_READINESS_S)
+
+    async def poll(self) -> None:
+        """Ask every component once."""
+        with with_no_call():
+            reasons = await asyncio.gather(*(self._reason(component) for component in self._components))
+        if self.stopping:
+            return
+        for component, reason in zip(self._components, reasons, strict=True):
+            if bool(reason) != bool(self.reasons.get(component.name)):
+                message = "component is not ready" if reason else "component is ready"
+                log.info(message, extra={"component": component.name, **({"reason": reason} if reason else {})})
+            self.reasons[component.name] = reason
+            await self._health.set(component.name, not reason)
+        await self._health.set_all(not any(reasons))
+
+    async def stop(self) -> None:
+        """Not ready from now on."""
+        self.stopping = True
+        self.reasons = {component.name: "It is stopping." for component in self._components}
+        await self._health.stop()
+
+    async def _reason(self, component: Component) -> str:
+        try:
+            with telemetry.component(component.name):
+                async with asyncio.timeout(5):
+                    await component.ready()
+        except EkibenError as exc:
+            return exc.message
+        except TimeoutError:
+            return "Its readiness check does not answer."
+        except Exception:
+            log.exception("readiness check failed", extra={"component": component.name})
+            return "Its readiness check failed; the log says why."
+        return ""
+
+
+async def serve(
+    components: Sequence[AbstractAsyncContextManager[Component]],
+    settings: ServerSettings,
+    *,
+    name: str = "ekiben",
+    started: Callable[[], Awaitable[None]] | None = None,
+    peers: Peers | None = None,
+    authenticator: Authenticator | None = None,
+    auditor: Auditor | None = None,
+    listening: Callable[[str], None] | None = None,
+    stop: asyncio.Event | None = None,
+    clock: Clock = SYSTEM,
+) -> None:
+    """Run components until SIGTERM or SIGINT; returns after an orderly end.
+
+    Opened in order, closed in reverse. At the end: not-ready is told, each `drain` runs in reverse order, loops are
+    cancelled, response streams are ended, calls get `settings.grace_s` to finish. A second signal cuts that short.
+
+    Args:
+        name: `service.name` of this process's spans; a component's code adds its own.
+        started: awaited once the server listens, before readiness is known.
+        peers: where tokens are checked and audit entries go, when no component does that itself; without it
+            they are opened from the environment (`EKIBEN_PEERS_…`).
+        authenticator, auditor: instead of the components' own and of the registry's.
+        listening: told the address, with the port that was taken.
+        stop: set it to end as a signal does; for tests and embedding.
+
+    Raises:
+        SettingsError: the address cannot be listened on, or a file of the settings cannot be read.
+        BaseExceptionGroup: a loop died; its error is inside.
+    """
+    async with AsyncExitStack() as stack:
+        opened: list[Component] = []
+        spans = telemetry.setup(name, settings)
+        stack.push_async_callback(spans.close)
+        stop = stop or asyncio.Event()
+        _catch_signals(stop, stack)
+        for unopened in components:
+            opened.append(await stack.enter_async_context(unopened))
+        authenticator = authenticator or next((c.authenticator for c in opened if c.authenticator), None)
+        auditor = auditor or next((c.auditor for c in opened if c.auditor), None)
+        loops: list[tuple[str, Callable[[], Awaitable[None]]]] = [(c.name, loop) for c in opened for loop in c.loops]
+        if authenticator is None or auditor is None:
+            if peers is None:
+                peers = await stack.enter_async_context(
+                    open_peers(load(PeerSettings, "EKIBEN_PEERS"), caller=opened[0].name if opened else "unknown")
+                )
+            authenticator = authenticator or RemoteAuthenticator(peers.registry, clock)
+            if auditor is None:
+                auditor = remote = RemoteAuditor(peers.registry, clock)
+                stack.push_async_callback(remote.close)
+                loops.append(("", remote.run))
+        writer = Writer(auditor, clock)
+        stack.push_async_callback(writer.finish)
+        tokens = ServiceTokenAuthenticator(read_service_token(settings.service_token_file), authenticator)
+        owners = {servicer.service: component.name for component in opened for servicer in component.servicers}
+        interceptor = CallInterceptor(tokens, writer, owners)
+        health = Health({c.name: [servicer.service for servicer in c.servicers] for c in opened})
+        await health.start()
+        server = build_server(interceptor, health, owners)
+        for component in opened:
+            for servicer in component.servicers:
+                servicer.add(servicer.instance, server)
+        address = bind(server, settings)
+        await server.start()
+        stack.push_async_callback(_stop_server, server, interceptor, settings.grace_s)
+        readiness = Readiness(opened, health)
+        if settings.metrics_listen:
+            await stack.enter_async_context(monitoring.listen(settings.metrics_listen, lambda: readiness.reasons))
+        log.info("listening", extra={"address": address, "components": ",".join(c.name for c in opened)})
+        if listening is not None:
+            listening(address)
+        async with asyncio.TaskGroup() as group:
+            running = [group.create_task(_run_loop(owner, loop)) for owner, loop in loops]
+            running.append(group.create_task(_run_loop("", readiness.run)))
+            if started is not None:
+                await started()
+            await stop.wait()
+            log.info("stopping")
+            await readiness.stop()
+            for component in reversed(opened):
+                await _drain(component)
+            for task in running:
+                task.cancel()
+        await spans.flush()
+    log.info("stopped")
+
+
+async def _run_loop(owner: str, loop: Callable[[], Awaitable[None]]) -> None:
+    with telemetry.component(owner), with_no_call():
+        await loop()
+    raise RuntimeError(f"A loop of {owner or 'the kernel'} returned: {loop!r}. Loops run until they are cancelled.")
+
+
+async def _drain(component: Component) -> None:
+    if component.drain is None:
+        return
+    try:
+        with telemetry.component(component.name), with_no_call():
+            await component.drain()
+    except Exception:
+        # The others must drain all the same.
+        log.exception("drain failed", extra={"component": component.name})
+
+
+async def _stop_server(server: aio.Server, interceptor: CallInterceptor, grace_s: float) -> None:
+    interceptor.stop_streams()
+    await server.stop(grace_s)
+
+
+def _catch_signals(stop: asyncio.Event, stack: AsyncExitStack) -> None:
+    loop = asyncio.get_running_loop()
+    main = asyncio.current_task()
+
+    def caught() -> None:
+        if stop.is_set() and main is not None:
+            main.cancel()
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        try:
+            loop.add_signal_handler(number, caught)
+        except (ValueError, RuntimeError):
+            return  # not in the main thread: a test, which sets `stop`
+        stack.callback(loop.remove_signal_handler, number)
+
+
+def run_service(
+    name: str, open_component: Callable[[S, Peers], AbstractAsyncContextManager[Component]], settings_type: type[S]
+) -> None:
+    """All that the `__main__` of a service does: settings from the environment, then `serve` until a signal.
+
+    Reads `EKIBEN_<NAME>_…`, `EKIBEN_SERVER_…` and `EKIBEN_PEERS_…`; faults of all three are told at once, and the
+    process ends with code 2.
+    """
+    faults: list[str] = []
+
+    def take(cls: type[Any], prefix: str) -> Any:
+        try:
+            return load(cls, prefix)
+        except SettingsError as exc:
+            faults.extend(exc.faults)
+            return None
+
+    own = take(settings_type, f"EKIBEN_{name.upper()}")
+    server = take(ServerSettings, "EKIBEN_SERVER")
+    peers = take(PeerSettings, "EKIBEN_PEERS")
+
+    async def main() -> None:
+        async with open_peers(peers, caller=name) as opened:
+            await serve([open_component(own, opened)], server, name=name, peers=opened)
+
+    try:
+        if faults:
+            raise SettingsError(faults)
+        asyncio.run(main())
+    except SettingsError as exc:
+        print(exc, file=sys.stderr)
+        sys.exit(2)
