@@ -1,0 +1,67 @@
+"""Opens the five services and serves them; says where they are once they are ready."""
+
+import asyncio
+import contextlib
+import urllib.error
+import urllib.request
+
+from services.builder.app import open_builder
+from services.deployer.app import open_deployer
+from services.gateway.app import open_gateway
+from services.kernel.app import serve
+from services.kernel.peers import open_peers
+from services.recorder.app import open_recorder
+from services.registry.app import open_registry
+from services.standalone.lock import locked
+from services.standalone.settings import Settings, Suite, expand
+
+READY = """
+Ekiben is ready at {url}
+
+  log in   bentoml cloud login --endpoint {url} --api-token $(cat {token_file})
+  data     {data}
+"""
+
+
+async def run(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT; at the end everything that was started is stopped, replicas too.
+
+    Raises:
+        SettingsError: the data directory is in use, a setting is wrong, or the port is taken.
+    """
+    with locked(settings.data):
+        suite = expand(settings)
+        stop = asyncio.Event()
+        async with open_peers(suite.peers, caller="standalone") as peers:
+            await serve(
+                [
+                    open_registry(suite.registry),
+                    open_recorder(suite.recorder, peers),
+                    open_builder(suite.builder, peers),
+                    open_deployer(suite.deployer, peers),
+                    open_gateway(suite.gateway, peers),
+                ],
+                suite.server,
+                name="ekiben",
+                peers=peers,
+                started=lambda: _announce(settings, suite, stop),
+                stop=stop,
+            )
+
+
+async def _announce(settings: Settings, suite: Suite, stop: asyncio.Event) -> None:
+    """Print where it is once the public port says that every part is ready."""
+    url = suite.deployer.public_url
+
+    def ready() -> bool:
+        with contextlib.suppress(OSError, urllib.error.URLError):
+            with urllib.request.urlopen(f"{url}/readyz", timeout=2) as answer:
+                return bool(answer.status == 200)
+        return False
+
+    while not stop.is_set():
+        if await asyncio.to_thread(ready):
+            print(READY.format(url=url, token_file=suite.registry.admin_token_file, data=settings.data), flush=True)
+            return
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), 0.1)
