@@ -1,0 +1,160 @@
+"""`ekiben bentos`: bentos and what is in them."""
+
+import asyncio
+
+import click
+
+from ekiben import localstore
+from ekiben.cli import short, versions
+from ekiben.cli.groups import NounGroup
+from ekiben.cli.options import confirm, label_option, limit_option, output_option, yes_option
+from ekiben.cli.output import age, collect, last, moment, pairs, print_item, print_items, said, size, tag
+from ekiben.cli.session import run
+from ekiben.client import Client
+from ekiben.registry.v1 import registry_pb2 as pb
+
+COLUMNS = [
+    ("BENTO", lambda b: tag(b.name)),
+    ("STATE", lambda b: pb.Content.State.Name(b.content.state)),
+    ("SIZE", lambda b: size(b.content.size_bytes) if b.content.size_bytes else ""),
+    ("BENTOML", lambda b: b.bentoml_version),
+    ("MODELS", lambda b: " ".join(tag(name) for name in b.models)),
+    ("LABELS", lambda b: pairs(b.labels)),
+    ("AGE", lambda b: age(b.create_time)),
+]
+
+
+def fields(bento: pb.Bento) -> list[tuple[str, str]]:
+    """What `get` prints."""
+    return [
+        ("Bento", tag(bento.name)),
+        ("State", pb.Content.State.Name(bento.content.state)),
+        ("Failure", bento.content.failure),
+        ("Size", size(bento.content.size_bytes) if bento.content.size_bytes else ""),
+        ("Digest", bento.content.digest),
+        ("BentoML", bento.bentoml_version),
+        ("Models", "\n".join(tag(name) for name in bento.models)),
+        ("Labels", pairs(bento.labels)),
+        ("Description", bento.description.partition("\n\n")[0].lstrip("# ")),
+        ("Built", moment(bento.build_time)),
+        ("Created", f"{moment(bento.create_time)} by {last(bento.creator)}"),
+        ("Name", bento.name),
+    ]
+
+
+@click.group(cls=NounGroup)
+def bentos() -> None:
+    """Bentos: services packed with their code, requirements and models.
+
+    A BENTO is written summarizer:v1, summarizer (the latest), or as its resource name.
+    """
+
+
+@bentos.command("list")
+@click.argument("repository", required=False)
+@click.option("--filter", "filter_", default="", help="Words and label:KEY=VALUE terms, all of which must match.")
+@limit_option
+@output_option
+@run
+async def list_(client: Client, repository: str | None, filter_: str, limit: int, output: str) -> None:
+    """List bentos, newest first: all, or those of one REPOSITORY."""
+    parent = short.resource("bentoRepositories", repository) if repository else "bentoRepositories/-"
+    found = await collect(client.bentos.list(parent, filter=filter_, limit=limit))
+    print_items(found, COLUMNS, output, empty="No bentos yet. `ekiben bentos push NAME:VERSION` uploads one.")
+
+
+@bentos.command()
+@click.argument("bento")
+@output_option
+@run
+async def get(client: Client, bento: str, output: str) -> None:
+    """Show one BENTO."""
+    found = await client.bentos.get(short.bento(bento))
+    print_item(found, fields(found), output)
+
+
+@bentos.command()
+@click.argument("source")
+@click.option("--force", is_flag=True, help="Send the bytes even where the bento is there already.")
+@click.option("--models/--no-models", "with_models", default=True, help="Push its models of the local store first.")
+@label_option
+@output_option
+@run
+async def push(
+    client: Client,
+    source: str,
+    force: bool,
+    with_models: bool,
+    labels: tuple[tuple[str, str], ...],
+    output: str,
+) -> None:
+    """Upload a bento: a tag of the local BentoML store, a folder, or a tar file."""
+    version = await asyncio.to_thread(localstore.read_bento, versions.source_path("bentos", source))
+    if with_models:
+        await push_models(client, version.models)
+    bento = await versions.push(client.bentos, "bento", version, force=force, labels=dict(labels))
+    if output != "table":
+        print_item(bento, fields(bento), output)
+
+
+async def push_models(client: Client, tags: tuple[str, ...]) -> None:
+    """Push the models that a bento names; one that the local store does not have must be there already."""
+    for model in tags:
+        try:
+            path = localstore.folder("models", model)
+        except localstore.NotFound:
+            await client.models.get(short.model(model))
+            continue
+        version = await asyncio.to_thread(localstore.read_model, path)
+        await versions.push(client.models, "model", version, force=False, labels={})
+
+
+@bentos.command()
+@click.argument("bento")
+@click.option("--to", default="", metavar="PATH", help="A new folder, or a .tar file, instead of the BentoML store.")
+@click.option("--models/--no-models", "with_models", default=True, help="Pull its models to the local store too.")
+@run
+async def pull(client: Client, bento: str, to: str, with_models: bool) -> None:
+    """Download a BENTO to the local BentoML store."""
+    found = await client.bentos.get(short.bento(bento))
+    for model in found.models if with_models and not to else ():
+        await versions.pull(client.models, "model", model, "")
+    click.echo(await versions.pull(client.bentos, "bento", found.name, to))
+
+
+@bentos.command()
+@click.argument("bento")
+@label_option
+@click.option("--remove-label", "removed", multiple=True, metavar="KEY", help="Remove a label. Repeatable.")
+@click.option("--description", help="Free text; replaces the README.")
+@output_option
+@run
+async def update(
+    client: Client,
+    bento: str,
+    labels: tuple[tuple[str, str], ...],
+    removed: tuple[str, ...],
+    description: str | None,
+    output: str,
+) -> None:
+    """Change labels and description of a BENTO."""
+    found = await client.bentos.get(short.bento(bento))
+    kept = {key: value for key, value in found.labels.items() if key not in removed}
+    changed = pb.Bento(name=found.name, labels={**kept, **dict(labels)}, description=description or "", etag=found.etag)
+    paths = [*(["labels"] if labels or removed else []), *(["description"] if description is not None else [])]
+    if not paths:
+        raise click.UsageError("Nothing to change: give --label, --remove-label or --description.")
+    changed = await client.bentos.update(changed, paths)
+    print_item(changed, fields(changed), output)
+
+
+@bentos.command()
+@click.argument("bento")
+@yes_option
+@run
+async def delete(client: Client, bento: str, yes: bool) -> None:
+    """Delete a BENTO. Deployments that run it keep what they have."""
+    name = short.exact(short.bento(bento))
+    confirm(f"Delete bento {tag(name)}?", yes)
+    await client.bentos.delete(name)
+    said(f"Deleted bento {tag(name)}.")

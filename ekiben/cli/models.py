@@ -1,0 +1,132 @@
+"""`ekiben models`: models and what is in them."""
+
+import asyncio
+
+import click
+
+from ekiben import localstore
+from ekiben.cli import short, versions
+from ekiben.cli.groups import NounGroup
+from ekiben.cli.options import confirm, label_option, limit_option, output_option, yes_option
+from ekiben.cli.output import age, collect, last, moment, pairs, print_item, print_items, said, size, tag
+from ekiben.cli.session import run
+from ekiben.client import Client
+from ekiben.registry.v1 import registry_pb2 as pb
+
+COLUMNS = [
+    ("MODEL", lambda m: tag(m.name)),
+    ("STATE", lambda m: pb.Content.State.Name(m.content.state)),
+    ("SIZE", lambda m: size(m.content.size_bytes) if m.content.size_bytes else ""),
+    ("MODULE", lambda m: m.module),
+    ("LABELS", lambda m: pairs(m.labels)),
+    ("AGE", lambda m: age(m.create_time)),
+]
+
+
+def fields(model: pb.Model) -> list[tuple[str, str]]:
+    """What `get` prints."""
+    return [
+        ("Model", tag(model.name)),
+        ("State", pb.Content.State.Name(model.content.state)),
+        ("Failure", model.content.failure),
+        ("Size", size(model.content.size_bytes) if model.content.size_bytes else ""),
+        ("Digest", model.content.digest),
+        ("Module", model.module),
+        ("Labels", pairs(model.labels)),
+        ("Description", model.description),
+        ("Built", moment(model.build_time)),
+        ("Created", f"{moment(model.create_time)} by {last(model.creator)}"),
+        ("Name", model.name),
+    ]
+
+
+@click.group(cls=NounGroup)
+def models() -> None:
+    """Models: weights and what belongs to them, by name and version.
+
+    A MODEL is written iris:v1, iris (the latest), or as its resource name.
+    """
+
+
+@models.command("list")
+@click.argument("repository", required=False)
+@click.option("--filter", "filter_", default="", help="Words and label:KEY=VALUE terms, all of which must match.")
+@limit_option
+@output_option
+@run
+async def list_(client: Client, repository: str | None, filter_: str, limit: int, output: str) -> None:
+    """List models, newest first: all, or those of one REPOSITORY."""
+    parent = short.resource("modelRepositories", repository) if repository else "modelRepositories/-"
+    found = await collect(client.models.list(parent, filter=filter_, limit=limit))
+    print_items(found, COLUMNS, output, empty="No models yet. `ekiben models push NAME:VERSION` uploads one.")
+
+
+@models.command()
+@click.argument("model")
+@output_option
+@run
+async def get(client: Client, model: str, output: str) -> None:
+    """Show one MODEL."""
+    found = await client.models.get(short.model(model))
+    print_item(found, fields(found), output)
+
+
+@models.command()
+@click.argument("source")
+@click.option("--force", is_flag=True, help="Send the bytes even where the model is there already.")
+@label_option
+@output_option
+@run
+async def push(client: Client, source: str, force: bool, labels: tuple[tuple[str, str], ...], output: str) -> None:
+    """Upload a model: a tag of the local BentoML store, a folder, or a tar file."""
+    version = await asyncio.to_thread(localstore.read_model, versions.source_path("models", source))
+    model = await versions.push(client.models, "model", version, force=force, labels=dict(labels))
+    if output != "table":
+        print_item(model, fields(model), output)
+
+
+@models.command()
+@click.argument("model")
+@click.option("--to", default="", metavar="PATH", help="A new folder, or a .tar file, instead of the BentoML store.")
+@run
+async def pull(client: Client, model: str, to: str) -> None:
+    """Download a MODEL to the local BentoML store."""
+    click.echo(await versions.pull(client.models, "model", short.model(model), to))
+
+
+@models.command()
+@click.argument("model")
+@label_option
+@click.option("--remove-label", "removed", multiple=True, metavar="KEY", help="Remove a label. Repeatable.")
+@click.option("--description", help="Free text.")
+@output_option
+@run
+async def update(
+    client: Client,
+    model: str,
+    labels: tuple[tuple[str, str], ...],
+    removed: tuple[str, ...],
+    description: str | None,
+    output: str,
+) -> None:
+    """Change labels and description of a MODEL."""
+    found = await client.models.get(short.model(model))
+    kept = {key: value for key, value in found.labels.items() if key not in removed}
+    changed = pb.Model(name=found.name, labels={**kept, **dict(labels)}, description=description or "", etag=found.etag)
+    paths = [*(["labels"] if labels or removed else []), *(["description"] if description is not None else [])]
+    if not paths:
+        raise click.UsageError("Nothing to change: give --label, --remove-label or --description.")
+    changed = await client.models.update(changed, paths)
+    print_item(changed, fields(changed), output)
+
+
+@models.command()
+@click.argument("model")
+@yes_option
+@run
+async def delete(client: Client, model: str, yes: bool) -> None:
+    """Delete a MODEL. Its bytes go once nothing else refers to them."""
+    name = short.exact(short.model(model))
+    confirm(f"Delete model {tag(name)}?", yes)
+    await client.models.delete(name)
+    said(f"Deleted model {tag(name)}.")

@@ -1,0 +1,125 @@
+"""Options that many commands share, and the types of their values. Only click is imported here."""
+
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+class DurationType(click.ParamType):
+    """`90`, `90s`, `15m`, `2h30m`, `7d`: seconds as a float."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Seconds."""
+        if isinstance(value, int | float):
+            return float(value)
+        parts = re.findall(r"(\d+(?:\.\d+)?)([smhdw]?)", value)
+        if not parts or "".join(number + unit for number, unit in parts) != value:
+            self.fail(f"{value!r} is not a duration. Write 90s, 15m, 2h or 7d.", param, ctx)
+        return sum(float(number) * _UNITS[unit] for number, unit in parts)
+
+
+class TimeType(click.ParamType):
+    """A time: `15m` (ago), `2026-01-31`, `2026-01-31T12:00:00Z`; without a zone it is local time."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """An aware time."""
+        if isinstance(value, datetime):
+            return value
+        if re.fullmatch(r"(?:\d+(?:\.\d+)?[smhdw])+", value):
+            return datetime.now(UTC) - timedelta(seconds=DURATION.convert(value, param, ctx))
+        try:
+            time = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a time. Write 15m (ago), 2026-01-31 or 2026-01-31T12:00:00Z.", param, ctx)
+        return time.astimezone(UTC)
+
+
+class PairType(click.ParamType):
+    """`KEY=VALUE`."""
+
+    name = "key=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        """The two."""
+        if isinstance(value, tuple):
+            return value
+        key, equals, text = str(value).partition("=")
+        if not key or not equals:
+            self.fail(f"{value!r} is not KEY=VALUE.", param, ctx)
+        return key, text
+
+
+DURATION, TIME, PAIR = DurationType(), TimeType(), PairType()
+
+
+def connection_options(function: F) -> F:
+    """`--endpoint`, `--token`, `--context`, `--debug`, `--trace`, for the root's help."""
+    for option in reversed(_connection(hidden=False)):
+        function = option(function)
+    return function
+
+
+def _connection(*, hidden: bool) -> list[Callable[[F], F]]:
+    return [
+        click.option("--endpoint", metavar="URL", help="The server: http(s)://HOST:PORT.", hidden=hidden),
+        click.option("--token", metavar="TOKEN", help="API token to use.", hidden=hidden),
+        click.option("--context", metavar="NAME", help="A context of `ekiben login`.", hidden=hidden),
+        click.option("--trace", is_flag=True, help="Print the trace id at the end.", hidden=hidden),
+        click.option("--debug", is_flag=True, help="Print a traceback when something fails.", hidden=hidden),
+    ]
+
+
+def hidden_connection_options(function: F) -> F:
+    """The same for each command, left out of its help: they work before and after the command's name."""
+    for option in reversed(_connection(hidden=True)):
+        function = option(function)
+    return function
+
+
+def output_option(function: F) -> F:
+    """`-o table|json|yaml|name`."""
+    return click.option(
+        "-o",
+        "--output",
+        type=click.Choice(["table", "json", "yaml", "name"]),
+        default="table",
+        help="How to print; json and yaml are what the HTTP API says.",
+    )(function)
+
+
+def limit_option(function: F) -> F:
+    """`--limit N`."""
+    return click.option("--limit", type=click.IntRange(0), default=0, help="At most so many; 0 is all.")(function)
+
+
+def yes_option(function: F) -> F:
+    """`--yes`."""
+    return click.option("-y", "--yes", is_flag=True, help="Do not ask.")(function)
+
+
+def label_option(function: F) -> F:
+    """`--label KEY=VALUE`, repeatable."""
+    return click.option(
+        "-l", "--label", "labels", type=PAIR, multiple=True, metavar="KEY=VALUE", help="Set a label. Repeatable."
+    )(function)
+
+
+def confirm(question: str, yes: bool) -> None:
+    """Ask before something that cannot be undone, where somebody is there to answer; else go on.
+
+    Raises:
+        click.Abort: the answer was no.
+    """
+    if not yes and click.get_text_stream("stdin").isatty() and click.get_text_stream("stderr").isatty():
+        click.confirm(question, abort=True, err=True)

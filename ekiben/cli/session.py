@@ -1,0 +1,63 @@
+"""One run of a command: whom it speaks to, its trace, and how its coroutine runs."""
+
+import asyncio
+import functools
+import secrets
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import click
+
+from ekiben.cli.options import hidden_connection_options
+from ekiben.client import Client, where
+
+
+def new_traceparent() -> str:
+    """A W3C `traceparent` of a new, sampled trace that starts here."""
+    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
+
+
+def open_client(options: dict[str, Any]) -> Client:
+    """A client as the options, the environment and the kept contexts say; each call carries one traceparent."""
+    found = where(options.get("endpoint"), options.get("token"), context=str(options.get("context") or ""))
+    options["connected_to"] = found.endpoint
+    traceparent = options.setdefault("traceparent", new_traceparent())
+    return Client(found.endpoint, found.token, metadata=[("traceparent", traceparent)])
+
+
+def run(function: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
+    """Make a click callback of a coroutine function whose first argument is the client."""
+
+    @hidden_connection_options
+    @functools.wraps(function)
+    @click.pass_context
+    def callback(context: click.Context, /, **arguments: Any) -> Any:
+        options = take_options(context, arguments)
+
+        async def connected() -> Any:
+            async with open_client(options) as client:
+                return await function(client, **arguments)
+
+        return finish(connected(), options)
+
+    return callback
+
+
+def take_options(context: click.Context, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Move the connection options of a command into those of the run, which the root may have set."""
+    options: dict[str, Any] = context.ensure_object(dict)
+    for key in ("endpoint", "token", "context", "trace", "debug"):
+        value = arguments.pop(key, None)
+        if value:
+            options[key] = value
+    return options
+
+
+def finish(coroutine: Coroutine[Any, Any, Any], options: dict[str, Any]) -> Any:
+    """Run a coroutine to its end; the trace id is printed whether it went well or not."""
+    try:
+        return asyncio.run(coroutine)
+    finally:
+        if options.get("trace") and "traceparent" in options:
+            trace = options["traceparent"].split("-")[1]
+            click.echo(f"trace {trace}   (ekiben traces show {trace})", err=True)

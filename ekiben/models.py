@@ -1,0 +1,122 @@
+"""Model repositories and models; upload and download."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+
+import grpc.aio
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from ekiben import localstore, names, pages
+from ekiben.content import check_digest, check_ready
+from ekiben.errors import AlreadyExists
+from ekiben.registry.v1 import registry_pb2 as pb
+from ekiben.registry.v1.registry_pb2_grpc import ModelsStub
+from ekiben.transfer import Progress, Transfer, no_progress
+
+
+class Models:
+    """Model repositories, and the models (versions) in them."""
+
+    def __init__(self, channel: grpc.aio.Channel, transfer: Transfer) -> None:
+        self._stub, self._transfer = ModelsStub(channel), transfer
+
+    async def get(self, name: str) -> pb.Model:
+        """One model; the id `latest` gives the newest that is uploaded."""
+        return await self._stub.GetModel(pb.GetModelRequest(name=name))
+
+    def list(self, parent: str = "modelRepositories/-", *, filter: str = "", limit: int = 0) -> AsyncIterator[pb.Model]:
+        """Models of a repository or of all, newest first."""
+        request = pb.ListModelsRequest(parent=parent, filter=filter)
+        return pages.items(self._stub.ListModels, request, "models", limit=limit)
+
+    async def create(self, name: str, model: pb.Model | None = None) -> pb.Model:
+        """Create a model without content; a missing repository is created."""
+        parsed = names.Model.parse(name)
+        request = pb.CreateModelRequest(parent=str(parsed.parent), model_id=parsed.model, model=model)
+        return await self._stub.CreateModel(request)
+
+    async def update(self, model: pb.Model, paths: Sequence[str] = ()) -> pb.Model:
+        """Change description or labels: the `paths`, or what is populated."""
+        mask = FieldMask(paths=paths) if paths else None
+        return await self._stub.UpdateModel(pb.UpdateModelRequest(model=model, update_mask=mask))
+
+    async def delete(self, name: str, *, etag: str = "") -> None:
+        """Delete a model; its bytes go once nothing else refers to them."""
+        await self._stub.DeleteModel(pb.DeleteModelRequest(name=name, etag=etag))
+
+    async def push(
+        self,
+        source: str | Path | localstore.Version,
+        *,
+        force: bool = False,
+        labels: Mapping[str, str] | None = None,
+        progress: Progress = no_progress,
+    ) -> tuple[pb.Model, bool]:
+        """Upload a model: a tag of the local BentoML store, a folder, a tar file, or what was read of one.
+
+        Returns the model, and whether bytes had to be sent at all: one that is READY is left alone unless `force`.
+
+        Raises:
+            DataLoss: the registry holds other bytes than were sent (DIGEST_MISMATCH).
+        """
+        if not isinstance(source, localstore.Version):
+            path = source if isinstance(source, Path) else localstore.folder("models", source)
+            source = await asyncio.to_thread(localstore.read_model, path)
+        name = str(names.Model(source.repository, source.version))
+        wanted = pb.Model(manifest=source.manifest, labels={**source.labels, **(labels or {})})
+        if source.build_time is not None:
+            wanted.build_time.FromDatetime(source.build_time)
+        try:
+            model = await self.create(name, wanted)
+        except AlreadyExists:
+            model = await self.get(name)
+            if model.content.state == pb.Content.READY and not force:
+                return model, False
+        _, digest = await self._transfer.upload(model.name, source.archive, progress=progress)
+        model = await self.get(name)
+        check_digest(model.name, model.content, digest)
+        return model, True
+
+    async def pull(
+        self, name: str, into: Path | None = None, *, unpack: bool = True, progress: Progress = no_progress
+    ) -> Path:
+        """Download a model to the new folder `into`, or, without `unpack`, to a tar file; returns where it is.
+
+        Without `into` it goes to the local BentoML store; one that is there already is left alone.
+        """
+        model = await self.get(name)
+        parsed = names.Model.parse(model.name)
+        path = into or localstore.target("models", parsed.repository, parsed.model)
+        if into is None and (path / "model.yaml").is_file():
+            return path
+        check_ready(model.name, model.content)
+        await self._transfer.download(model.name, path, digest=model.content.digest, unpack=unpack, progress=progress)
+        if into is None:
+            localstore.mark_latest(path)
+        return path
+
+    async def get_repository(self, name: str) -> pb.ModelRepository:
+        """One model repository."""
+        return await self._stub.GetModelRepository(pb.GetModelRepositoryRequest(name=name))
+
+    def repositories(self, *, filter: str = "", limit: int = 0) -> AsyncIterator[pb.ModelRepository]:
+        """Model repositories, newest first."""
+        request = pb.ListModelRepositoriesRequest(filter=filter)
+        return pages.items(self._stub.ListModelRepositories, request, "model_repositories", limit=limit)
+
+    async def create_repository(self, repository: pb.ModelRepository) -> pb.ModelRepository:
+        """Create a model repository."""
+        request = pb.CreateModelRepositoryRequest(model_repository=repository)
+        return await self._stub.CreateModelRepository(request)
+
+    async def update_repository(self, repository: pb.ModelRepository, paths: Sequence[str] = ()) -> pb.ModelRepository:
+        """Change description or labels: the `paths`, or what is populated."""
+        mask = FieldMask(paths=paths) if paths else None
+        request = pb.UpdateModelRepositoryRequest(model_repository=repository, update_mask=mask)
+        return await self._stub.UpdateModelRepository(request)
+
+    async def delete_repository(self, name: str, *, force: bool = False, etag: str = "") -> None:
+        """Delete a model repository, which must be empty unless `force` is set."""
+        request = pb.DeleteModelRepositoryRequest(name=name, force=force, etag=etag)
+        await self._stub.DeleteModelRepository(request)

@@ -1,0 +1,180 @@
+"""PUT and GET at signed URLs, with the standard library, in whatever thread calls.
+
+Nothing here knows gRPC or asyncio; `transfer.py` does.
+"""
+
+import contextlib
+import json
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from urllib.parse import urlsplit
+
+from ekiben import errors
+from ekiben.archives import CHUNK_BYTES, Archive, FileRange
+
+_IDLE_S = 120.0
+"""How long a server may say nothing: it hashes and checks a whole archive before it answers."""
+_SENDFILE_BYTES = 8 << 20
+"""Sent by the kernel at once; more would make progress jumpy and stopping slow."""
+
+_BY_STATUS: dict[int, type[errors.EkibenError]] = {
+    400: errors.InvalidArgument,
+    401: errors.Unauthenticated,
+    403: errors.PermissionDenied,
+    404: errors.NotFound,
+    409: errors.Aborted,
+    411: errors.InvalidArgument,
+    413: errors.InvalidArgument,
+    416: errors.InvalidArgument,
+    429: errors.ResourceExhausted,
+    507: errors.ResourceExhausted,
+}
+
+
+class Stopped(Exception):
+    """The caller asked to stop."""
+
+
+def put(
+    url: str,
+    archive: Archive,
+    start: int,
+    end: int,
+    *,
+    progress: Callable[[int], None],
+    stopped: Callable[[], bool],
+    headers: dict[str, str] | None = None,
+) -> str:
+    """PUT the bytes from `start` to `end` of an archive; returns the entity tag of the answer, quotes included.
+
+    Files go out by `sendfile` over plain HTTP. `progress` is told the size of each piece that went out.
+
+    Raises:
+        Unavailable: the connection broke, or the server answered 5xx; may be tried again.
+        EkibenError: the server refused the bytes, as the class of its status.
+        Stopped: `stopped` said so.
+    """
+    with _connection(url) as (connection, path):
+        try:
+            connection.putrequest("PUT", path, skip_accept_encoding=True)
+            connection.putheader("Content-Length", str(end - start))
+            for name, value in (headers or {}).items():
+                connection.putheader(name, value)
+            connection.endheaders()
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # a refusal may come before the last byte
+                _send(connection, archive, start, end, progress, stopped)
+            response = connection.getresponse()
+            body = response.read(1 << 16)
+        except (OSError, HTTPException) as error:
+            raise _broken(url, error) from error
+        if response.status != 200:
+            raise _refusal(response, body)
+        return response.headers.get("ETag", "")
+
+
+def get(url: str, offset: int = 0, end: int | None = None) -> Iterator[bytes]:
+    """GET a URL from `offset` on (up to `end`, exclusive), in chunks of at most 1 MiB.
+
+    Raises:
+        Unavailable: the connection broke or the server answered 5xx; may be tried again from where it broke.
+        EkibenError: the server refused, as the class of its status.
+    """
+    with _connection(url) as (connection, path):
+        wanted = f"bytes={offset}-{'' if end is None else end - 1}"
+        headers = {"Range": wanted} if offset or end is not None else {}
+        try:
+            connection.request("GET", path, headers=headers)
+            response = connection.getresponse()
+            if response.status not in (200, 206) or (response.status == 200 and offset):
+                raise _refusal(response, response.read(1 << 16))
+            left = int(response.headers.get("Content-Length") or -1)
+            while chunk := response.read(CHUNK_BYTES):
+                left -= len(chunk)
+                yield chunk
+        except (OSError, HTTPException) as error:
+            raise _broken(url, error) from error
+        if left > 0:
+            raise _broken(url, ConnectionError("the answer ended early"))
+
+
+@contextlib.contextmanager
+def _connection(url: str) -> Iterator[tuple[HTTPConnection, str]]:
+    parts = urlsplit(url)
+    host, port = parts.hostname or "", parts.port
+    connection: HTTPConnection
+    if parts.scheme == "https":
+        connection = HTTPSConnection(host, port, timeout=_IDLE_S, context=ssl.create_default_context())
+    else:
+        connection = HTTPConnection(host, port, timeout=_IDLE_S)
+    try:
+        connection.connect()
+        connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    except OSError as error:
+        connection.close()
+        raise _broken(url, error) from error
+    try:
+        yield connection, parts.path + (f"?{parts.query}" if parts.query else "")
+    finally:
+        connection.close()
+
+
+def _send(
+    connection: HTTPConnection,
+    archive: Archive,
+    start: int,
+    end: int,
+    progress: Callable[[int], None],
+    stopped: Callable[[], bool],
+) -> None:
+    plain = not isinstance(connection, HTTPSConnection)
+    for part in archive.ranges(start, end):
+        if isinstance(part, bytes):
+            connection.send(part)
+            progress(len(part))
+        elif plain:
+            _sendfile(connection.sock, part, progress, stopped)
+        else:
+            for chunk in part.chunks():
+                connection.send(chunk)
+                progress(len(chunk))
+                if stopped():
+                    raise Stopped
+
+
+def _sendfile(
+    sock: socket.socket, part: FileRange, progress: Callable[[int], None], stopped: Callable[[], bool]
+) -> None:
+    offset, left = part.offset, part.size_bytes
+    with part.path.open("rb", buffering=0) as file:
+        while left:
+            if stopped():
+                raise Stopped
+            sent = sock.sendfile(file, offset, min(left, _SENDFILE_BYTES))
+            if not sent:
+                raise ConnectionAbortedError(f"{part.path} became shorter while it was sent")
+            offset, left = offset + sent, left - sent
+            progress(sent)
+
+
+def _broken(url: str, error: Exception) -> errors.Unavailable:
+    parts = urlsplit(url)
+    said = str(error) or type(error).__name__
+    return errors.Unavailable(
+        f"The connection to {parts.scheme}://{parts.netloc} broke: {said}.", reason="CONNECTION_BROKEN"
+    )
+
+
+def _refusal(response: HTTPResponse, body: bytes) -> errors.EkibenError:
+    """What a status and a problem document (RFC 9457) say, as our error."""
+    detail, reason = "", ""
+    with contextlib.suppress(ValueError):
+        problem = json.loads(body)
+        if isinstance(problem, dict):
+            detail, reason = str(problem.get("detail") or ""), str(problem.get("reason") or "")
+    if not detail:
+        text = body.decode("utf-8", "replace").strip()
+        detail = text[:500] if text and "<" not in text else f"The server answered {response.status} {response.reason}."
+    kind = errors.Unavailable if response.status in (500, 502, 503, 504) else _BY_STATUS.get(response.status)
+    return (kind or errors.FailedPrecondition)(detail, reason=reason or f"HTTP_{response.status}")
