@@ -18,7 +18,7 @@ from services.standalone.settings import Settings, Suite, expand
 READY = """
 Ekiben is ready at {url}
 
-  log in   bentoml cloud login --endpoint {url} --api-token $(cat {token_file})
+  log in   bentoml cloud login --endpoint {url} --api-token {token}
   data     {data}
 """
 
@@ -61,7 +61,8 @@ async def _announce(settings: Settings, suite: Suite, stop: asyncio.Event) -> No
 
     while not stop.is_set():
         if await asyncio.to_thread(ready):
-            print(READY.format(url=url, token_file=suite.registry.admin_token_file, data=settings.data), flush=True)
+            token = suite.registry.admin_token_file.read_text().strip()
+            print(READY.format(url=url, token=token, data=settings.data), flush=True)
             return
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), 0.1)

@@ -147,7 +147,9 @@ def _run_dir(data: Path) -> Path:
         run = Path(tempfile.gettempdir()) / f"ekiben-{os.getuid()}-{digest}"
     run.mkdir(parents=True, exist_ok=True, mode=0o700)
     if run.is_symlink() or run.stat().st_uid != os.getuid():
-        raise SettingsError([f"The folder {run} belongs to somebody else; remove it, or set TMPDIR to a folder of yours."])
+        raise SettingsError(
+            [f"The folder {run} belongs to somebody else; remove it, or set TMPDIR to a folder of yours."]
+        )
     run.chmod(0o700)
     for name in ("b", "d", "g"):
         (run / name).mkdir(exist_ok=True, mode=0o700)
