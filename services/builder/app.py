@@ -1,0 +1,93 @@
+"""The builder's parts, opened in order and closed in reverse."""
+
+import asyncio
+import fcntl
+import os
+import shutil
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+from ekiben.builder.v1 import builder_pb2_grpc
+from ekiben.identity.v1 import identity_pb2_grpc
+from ekiben.registry.v1 import registry_pb2_grpc
+from services.builder.environments import Environments
+from services.builder.interpreters import Interpreters
+from services.builder.logs import BuildLogs
+from services.builder.queue import Queue
+from services.builder.servicer import Builds
+from services.builder.settings import Settings
+from services.builder.store import Store
+from services.builder.uv import Programs
+from services.builder.worker import Worker, _pass
+from services.content.archives import fetch_content
+from services.kernel.app import Component, Servicer
+from services.kernel.clock import SYSTEM, Clock
+from services.kernel.db import open_database
+from services.kernel.peers import Peers
+from services.kernel.watches import Topic
+
+
+@asynccontextmanager
+async def open_builder(
+    settings: Settings,
+    peers: Peers,
+    *,
+    clock: Clock = SYSTEM,
+    failpoint: Callable[[str], Awaitable[None]] = _pass,
+) -> AsyncIterator[Component]:
+    """Everything the builder needs. `failpoint` is called with the name of each step of a build; tests fail there."""
+    data_dir = settings.data_dir.absolute()
+    run_dir = (settings.run_dir or data_dir / "run").absolute()
+    for directory in (data_dir, run_dir):
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    async with open_database(settings.database_url) as database:
+        await database.migrate("services.builder.migrations")
+        with _owner(data_dir) as (owner, alone):
+            store, changes = Store(database), Topic()
+            programs = Programs(data_dir, run_dir)
+            if alone:  # nobody else builds in this folder: what is unfinished is ours, and garbage
+                await programs.end_strays()
+                await store.requeue(owner)
+                await asyncio.to_thread(shutil.rmtree, data_dir / "tmp", ignore_errors=True)
+            environments = Environments(data_dir, programs, compile_bytecode=settings.compile_bytecode)
+            interpreters = Interpreters(programs, settings, clock)
+            logs = BuildLogs(data_dir / "logs", clock)
+            bentos = registry_pb2_grpc.BentosStub(peers.registry)
+            uploads = registry_pb2_grpc.UploadsStub(peers.registry)
+            vault = identity_pb2_grpc.SecretsStub(peers.registry)
+
+            async def fetch(resource: str, into: Path) -> str:
+                return str(await fetch_content(uploads, peers.blobs, resource, into))
+
+            queue = Queue(store, environments, logs, bentos, changes, clock)
+            worker = Worker(
+                store, environments, interpreters, logs, changes, fetch, vault, settings, owner, clock, failpoint
+            )
+            servicer = Servicer(
+                "ekiben.builder.v1.Builds", builder_pb2_grpc.add_BuildsServicer_to_server, Builds(queue, environments)
+            )
+            yield Component("builder", servicers=[servicer], loops=[worker.run], ready=store.ping)
+
+
+@contextmanager
+def _owner(data_dir: Path) -> Iterator[tuple[str, bool]]:
+    """Who this builder is in its leases, and whether it is the only one on its folder.
+
+    The only one keeps its name over restarts, so that it knows its former life's leases and need not wait for them.
+    """
+    handle = os.open(data_dir / "owner", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield uuid.uuid4().hex, False
+            return
+        name = os.read(handle, 64).decode()
+        if not name:
+            name = uuid.uuid4().hex
+            os.write(handle, name.encode())
+        yield name, True
+    finally:
+        os.close(handle)

@@ -1,0 +1,83 @@
+"""Reading an unpacked bento: what `recipe` needs of it."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ekiben.errors import FailedPrecondition
+from services.builder.recipe import BentoFiles
+
+_MOST_BYTES = 32 << 20
+"""Of bento.yaml or a requirements file; a bento.yaml carries its schema, some hundred kilobytes at most."""
+_ARCHIVES = (".whl", ".tar.gz", ".zip", ".tgz")
+_PROJECT = ("pyproject.toml", "setup.py")
+
+
+def read(bento: Path) -> BentoFiles:
+    """What the recipe needs. Blocks.
+
+    Raises:
+        FailedPrecondition: there is no readable bento.yaml (BENTO_INCOMPLETE).
+    """
+    python = bento / "env" / "python"
+    try:
+        manifest = yaml.load(_text(bento / "bento.yaml"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (OSError, ValueError, yaml.YAMLError) as exc:
+        raise _incomplete(f"bento.yaml cannot be read: {exc}") from exc
+    if not isinstance(manifest, dict):
+        raise _incomplete("bento.yaml holds no mapping")
+    # The image of a bento installs requirements.lock.txt where an older client wrote one.
+    lock, plain = python / "requirements.lock.txt", python / "requirements.txt"
+    try:
+        requirements = _text(lock) if lock.is_file() else _text(plain) if plain.is_file() else _inline(manifest)
+        version = _text(python / "version.txt") if (python / "version.txt").is_file() else ""
+    except (OSError, ValueError) as exc:
+        raise _incomplete(f"its requirements cannot be read: {exc}") from exc
+    docker = bento / "env" / "docker"
+    scripts = sorted(path.name for path in docker.glob("*") if path.name.startswith(("script__", "setup_script")))
+    return BentoFiles(manifest, requirements, version, _shipped(bento), tuple(scripts))
+
+
+def _inline(manifest: dict[str, Any]) -> str:
+    image = manifest.get("image")
+    return str(image.get("python_requirements") or "") if isinstance(image, dict) else ""
+
+
+def _shipped(bento: Path) -> dict[str, str]:
+    """Archives that may be installed, and source folders that may be built, by path: each with its digest."""
+    found = {}
+    for root in ("src", "env/python"):
+        for folder, folders, names in os.walk(bento / root):
+            here = Path(folder)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in names:
+                if name.endswith(_ARCHIVES):
+                    found[str((here / name).relative_to(bento))] = _digest_of_file(here / name)
+            if any(name in names for name in _PROJECT):
+                found[str(here.relative_to(bento))] = _digest_of_folder(here)
+    return found
+
+
+def _digest_of_file(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest_of_folder(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(folder)}\0{_digest_of_file(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _text(path: Path) -> str:
+    if path.stat().st_size > _MOST_BYTES:
+        raise ValueError(f"{path.name} is larger than {_MOST_BYTES >> 20} MiB")
+    return path.read_text(encoding="utf-8-sig")
+
+
+def _incomplete(what: str) -> FailedPrecondition:
+    return FailedPrecondition(f"The bento cannot be built: {what}.", reason="BENTO_INCOMPLETE")

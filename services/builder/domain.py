@@ -1,0 +1,164 @@
+"""Builds, leases and environments: what they are and how they may change. Pure."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from enum import StrEnum
+
+from ekiben.errors import FailedPrecondition
+
+
+class State(StrEnum):
+    """How far a build has come. The names are those of the API."""
+
+    QUEUED = "QUEUED"
+    RUNNING = "RUNNING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+
+ENDED = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
+"""States which nothing leaves."""
+
+TRANSITIONS: Mapping[State, frozenset[State]] = {
+    State.QUEUED: frozenset({State.RUNNING, State.CANCELLED}),
+    # Back to QUEUED: its worker was stopped, or died and was noticed by the next start.
+    State.RUNNING: frozenset({State.QUEUED, State.RUNNING, State.SUCCEEDED, State.FAILED, State.CANCELLED}),
+    State.SUCCEEDED: frozenset(),
+    State.FAILED: frozenset(),
+    State.CANCELLED: frozenset(),
+}
+"""Which state may follow which. RUNNING after RUNNING: another worker took it up after the lease ran out."""
+
+
+class Step(StrEnum):
+    """What a build does, in the words that a reader sees."""
+
+    WAITING = "waiting for a worker"
+    FETCHING = "fetching the bento"
+    FINDING_PYTHON = "finding a Python"
+    RESOLVING = "resolving requirements"
+    INSTALLING = "installing packages"
+    CHECKING = "checking the environment"
+    DONE = "ready"
+
+
+BEGINS_AT: Mapping[Step, int] = {
+    Step.WAITING: 0,
+    Step.FETCHING: 2,
+    Step.FINDING_PYTHON: 8,
+    Step.RESOLVING: 12,
+    Step.INSTALLING: 30,
+    Step.CHECKING: 92,
+    Step.DONE: 100,
+}
+"""Percent at which each step begins: from cold builds of small bentos, where downloading takes most of the time."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A Python environment which is there."""
+
+    digest: str
+    """`sha256:<hex>` of lock, Python version and platform."""
+    python_version: str
+    bentoml_version: str
+    package_count: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a build failed: the reason for programs, a sentence for people."""
+
+    reason: str
+    """One of `failures.CODES`."""
+    message: str
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Build:
+    """One run from a bento to its output."""
+
+    id: str
+    uid: str
+    organization: str
+    bento: str
+    """Resource name, with the version spelled out."""
+    bento_digest: str
+    """Of the content that was there when the build was asked for."""
+    creator: str
+    create_time: datetime
+    secrets: Sequence[str] = ()
+    force: bool = False
+    traceparent: str = ""
+    state: State = State.QUEUED
+    step: str = Step.WAITING
+    progress_percent: int = 0
+    failure: Failure | None = None
+    environment: Environment | None = None
+    cached: bool = False
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+    attempts: int = 0
+    """How many workers have taken it."""
+    version: int = 0
+    """Grows with each change; a watcher compares it."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing about it will change any more."""
+        return self.state in ENDED
+
+    def check_cancellable(self) -> None:
+        """Raises FailedPrecondition (BUILD_ENDED) for one that has ended."""
+        if self.ended:
+            raise FailedPrecondition(
+                f"Build builds/{self.id} has ended as {self.state}; there is nothing to cancel.",
+                reason="BUILD_ENDED",
+                build=f"builds/{self.id}",
+                state=str(self.state),
+            )
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A worker's right to advance a build."""
+
+    build: Build
+    token: str
+    """Given anew with each lease; every write carries it."""
+
+
+MOST_ATTEMPTS = 5
+"""A build whose worker died this often (out of memory, say) is FAILED instead of being taken up for ever."""
+
+
+def progress(step: Step, done: int = 0, of: int = 0) -> int:
+    """Percent for `done` of `of` parts of a step; never reaches the next step's beginning."""
+    steps = list(BEGINS_AT)
+    begin = BEGINS_AT[step]
+    if step is Step.DONE or of <= 0:
+        return begin
+    end = BEGINS_AT[steps[steps.index(step) + 1]]
+    return begin + int((end - 1 - begin) * min(1.0, max(0.0, done / of)))
+
+
+def may_follow(old: State, new: State) -> bool:
+    """Whether a build in state `old` may become `new`."""
+    return new in TRANSITIONS[old]
+
+
+def dedup_key(bento_digest: str, secrets: Sequence[str]) -> str:
+    """Equal for requests that one build can answer: the same content and the same secrets by name."""
+    text = "\n".join([bento_digest, *sorted(set(secrets))])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def cancelled(build: Build, now: datetime) -> Build:
+    """The build, stopped by somebody."""
+    build.check_cancellable()
+    return replace(build, state=State.CANCELLED, end_time=now)

@@ -1,0 +1,1 @@
+"""Alembic revisions of the builder's tables; see services.kernel.migrations."""

@@ -1,0 +1,150 @@
+"""Use cases over builds: ask for one, look at it, follow it, stop it."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
+
+from ekiben import names
+from ekiben.errors import FailedPrecondition, NotFound
+from ekiben.registry.v1 import registry_pb2, registry_pb2_grpc
+from services.builder.domain import Build, State, dedup_key
+from services.builder.environments import Environments
+from services.builder.logs import BuildLogs, LogLine
+from services.builder.store import Store
+from services.kernel import telemetry
+from services.kernel.clock import Clock
+from services.kernel.identity import Principal
+from services.kernel.peers import on_behalf_of
+from services.kernel.watches import Topic
+
+QUEUED = "queued"
+"""The topic's key that wakes workers; a build's own key is its id."""
+_LOOK_AGAIN_S = 1.0
+"""How soon a watcher sees what another process wrote; changes of this process wake it at once."""
+_LOG_POLL_S = 0.1
+"""A reader sees a line this late at most; the file is on this machine, so looking costs nothing."""
+
+
+def lease_of(build: str) -> str:
+    """The topic's key that wakes who holds the build's lease, to see whether it still does."""
+    return f"{build}/lease"
+
+
+class Queue:
+    """The builds of all organizations, as callers see them."""
+
+    def __init__(
+        self,
+        store: Store,
+        environments: Environments,
+        logs: BuildLogs,
+        bentos: "registry_pb2_grpc.BentosAsyncStub",
+        changes: Topic,
+        clock: Clock,
+    ) -> None:
+        self._store = store
+        self._environments = environments
+        self._logs = logs
+        self._bentos = bentos
+        self._changes = changes
+        self._clock = clock
+
+    async def get(self, caller: Principal, name: names.Build) -> Build:
+        """One build. Raises NotFound (BUILD_NOT_FOUND)."""
+        build = await self._store.get(caller.organization, name.build)
+        if build is None:
+            raise NotFound(f"Build {name} does not exist.", reason="BUILD_NOT_FOUND", build=str(name))
+        return build
+
+    async def list(
+        self, caller: Principal, bento: str, before: tuple[datetime, str] | None, limit: int
+    ) -> Sequence[Build]:
+        """At most `limit` builds, newest first, from after the position `before`."""
+        return await self._store.list(caller.organization, bento, before, limit)
+
+    async def create(self, caller: Principal, bento: names.Bento, *, secrets: Sequence[str], force: bool) -> Build:
+        """A build of the bento as it is now: one that is under way or whose environment is there, else a new one.
+
+        Raises:
+            NotFound: no such bento (BENTO_NOT_FOUND).
+            FailedPrecondition: it has no content (BENTO_NOT_UPLOADED).
+        """
+        with on_behalf_of(caller):
+            found = await self._bentos.GetBento(registry_pb2.GetBentoRequest(name=str(bento)))
+        if found.content.state != registry_pb2.Content.READY:
+            raise FailedPrecondition(
+                f"Bento {bento} has no content yet. Push it, then build.", reason="BENTO_NOT_UPLOADED", bento=str(bento)
+            )
+        secrets = sorted(set(secrets))
+        build = Build(
+            id=f"b{uuid.uuid4().hex[:16]}",
+            uid=str(uuid.uuid4()),
+            organization=caller.organization,
+            bento=found.name,
+            bento_digest=found.content.digest,
+            creator=caller.user,
+            create_time=self._clock.now(),
+            secrets=secrets,
+            force=force,
+            traceparent=telemetry.current_traceparent(),
+        )
+        while True:
+            if not force and (good := await self._reusable(build)) is not None:
+                return good
+            if await self._store.insert(build):
+                self._changes.notify(QUEUED)
+                return build
+            # Somebody asked for the same between the look and the insert: theirs is found now, unless it ended.
+
+    async def cancel(self, caller: Principal, name: names.Build) -> Build:
+        """End a build. Raises FailedPrecondition (BUILD_ENDED) where that is not to be done any more."""
+        build = await self.get(caller, name)
+        build.check_cancellable()
+        done = await self._store.cancel(caller.organization, name.build, self._clock.now())
+        build = await self.get(caller, name)
+        if not done:
+            build.check_cancellable()
+        self._changes.notify(name.build)
+        self._changes.notify(lease_of(name.build))
+        return build
+
+    async def watch(self, caller: Principal, name: names.Build) -> AsyncIterator[Build]:
+        """The build now, then after each change, until it has ended."""
+        seen = -1
+        async for _ in self._changes.changes(name.build, at_most_s=_LOOK_AGAIN_S):
+            build = await self.get(caller, name)
+            if build.version != seen:
+                seen = build.version
+                yield build
+            if build.ended:
+                return
+
+    async def read_log(
+        self, caller: Principal, name: names.Build, *, follow: bool, tail_lines: int
+    ) -> AsyncIterator[LogLine]:
+        """The lines of the build's log; with `follow`, until it has ended."""
+        build = await self.get(caller, name)
+
+        async def more() -> bool:
+            await asyncio.sleep(_LOG_POLL_S)
+            nonlocal build
+            build = await self.get(caller, name)
+            return not build.ended
+
+        async for line in self._logs.read(
+            name.build, tail_lines=tail_lines, more=more if follow and not build.ended else None
+        ):
+            yield line
+
+    async def _reusable(self, wanted: Build) -> Build | None:
+        key = dedup_key(wanted.bento_digest, wanted.secrets)
+        for build in await self._store.reusable(wanted.organization, key):
+            # Content may be shared by bentos; each gets a build under its own name.
+            if build.bento != wanted.bento and build.state is State.SUCCEEDED:
+                continue
+            if build.state is not State.SUCCEEDED:
+                return build
+            if build.environment is not None and self._environments.find(build.environment.digest) is not None:
+                return build
+        return None

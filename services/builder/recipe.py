@@ -1,0 +1,325 @@
+"""What a bento asks for, from its files: Python, requirements, options. Pure, so equal bentos give equal digests.
+
+Bentos of 1.4 (spec 2) carry `image` in bento.yaml, older ones (spec 1, and all of 1.0 to 1.3) `docker`, `python` and
+`conda`. Source: the layout of bentos as the clients write them.
+"""
+
+import hashlib
+import json
+import posixpath
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.version import InvalidVersion, Version
+
+from ekiben.errors import FailedPrecondition
+from services.builder.requirements import Option, Requirement, parse, parse_arguments
+
+RECIPE_VERSION = 1
+"""Part of every digest: raise it when equal bentos must get another environment."""
+
+DEFAULT_INDEX = "https://pypi.org/simple"
+"""Clients write this line into every lock. It means "the usual index", which here an operator may have set."""
+
+TRACING = "opentelemetry-exporter-otlp-proto-http"
+"""What lets a replica send its spans and monitor logs over OTLP/HTTP. BentoML's own extra `tracing-otlp` names
+`opentelemetry-exporter-otlp`, which is this and the gRPC exporter; the latter brings grpcio and is not used here."""
+
+TO_UV = {"--index-url", "--extra-index-url", "--find-links", "--no-index", "--no-binary", "--only-binary"}
+"""Options that uv reads in a requirements file as pip does."""
+WITHOUT_MEANING = {"--require-hashes", "--no-cache-dir", "--quiet", "--prefer-binary", "--no-warn-script-location"}
+"""Options that say how pip should work, not what should be installed."""
+
+
+@dataclass(frozen=True)
+class BentoFiles:
+    """What the builder reads of an unpacked bento."""
+
+    manifest: Mapping[str, Any]
+    """bento.yaml."""
+    requirements: str
+    """The requirements file which the bento's own image would install: the lock where there is one."""
+    version_txt: str = ""
+    """env/python/version.txt: the Python of whoever built a bento before 1.4."""
+    shipped: Mapping[str, str] | None = None
+    """Archives and source folders in the bento, relative path → digest. See `Recipe.shipped`."""
+    scripts: Sequence[str] = ()
+    """Scripts in env/docker that run while an image is built."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A version that a package must have for an old BentoML to start."""
+
+    before: str
+    """Holds for BentoML below this version."""
+    package: str
+    specifier: str
+    why: str
+
+
+RULES = (
+    Rule("1.4", "setuptools", "<81", "its file system layer imports pkg_resources, which setuptools 81 removed"),
+    Rule("1.2", "cattrs", "<23.2", "with 23.2 it reads and writes bento.yaml without name and version"),
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to install, and where from."""
+
+    python: str
+    """`3.11` or `3.11.7`."""
+    bentoml_version: str
+    requirements: tuple[str, ...]
+    constraints: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
+    """As constraints, but they also win over what the bento pins."""
+    extras: tuple[str, ...] = ()
+    """What replicas of this platform get besides; left out when it cannot be resolved with the rest."""
+    options: tuple[str, ...] = ()
+    """Lines which uv reads: indexes, links, binaries. They may hold `${VARIABLE}`, filled in from the secrets."""
+    prerelease: bool = False
+    insecure_hosts: tuple[str, ...] = ()
+    hashes: Mapping[str, tuple[str, ...]] | None = None
+    """Hashes that the bento itself demands, by package."""
+    shipped: Mapping[str, str] | None = None
+    """Files of the bento which requirements name as `shipped:<path>`: path → digest."""
+    notes: tuple[str, ...] = ()
+    """Sentences for the log: what was changed, and what a local environment cannot do. Not part of the digest."""
+
+    def digest(self, *parts: str) -> str:
+        """Equal for recipes that resolve alike; `parts` are what else the lock depends on, Python and platform."""
+        content = {
+            "recipe": RECIPE_VERSION,
+            "requirements": self.requirements,
+            "constraints": self.constraints,
+            "overrides": self.overrides,
+            "extras": self.extras,
+            "options": self.options,
+            "prerelease": self.prerelease,
+            "hashes": sorted((self.hashes or {}).items()),
+            "shipped": sorted((self.shipped or {}).items()),
+            "parts": parts,
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def environment_digest(lock: str, python_version: str, platform: str) -> str:
+    """`sha256:<hex>`; bentos whose locks are equal share the environment."""
+    text = f"ekiben environment {RECIPE_VERSION}\n{platform}\n{python_version}\n{lock}"
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def make_recipe(files: BentoFiles) -> Recipe:
+    """The recipe of a bento.
+
+    Raises:
+        FailedPrecondition: bento.yaml names no BentoML or no Python (BENTO_INCOMPLETE), or a requirement is a file
+            that only the machine had which built the bento (REQUIREMENT_NOT_FOUND).
+    """
+    manifest = files.manifest
+    version = _bentoml_version(manifest)
+    python_options = _section(manifest, "python")
+    lines = [*_options_of(python_options), *parse(files.requirements)]
+    notes: list[str] = []
+    shipped: dict[str, str] = {}
+    requirements = [
+        _resolve_location(line, version, files.shipped or {}, shipped, notes)
+        for line in lines
+        if isinstance(line, Requirement)
+    ]
+    requirements += _wheels_of(files, shipped, requirements)
+    requirements = _with_bentoml(requirements, version, notes)
+    constraints, overrides = _compatible(requirements, version, notes)
+    options = _index_options([line for line in lines if isinstance(line, Option)], notes)
+    notes += _not_done_here(manifest, files.scripts)
+    return Recipe(
+        python=_python(manifest, files.version_txt),
+        bentoml_version=version,
+        requirements=tuple(dict.fromkeys(requirement.text for requirement in requirements)),
+        constraints=constraints,
+        overrides=overrides,
+        extras=() if any(r.name == TRACING for r in requirements) else (TRACING,),
+        options=tuple(dict.fromkeys(_line(option) for option in options if option.name in TO_UV)),
+        prerelease=any(option.name == "--pre" for option in options),
+        insecure_hosts=tuple(option.value for option in options if option.name == "--trusted-host"),
+        hashes={r.name: r.hashes for r in requirements if r.name and r.hashes},
+        shipped=shipped,
+        notes=tuple(notes),
+    )
+
+
+def _section(manifest: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = manifest.get(name)
+    return section if isinstance(section, Mapping) else {}
+
+
+def _bentoml_version(manifest: Mapping[str, Any]) -> str:
+    version = str(manifest.get("bentoml_version") or "").strip()
+    try:
+        return Version(version).public
+    except InvalidVersion:
+        raise FailedPrecondition(
+            f"bento.yaml names no BentoML version that can be installed ({version!r}). Build the bento again.",
+            reason="BENTO_INCOMPLETE",
+            bentoml_version=version,
+        ) from None
+
+
+def _python(manifest: Mapping[str, Any], version_txt: str) -> str:
+    """The Python that the bento's image would have; where it names none, that of whoever built it."""
+    named = _section(manifest, "image").get("python_version") or _section(manifest, "docker").get("python_version")
+    match = re.fullmatch(r"\s*(3\.\d+(?:\.\d+)?)\s*", str(named or ""))
+    if match:
+        return match[1]
+    match = re.match(r"\s*(3\.\d+)\b", version_txt)
+    if match:
+        return match[1]
+    match = re.search(r"python:?(3\.\d+)", str(_section(manifest, "image").get("base_image") or ""))
+    if match:
+        return match[1]
+    raise FailedPrecondition(
+        f"bento.yaml names no Python version that can be had ({named!r}). Set docker.python_version or "
+        "Image(python_version=…) and build the bento again.",
+        reason="BENTO_INCOMPLETE",
+        python_version=str(named or ""),
+    )
+
+
+def _options_of(python: Mapping[str, Any]) -> list[Option]:
+    """The options that a bento of before 1.4 has in bento.yaml rather than in its requirements file."""
+
+    def values(name: str) -> list[str]:
+        value = python.get(name) or []
+        return [str(value)] if isinstance(value, str) else [str(item) for item in value]
+
+    found = [Option("--index-url", url) for url in values("index_url")]
+    found += [Option("--extra-index-url", url) for url in values("extra_index_url")]
+    found += [Option("--find-links", url) for url in values("find_links")]
+    found += [Option("--trusted-host", host) for host in values("trusted_host")]
+    found += [Option("--no-index")] if python.get("no_index") else []
+    return found + parse_arguments(str(python.get("pip_args") or ""))
+
+
+def _index_options(options: Sequence[Option], notes: list[str]) -> list[Option]:
+    kept = []
+    for option in options:
+        if option.name == "--index-url" and option.value.rstrip("/") == DEFAULT_INDEX:
+            continue
+        if option.name in TO_UV or option.name in ("--pre", "--trusted-host"):
+            kept.append(option)
+        elif option.name not in WITHOUT_MEANING:
+            notes.append(f"The option {option.name} of the bento's requirements has no meaning here and is left out.")
+    return kept
+
+
+def _line(option: Option) -> str:
+    return f"{option.name} {option.value}".strip()
+
+
+def _resolve_location(
+    requirement: Requirement, version: str, available: Mapping[str, str], used: dict[str, str], notes: list[str]
+) -> Requirement:
+    """A requirement that names a file, pointed at the bento's own copy of it."""
+    path = requirement.path
+    if not path:
+        return requirement
+    # Relative to where the bento's image runs the installer: src, or env/python for the layout before 1.4.
+    for root in ("src", "env/python"):
+        inside = posixpath.normpath(posixpath.join(root, path))
+        if not posixpath.isabs(path) and inside in available:
+            used[inside] = available[inside]
+            return requirement.at(f"shipped:{inside}")
+    if requirement.name == "bentoml":
+        notes.append(
+            f"The bento was built with a BentoML from {path}, which only that machine has; bentoml=={version} is used."
+        )
+        extras = f"[{','.join(requirement.extras)}]" if requirement.extras else ""
+        return Requirement(f"bentoml{extras}=={version}", "bentoml", f"=={version}", extras=requirement.extras)
+    raise FailedPrecondition(
+        f"The requirement {requirement.text!r} is a file which is not in the bento; only the machine had it that "
+        "built the bento. Put it below wheels/ in the project and build again.",
+        reason="REQUIREMENT_NOT_FOUND",
+        requirement=requirement.text,
+    )
+
+
+def _wheels_of(files: BentoFiles, used: dict[str, str], named: Sequence[Requirement]) -> list[Requirement]:
+    """Wheels in env/python/wheels, which older images install whether a requirement names them or not."""
+    found = []
+    for path, digest in sorted((files.shipped or {}).items()):
+        if path.startswith("env/python/wheels/") and path.endswith(".whl") and path not in used:
+            used[path] = digest
+            found.append(Requirement(f"shipped:{path}", location=f"shipped:{path}"))
+    return found
+
+
+def _with_bentoml(requirements: Sequence[Requirement], version: str, notes: list[str]) -> list[Requirement]:
+    """The requirements with the BentoML that bento.yaml names, unless they fix another."""
+    pin = Requirement(f"bentoml=={version}", "bentoml", f"=={version}")
+    own = [requirement for requirement in requirements if requirement.name == "bentoml"]
+    if any("/bentoml-" in requirement.location for requirement in requirements if not requirement.name):
+        return list(requirements)  # the bento ships a BentoML of its own
+    for requirement in own:
+        if requirement.location:
+            return list(requirements)
+        try:
+            fits = SpecifierSet(requirement.specifier).contains(version, prereleases=True)
+        except InvalidSpecifier:
+            fits = True
+        if not fits:
+            notes.append(f"The bento was built with BentoML {version} but requires {requirement.text}: that is used.")
+            return list(requirements)
+    return [*requirements, pin] if not any(requirement.pinned == version for requirement in own) else list(requirements)
+
+
+def _compatible(
+    requirements: Sequence[Requirement], version: str, notes: list[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Constraints and overrides without which a BentoML of this age does not start."""
+    constraints, overrides = [], []
+    for rule in RULES:
+        if Version(version) >= Version(rule.before):
+            continue
+        text = f"{rule.package}{rule.specifier}"
+        pin = next((r.pinned for r in requirements if r.name == rule.package and r.pinned), "")
+        if not pin:
+            constraints.append(text)
+            notes.append(f"{text} is taken, for BentoML {version}: {rule.why}.")
+        elif not SpecifierSet(rule.specifier).contains(pin, prereleases=True):
+            overrides.append(text)
+            notes.append(f"{text} is taken instead of the locked {pin}, for BentoML {version}: {rule.why}.")
+    return tuple(constraints), tuple(overrides)
+
+
+def _not_done_here(manifest: Mapping[str, Any], scripts: Sequence[str]) -> list[str]:
+    """What the bento asks of an image and a local environment does not do."""
+    image, docker, conda = (_section(manifest, name) for name in ("image", "docker", "conda"))
+    found = []
+    # Clients put one command of their own first, the packages that building in a plain image needs.
+    commands = [c for c in image.get("commands") or [] if "ca-certificates gnupg2 bash build-essential" not in str(c)]
+    commands += image.get("post_commands") or []
+    found += [f"the command {str(command)!r}" for command in commands]
+    if docker.get("system_packages"):
+        found.append(f"the system packages {', '.join(map(str, docker['system_packages']))}")
+    if docker.get("setup_script") or (scripts and not commands):
+        found.append("the setup script")
+    if docker.get("dockerfile_template"):
+        found.append("the Dockerfile template")
+    if docker.get("cuda_version"):
+        found.append(f"CUDA {docker['cuda_version']}")
+    if any(conda.get(name) for name in ("environment_yml", "dependencies", "channels", "pip")):
+        found.append("the conda environment")
+    return [
+        f"WARNING: {thing} applies to images only and is not run here; what it installs must be on this machine."
+        for thing in found
+    ]
+
+
+def without_extras(recipe: Recipe) -> Recipe:
+    """The recipe as the bento alone wrote it."""
+    return replace(recipe, extras=())

@@ -1,0 +1,55 @@
+"""Settings of the builder. Environment: `EKIBEN_BUILDER_…`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.kernel.settings import SettingsError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Where the builder keeps what it makes, and how it works.
+
+    Which index packages come from is uv's own affair: `UV_DEFAULT_INDEX`, `UV_INDEX`, `UV_FIND_LINKS`, proxies and
+    certificates are taken from the environment of the builder's process.
+    """
+
+    database_url: str
+    """`sqlite+aiosqlite:///path` or `postgresql+asyncpg://…`."""
+    data_dir: Path
+    """environments/, locks/, cache/, logs/, pythons/ and more. Environments are linked out of the cache, so all of it
+    should lie on one file system; replicas run from it, so a runtime elsewhere must see it at the same path."""
+    run_dir: Path | None = None
+    """For the sockets of running processes; a short path. `data_dir`/run where it is absent."""
+    workers: int = 1
+    """Builds at a time. One by default: resolving and installing use every core by themselves."""
+    python_preference: str = "managed"
+    """`managed`: uv's interpreters, then the machine's, then a download; `system`: the machine's first;
+    `only-managed`, `only-system`: no other."""
+    python_downloads: bool = True
+    """Whether uv may download an interpreter that is not there."""
+    python_download_timeout_s: float = 120.0
+    """Longest wait for such a download; an interpreter is 30 MB."""
+    build_timeout_s: float = 3600.0
+    """Longest a build may take, sources that are compiled included."""
+    lease_s: float = 30.0
+    """After this long without a sign of life a worker counts as dead and its build is taken up by another."""
+    compile_bytecode: bool = False
+    """Compile every module at build time. Off: only what starting BentoML imports is compiled, when the environment
+    is checked, which makes the first start as fast and costs a tenth of the time."""
+
+    def __post_init__(self) -> None:
+        faults = []
+        if self.workers < 1:
+            faults.append(f"workers is {self.workers}; it must be at least 1.")
+        if self.python_preference not in ("managed", "system", "only-managed", "only-system"):
+            faults.append(
+                f"python_preference is {self.python_preference!r}; "
+                "it must be managed, system, only-managed or only-system."
+            )
+        if self.lease_s < 3:
+            faults.append(f"lease_s is {self.lease_s}; it must be at least 3, since it is renewed each third of it.")
+        if self.build_timeout_s <= 0 or self.python_download_timeout_s <= 0:
+            faults.append("build_timeout_s and python_download_timeout_s must be positive.")
+        if faults:
+            raise SettingsError(faults)

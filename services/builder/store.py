@@ -1,0 +1,332 @@
+"""Tables of the builder, and every statement on them. One implementation for SQLite and PostgreSQL."""
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from services.builder.domain import Build, Environment, Failure, Lease, State, Step, dedup_key
+from services.kernel.db import Database, UtcDateTime
+
+metadata = sa.MetaData()
+
+environments = sa.Table(
+    "environments",
+    metadata,
+    sa.Column("digest", sa.String(80), primary_key=True),
+    sa.Column("python_version", sa.String(32), nullable=False),
+    sa.Column("bentoml_version", sa.String(64), nullable=False),
+    sa.Column("package_count", sa.Integer, nullable=False),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("create_time", UtcDateTime, nullable=False),
+    sa.Column("use_time", UtcDateTime, nullable=False),
+)
+
+builds = sa.Table(
+    "builds",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("uid", sa.String(64), nullable=False),
+    sa.Column("organization", sa.String(128), nullable=False),
+    sa.Column("bento", sa.String(255), nullable=False),
+    sa.Column("bento_digest", sa.String(80), nullable=False),
+    sa.Column("dedup_key", sa.String(64), nullable=False),
+    sa.Column("secrets", sa.Text, nullable=False),
+    sa.Column("force", sa.Boolean, nullable=False),
+    sa.Column("creator", sa.String(128), nullable=False),
+    sa.Column("traceparent", sa.String(64), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("step", sa.String(128), nullable=False),
+    sa.Column("progress_percent", sa.Integer, nullable=False),
+    sa.Column("failure", sa.Text, nullable=True),
+    sa.Column("environment", sa.String(80), sa.ForeignKey("environments.digest"), nullable=True),
+    sa.Column("cached", sa.Boolean, nullable=False),
+    sa.Column("create_time", UtcDateTime, nullable=False),
+    sa.Column("start_time", UtcDateTime, nullable=True),
+    sa.Column("end_time", UtcDateTime, nullable=True),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("lease_token", sa.String(64), nullable=True),
+    sa.Column("lease_owner", sa.String(64), nullable=True),
+    sa.Column("lease_expire_time", UtcDateTime, nullable=True),
+    sa.CheckConstraint("state IN ('QUEUED', 'RUNNING', 'SUCCEEDED', 'FAILED', 'CANCELLED')", name="builds_state"),
+    sa.Index("builds_by_time", "organization", "create_time", "id"),
+    sa.Index("builds_by_bento", "organization", "bento", "create_time"),
+    sa.Index("builds_by_state", "state", "create_time"),
+    # One build at a time answers for a dedup key; a forced one stands beside it.
+    sa.Index(
+        "builds_active",
+        "organization",
+        "dedup_key",
+        unique=True,
+        sqlite_where=sa.text("state IN ('QUEUED', 'RUNNING') AND NOT force"),
+        postgresql_where=sa.text("state IN ('QUEUED', 'RUNNING') AND NOT force"),
+    ),
+)
+
+_ACTIVE = ("QUEUED", "RUNNING")
+_NO_LEASE: dict[str, Any] = {"lease_token": None, "lease_owner": None, "lease_expire_time": None}
+_JOINED = sa.select(
+    builds,
+    *(environments.c[name].label(f"environment_{name}") for name in ("digest", "python_version", "bentoml_version")),
+    *(environments.c[name].label(f"environment_{name}") for name in ("package_count", "size_bytes")),
+).select_from(builds.outerjoin(environments, builds.c.environment == environments.c.digest))
+
+
+class Store:
+    """The builder's rows. Each method is one transaction; those that take a lease token change nothing without it."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def insert(self, build: Build) -> bool:
+        """Keep a new build. False where an unforced one with the same dedup key is queued or running."""
+        try:
+            async with self._database.transaction() as connection:
+                await connection.execute(builds.insert().values(**_row(build)))
+        except IntegrityError:
+            return False
+        return True
+
+    async def get(self, organization: str, build: str) -> Build | None:
+        """One build, or None."""
+        query = _JOINED.where(builds.c.id == build, builds.c.organization == organization)
+        async with self._database.read() as connection:
+            row = (await connection.execute(query)).mappings().first()
+        return _build(row) if row is not None else None
+
+    async def list(
+        self, organization: str, bento: str, before: tuple[datetime, str] | None, limit: int
+    ) -> Sequence[Build]:
+        """At most `limit` builds, newest first, from after the position `before`; of one bento unless it is empty."""
+        query = _JOINED.where(builds.c.organization == organization)
+        if bento:
+            query = query.where(builds.c.bento == bento)
+        if before is not None:
+            query = query.where(
+                sa.or_(
+                    builds.c.create_time < before[0],
+                    sa.and_(builds.c.create_time == before[0], builds.c.id < before[1]),
+                )
+            )
+        query = query.order_by(builds.c.create_time.desc(), builds.c.id.desc()).limit(limit)
+        async with self._database.read() as connection:
+            return [_build(row) for row in (await connection.execute(query)).mappings()]
+
+    async def reusable(self, organization: str, key: str) -> Sequence[Build]:
+        """Builds with this dedup key that are queued, running or succeeded, newest first; a few at most."""
+        query = (
+            _JOINED.where(
+                builds.c.organization == organization,
+                builds.c.dedup_key == key,
+                builds.c.state.in_([*_ACTIVE, "SUCCEEDED"]),
+            )
+            .order_by(builds.c.create_time.desc(), builds.c.id.desc())
+            .limit(5)
+        )
+        async with self._database.read() as connection:
+            return [_build(row) for row in (await connection.execute(query)).mappings()]
+
+    async def lease(self, token: str, owner: str, now: datetime, expire_time: datetime) -> Lease | None:
+        """Take the oldest build that waits or whose lease ran out; None where there is none."""
+        free = sa.or_(
+            builds.c.state == State.QUEUED,
+            sa.and_(builds.c.state == State.RUNNING, builds.c.lease_expire_time < now),
+        )
+        async with self._database.transaction() as connection:
+            oldest = sa.select(builds.c.id).where(free).order_by(builds.c.create_time, builds.c.id).limit(1)
+            if self._database.dialect == "postgresql":
+                oldest = oldest.with_for_update(skip_locked=True)
+            chosen = (await connection.execute(oldest)).scalar()
+            if chosen is None:
+                return None
+            await connection.execute(
+                builds.update()
+                .where(builds.c.id == chosen, free)
+                .values(
+                    state=State.RUNNING,
+                    start_time=sa.func.coalesce(builds.c.start_time, sa.bindparam("now", now, UtcDateTime)),
+                    attempts=builds.c.attempts + 1,
+                    version=builds.c.version + 1,
+                    lease_token=token,
+                    lease_owner=owner,
+                    lease_expire_time=expire_time,
+                )
+            )
+            query = _JOINED.where(builds.c.id == chosen, builds.c.lease_token == token)
+            row = (await connection.execute(query)).mappings().first()
+        return Lease(_build(row), token) if row is not None else None
+
+    async def renew(self, build: str, token: str, expire_time: datetime) -> bool:
+        """Keep the lease until `expire_time`. False where it is lost: cancelled, or taken over."""
+        return await self._write(build, token, version=None, lease_expire_time=expire_time)
+
+    async def report(self, build: str, token: str, step: str, progress_percent: int) -> bool:
+        """Say how far the build has come. False where the lease is lost."""
+        return await self._write(build, token, step=step, progress_percent=progress_percent)
+
+    async def give_back(self, build: str, token: str) -> bool:
+        """Queue the build again: its worker was told to stop. False where the lease is lost."""
+        return await self._write(
+            build,
+            token,
+            state=State.QUEUED,
+            step=Step.WAITING,
+            progress_percent=0,
+            attempts=builds.c.attempts - 1,
+            **_NO_LEASE,
+        )
+
+    async def succeed(self, build: str, token: str, environment: Environment, cached: bool, now: datetime) -> bool:
+        """End the build with its environment. False where the lease is lost; then nothing is kept."""
+        async with self._database.transaction() as connection:
+            known = sa.select(environments.c.digest).where(environments.c.digest == environment.digest)
+            values = {
+                "python_version": environment.python_version,
+                "bentoml_version": environment.bentoml_version,
+                "package_count": environment.package_count,
+                "size_bytes": environment.size_bytes,
+                "use_time": now,
+            }
+            if (await connection.execute(known)).first() is None:
+                row = {"digest": environment.digest, "create_time": now, **values}
+                insert = _insert_or_ignore(self._database.dialect).values(**row).on_conflict_do_nothing()
+                await connection.execute(insert)
+            else:
+                await connection.execute(
+                    environments.update().where(environments.c.digest == environment.digest).values(**values)
+                )
+            changed = await connection.execute(
+                _with_lease(build, token).values(
+                    state=State.SUCCEEDED,
+                    step=Step.DONE,
+                    progress_percent=100,
+                    environment=environment.digest,
+                    cached=cached,
+                    end_time=now,
+                    version=builds.c.version + 1,
+                    **_NO_LEASE,
+                )
+            )
+            return changed.rowcount == 1
+
+    async def fail(self, build: str, token: str, failure: Failure, now: datetime) -> bool:
+        """End the build without output. False where the lease is lost."""
+        text = json.dumps(
+            {"reason": failure.reason, "message": failure.message, "metadata": dict(failure.metadata)},
+            ensure_ascii=False,
+        )
+        return await self._write(build, token, state=State.FAILED, failure=text, end_time=now, **_NO_LEASE)
+
+    async def cancel(self, organization: str, build: str, now: datetime) -> bool:
+        """End a build that has not ended. Its worker, if any, finds its lease gone."""
+        async with self._database.transaction() as connection:
+            changed = await connection.execute(
+                builds.update()
+                .where(builds.c.id == build, builds.c.organization == organization, builds.c.state.in_(_ACTIVE))
+                .values(state=State.CANCELLED, end_time=now, version=builds.c.version + 1, **_NO_LEASE)
+            )
+            return changed.rowcount == 1
+
+    async def requeue(self, owner: str) -> int:
+        """Queue again what a former life of this owner was building. Gives how many there were."""
+        async with self._database.transaction() as connection:
+            changed = await connection.execute(
+                builds.update()
+                .where(builds.c.state == State.RUNNING, builds.c.lease_owner == owner)
+                .values(
+                    state=State.QUEUED, step=Step.WAITING, progress_percent=0, version=builds.c.version + 1, **_NO_LEASE
+                )
+            )
+            return changed.rowcount
+
+    async def running(self) -> set[str]:
+        """Ids of builds that a worker has, anywhere."""
+        async with self._database.read() as connection:
+            return set((await connection.execute(sa.select(builds.c.id).where(builds.c.state == "RUNNING"))).scalars())
+
+    async def ping(self) -> None:
+        """Raises Unavailable while the database does not answer."""
+        await self._database.ping()
+
+    async def _write(self, build: str, token: str, **values: Any) -> bool:
+        values.setdefault("version", builds.c.version + 1)
+        if values["version"] is None:  # a change that no watcher cares about
+            del values["version"]
+        async with self._database.transaction() as connection:
+            return (await connection.execute(_with_lease(build, token).values(**values))).rowcount == 1
+
+
+def _with_lease(build: str, token: str) -> Any:
+    return builds.update().where(builds.c.id == build, builds.c.state == State.RUNNING, builds.c.lease_token == token)
+
+
+def _insert_or_ignore(dialect: str) -> Any:
+    if dialect == "postgresql":
+        from sqlalchemy.dialects import postgresql
+
+        return postgresql.insert(environments)
+    from sqlalchemy.dialects import sqlite
+
+    return sqlite.insert(environments)
+
+
+def _row(build: Build) -> dict[str, Any]:
+    return {
+        "id": build.id,
+        "uid": build.uid,
+        "organization": build.organization,
+        "bento": build.bento,
+        "bento_digest": build.bento_digest,
+        "dedup_key": dedup_key(build.bento_digest, build.secrets),
+        "secrets": json.dumps(list(build.secrets)),
+        "force": build.force,
+        "creator": build.creator,
+        "traceparent": build.traceparent,
+        "state": str(build.state),
+        "step": str(build.step),
+        "progress_percent": build.progress_percent,
+        "failure": None,
+        "environment": None,
+        "cached": build.cached,
+        "create_time": build.create_time,
+        "attempts": build.attempts,
+        "version": build.version,
+    }
+
+
+def _build(row: Any) -> Build:
+    environment = None
+    if row["environment_digest"] is not None:
+        environment = Environment(
+            row["environment_digest"],
+            row["environment_python_version"],
+            row["environment_bentoml_version"],
+            row["environment_package_count"],
+            row["environment_size_bytes"],
+        )
+    return Build(
+        id=row["id"],
+        uid=row["uid"],
+        organization=row["organization"],
+        bento=row["bento"],
+        bento_digest=row["bento_digest"],
+        creator=row["creator"],
+        create_time=row["create_time"],
+        secrets=tuple(json.loads(row["secrets"])),
+        force=row["force"],
+        traceparent=row["traceparent"],
+        state=State(row["state"]),
+        step=row["step"],
+        progress_percent=row["progress_percent"],
+        failure=Failure(**json.loads(row["failure"])) if row["failure"] else None,
+        environment=environment,
+        cached=row["cached"],
+        start_time=row["start_time"],
+        end_time=row["end_time"],
+        attempts=row["attempts"],
+        version=row["version"],
+    )

@@ -1,0 +1,314 @@
+"""The loop that builds: lease, fetch, find a Python, resolve, install, report."""
+
+import asyncio
+import logging
+import secrets
+import shutil
+import time
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from pathlib import Path
+
+from prometheus_client import Counter, Histogram
+
+from ekiben.api.v1.annotations_pb2 import Role
+from ekiben.errors import Aborted, DeadlineExceeded, EkibenError, Unavailable
+from ekiben.identity.v1 import identity_pb2, identity_pb2_grpc
+from services.builder import bento, failures
+from services.builder.domain import MOST_ATTEMPTS, Build, Environment, Failure, Lease, Step, progress
+from services.builder.environments import Environments, Work
+from services.builder.interpreters import Interpreters
+from services.builder.logs import BuildLog, BuildLogs
+from services.builder.queue import QUEUED, lease_of
+from services.builder.recipe import make_recipe
+from services.builder.settings import Settings
+from services.builder.store import Store
+from services.kernel import telemetry
+from services.kernel.clock import Clock
+from services.kernel.identity import Principal
+from services.kernel.peers import on_behalf_of
+from services.kernel.watches import Topic
+
+log = logging.getLogger(__name__)
+
+_LOOK_AGAIN_S = 2.0
+"""How soon a build that another process queued, or whose worker died, is seen; a build queued here wakes the loop."""
+_PATIENCE_S = 60.0
+"""How long a build waits for a registry that is away: a restart of the suite takes seconds."""
+_REPORT_EVERY_S = 0.25
+"""Between two writes of the progress within a step."""
+
+_builds = Counter(
+    "ekiben_builds_total", "Builds that ended, by how: succeeded, cached, failed, cancelled.", ["outcome"]
+)
+_duration = Histogram(
+    "ekiben_build_duration_seconds",
+    "Time from a worker taking a build to its end.",
+    buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600),
+)
+
+Fetch = Callable[[str, Path], Awaitable[str]]
+"""Unpacks the content of a resource as a folder and gives its digest."""
+
+
+async def _pass(_step: str) -> None:
+    """What a test puts its faults in place of."""
+
+
+class Worker:
+    """Takes builds from the queue, one after another, `settings.workers` at a time."""
+
+    def __init__(
+        self,
+        store: Store,
+        environments: Environments,
+        interpreters: Interpreters,
+        logs: BuildLogs,
+        changes: Topic,
+        fetch: Fetch,
+        vault: "identity_pb2_grpc.SecretsAsyncStub",
+        settings: Settings,
+        owner: str,
+        clock: Clock,
+        failpoint: Callable[[str], Awaitable[None]] = _pass,
+    ) -> None:
+        self._store = store
+        self._environments = environments
+        self._interpreters = interpreters
+        self._logs = logs
+        self._changes = changes
+        self._fetch = fetch
+        self._vault = vault
+        self._settings = settings
+        self._owner = owner
+        self._clock = clock
+        self._failpoint = failpoint
+        self._tmp = settings.data_dir / "tmp"
+
+    async def run(self) -> None:
+        """Build until cancelled. What is being built then goes back to the queue."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self._settings.workers):
+                group.create_task(self._take())
+
+    async def _take(self) -> None:
+        async for _ in self._changes.changes(QUEUED, at_most_s=_LOOK_AGAIN_S):
+            while (lease := await self._lease()) is not None:
+                await self._advance(lease)
+
+    async def _lease(self) -> Lease | None:
+        now = self._clock.now()
+        expire_time = now + timedelta(seconds=self._settings.lease_s)
+        try:
+            return await self._store.lease(secrets.token_hex(16), self._owner, now, expire_time)
+        except EkibenError as error:
+            log.warning("no build can be leased", extra={"reason": error.reason})
+            return None
+
+    async def _advance(self, lease: Lease) -> None:
+        """Build, and write down how it ended; raises only when it is cancelled itself."""
+        build = lease.build
+        started = time.monotonic()
+        directory = self._tmp / f"{build.id}-{lease.token[:8]}"
+        written = self._logs.open(build.id)
+        outcome = "failed"
+        try:
+            with telemetry.continue_trace(build.traceparent, "build", build=build.id, bento=build.bento):
+                outcome = await self._build(lease, directory, written)
+        except asyncio.CancelledError:
+            written.write("The builder is stopping; the build goes on when it is back.")
+            await asyncio.shield(self._give_back(lease))
+            raise
+        finally:
+            await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+            written.close()
+            self._changes.notify(build.id)
+        if outcome != "lost":
+            duration_s = time.monotonic() - started
+            _builds.labels(outcome).inc()
+            _duration.observe(duration_s)
+            log.info("build ended", extra={"build": build.id, "outcome": outcome, "duration_s": round(duration_s, 3)})
+
+    async def _build(self, lease: Lease, directory: Path, written: BuildLog) -> str:
+        """The outcome, for the metric: `succeeded`, `cached`, `failed`, `cancelled`, `lost`."""
+        build = lease.build
+        if build.attempts > MOST_ATTEMPTS:
+            failure = Failure(
+                "WORKER_LOST",
+                f"The builder died {MOST_ATTEMPTS} times while it built this. Look into its own log, and how much "
+                "memory it has.",
+            )
+            return await self._fail(lease, failure, written)
+        if build.attempts > 1:
+            written.write(f"The build is taken up again (attempt {build.attempts}).")
+        try:
+            environment, cached = await self._holding(lease, directory, written)
+        except Aborted:
+            written.write("The build was cancelled.")
+            return "cancelled" if await self._was_cancelled(build) else "lost"
+        except EkibenError as error:
+            return await self._fail(lease, failures.of_error(error), written)
+        except OSError as error:
+            return await self._fail(lease, _of_os_error(error), written)
+        except Exception:
+            log.exception("a build failed by a bug", extra={"build": build.id})
+            return await self._fail(lease, Failure("INTERNAL", "The builder has a bug; its log says more."), written)
+        written.write(f"Environment {environment.digest} is {'there already' if cached else 'ready'}.")
+        kept = await self._store.succeed(build.id, lease.token, environment, cached, self._clock.now())
+        return ("cached" if cached else "succeeded") if kept else "lost"
+
+    async def _holding(self, lease: Lease, directory: Path, written: BuildLog) -> tuple[Environment, bool]:
+        """Build while the lease is kept. Raises Aborted (LEASE_LOST) as soon as it is lost."""
+        making = asyncio.ensure_future(self._make(lease, directory, written))
+        keeping = asyncio.ensure_future(self._keep(lease))
+        try:
+            async with asyncio.timeout(self._settings.build_timeout_s):
+                await asyncio.wait([making, keeping], return_when=asyncio.FIRST_COMPLETED)
+                return making.result() if making.done() else keeping.result()
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"The build did not end within {self._settings.build_timeout_s:.0f} s.", reason="BUILD_TIMEOUT"
+            ) from None
+        finally:
+            for task in (making, keeping):
+                task.cancel()
+            await asyncio.wait([making, keeping])
+            for task in (making, keeping):
+                if not task.cancelled():
+                    task.exception()  # was raised above, or no longer matters
+
+    async def _keep(self, lease: Lease) -> tuple[Environment, bool]:
+        """Renew the lease until it is lost."""
+        async for _ in self._changes.changes(lease_of(lease.build.id), at_most_s=self._settings.lease_s / 3):
+            expire_time = self._clock.now() + timedelta(seconds=self._settings.lease_s)
+            try:
+                kept = await self._store.renew(lease.build.id, lease.token, expire_time)
+            except Unavailable:
+                continue  # the database may be back before the lease runs out; each write is fenced anyway
+            if not kept:
+                break
+        raise _lost()
+
+    async def _make(self, lease: Lease, directory: Path, written: BuildLog) -> tuple[Environment, bool]:
+        build = lease.build
+        report = _Reports(self._store, self._changes, lease)
+        written.write(f"Building {build.bento} ({build.bento_digest}).")
+        await asyncio.to_thread(directory.mkdir, parents=True)
+
+        await report(Step.FETCHING)
+        await self._failpoint("fetch")
+        with telemetry.tracer().start_as_current_span("fetch bento"):
+            env = await self._reveal(build, written)
+            content = directory / "bento"
+            await self._fetch_patiently(build, content, written)
+            files = await asyncio.to_thread(bento.read, content)
+        recipe = make_recipe(files)
+        for note in recipe.notes:
+            written.write(note)
+        work = Work(directory, written.write, report, env)
+
+        await report(Step.FINDING_PYTHON)
+        await self._failpoint("python")
+        with telemetry.tracer().start_as_current_span("find python"):
+            interpreter = await self._interpreters.find(recipe.python, written.write)
+        written.write(f"Python {interpreter.version} at {interpreter.path}, BentoML {recipe.bentoml_version}.")
+
+        await report(Step.RESOLVING)
+        await self._failpoint("resolve")
+        with telemetry.tracer().start_as_current_span("resolve requirements"):
+            lock = await self._environments.lock(recipe, interpreter, content, work, fresh=build.force)
+
+        await report(Step.INSTALLING)
+        await self._failpoint("install")
+        with telemetry.tracer().start_as_current_span("install packages"):
+            made = await self._environments.make(lock, recipe, interpreter, work, verify=build.force)
+        await self._failpoint("finish")
+        return made
+
+    async def _fetch_patiently(self, build: Build, into: Path, written: BuildLog) -> None:
+        deadline = self._clock.monotonic() + _PATIENCE_S
+        pause_s = 0.2
+        while True:
+            try:
+                digest = await self._fetch(build.bento, into)
+                break
+            except Unavailable as error:
+                if self._clock.monotonic() > deadline:
+                    raise
+                written.write(f"{error.message} Trying again.")
+                await self._clock.sleep(pause_s)
+                pause_s = min(5.0, pause_s * 2)
+        if digest != build.bento_digest:
+            written.write(f"The bento was pushed again meanwhile; its content is {digest} now, and that is built.")
+
+    async def _reveal(self, build: Build, written: BuildLog) -> dict[str, str]:
+        """The values of the build's secrets, by variable; masked in the log from here on."""
+        if not build.secrets:
+            return {}
+        asking = Principal(build.creator, build.organization, Role.ROLE_DEVELOPER)
+        with on_behalf_of(asking):  # so that the audit log names who caused it
+            reply = await self._vault.RevealSecrets(identity_pb2.RevealSecretsRequest(names=build.secrets))
+        env: dict[str, str] = {}
+        for secret in reply.secrets:
+            if secret.stage == identity_pb2.Secret.RUNTIME:
+                written.write(f"{secret.name} is for replicas only; the build does not get it.")
+            elif secret.kind == identity_pb2.Secret.MOUNT_FILE:
+                written.write(f"{secret.name} holds files; a build gets environment variables only.")
+            else:
+                env |= {item.key: item.value for item in secret.items}
+        written.mask(env.values())
+        return env
+
+    async def _fail(self, lease: Lease, failure: Failure, written: BuildLog) -> str:
+        message = written.masked(failure.message)
+        metadata = {key: written.masked(value) for key, value in failure.metadata.items()}
+        written.write(f"FAILED ({failure.reason}): {message}")
+        failure = Failure(failure.reason, message, metadata)
+        kept = await self._store.fail(lease.build.id, lease.token, failure, self._clock.now())
+        return "failed" if kept else "lost"
+
+    async def _was_cancelled(self, build: Build) -> bool:
+        now = await self._store.get(build.organization, build.id)
+        return now is not None and now.state == "CANCELLED"
+
+    async def _give_back(self, lease: Lease) -> None:
+        try:
+            await self._store.give_back(lease.build.id, lease.token)
+        except EkibenError:
+            log.warning("a build could not be given back; its lease runs out", extra={"build": lease.build.id})
+
+
+class _Reports:
+    """Writes a build's progress to the store, at most four times a second within a step."""
+
+    def __init__(self, store: Store, changes: Topic, lease: Lease) -> None:
+        self._store = store
+        self._changes = changes
+        self._lease = lease
+        self._last: tuple[str, int] = ("", -1)
+        self._next = 0.0
+
+    async def __call__(self, step: Step, done: int = 0, of: int = 0) -> None:
+        """Say that `done` of `of` parts of a step are done. Raises Aborted (LEASE_LOST)."""
+        text = f"downloading packages ({done} of {of})" if step is Step.INSTALLING and done < of else str(step)
+        state = (text, progress(step, done, of))
+        now = time.monotonic()
+        if state == self._last or (state[0].split("(")[0] == self._last[0].split("(")[0] and now < self._next):
+            return
+        self._last, self._next = state, now + _REPORT_EVERY_S
+        if not await self._store.report(self._lease.build.id, self._lease.token, *state):
+            raise _lost()
+        self._changes.notify(self._lease.build.id)
+
+
+def _lost() -> Aborted:
+    return Aborted("The build was cancelled, or another worker has it.", reason="LEASE_LOST")
+
+
+def _of_os_error(error: OSError) -> Failure:
+    failure = failures.parse(f"{error} (os error {error.errno})", doing="working on files")
+    return (
+        failure
+        if failure.reason == "DISK_FULL"
+        else Failure("INTERNAL", f"The builder cannot work on its files: {error}")
+    )
