@@ -59,7 +59,7 @@ _handling = Histogram(
 )
 
 
-@dataclass
+@dataclass(eq=False)
 class _Call:
     """One call while it runs."""
 
