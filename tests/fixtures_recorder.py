@@ -1,57 +1,142 @@
 """What the recorder's tests share: databases of both kinds, and predictions and spans to record."""
 
-import os
-import shutil
-import subprocess
+import asyncio
+import socket
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
+import grpc.aio
 import pytest
 
+from ekiben.api.v1.annotations_pb2 import Role
+from ekiben.channel import open_channel
+from ekiben.recorder.v1.recorder_pb2_grpc import (
+    PredictionsStub,
+    TracesStub,
+)
+from services.kernel.app import serve
+from services.kernel.clock import SYSTEM, Clock
 from services.kernel.db import Database, open_database
+from services.kernel.identity import AuditRecord, Principal
+from services.kernel.peers import Peers
+from services.kernel.settings import ServerSettings
+from services.recorder.app import open_recorder
 from services.recorder.domain import Payload, Prediction, Span
+from services.recorder.settings import Settings
+
+if TYPE_CHECKING:
+    from ekiben.recorder.v1.recorder_pb2_grpc import PredictionsAsyncStub, TracesAsyncStub
 
 NOW_US = 1_767_225_600_000_000
 """2026-01-01T00:00:00Z."""
 
 
-@pytest.fixture(scope="session")
-def recorder_postgres() -> Iterator[str]:
-    """URL of a private PostgreSQL server; skips where none is installed."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    if not found:
-        pytest.skip("PostgreSQL is not installed")
-    folder = Path(tempfile.mkdtemp(prefix="ekiben-pg-", dir="/tmp"))
-    prefix: list[str] = []
-    if os.getuid() == 0:  # initdb and postgres refuse root
-        shutil.chown(folder, "postgres")
-        prefix = ["setpriv", "--reuid", "postgres", "--regid", "postgres", "--clear-groups"]
-    run = lambda *command: subprocess.run([*prefix, *map(str, command)], check=True, capture_output=True, cwd=folder)  # noqa: E731
-    run(found[-1] / "initdb", "-D", folder / "data", "-A", "trust", "-U", "postgres", "-E", "UTF8", "--no-sync")
-    options = f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync=off"
-    run(found[-1] / "pg_ctl", "-D", folder / "data", "-w", "-l", folder / "log", "-o", options, "start")
-    try:
-        yield f"postgresql+asyncpg://postgres@/postgres?host={folder}"
-    finally:
-        run(found[-1] / "pg_ctl", "-D", folder / "data", "-m", "immediate", "stop")
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-async def recorder_database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
+@pytest.fixture
+async def recorder_database(database_url: str) -> AsyncIterator[Database]:
     """An empty migrated database of each kind."""
-    url = f"sqlite+aiosqlite:///{tmp_path}/recorder.db"
-    if request.param == "postgresql":
-        url = request.getfixturevalue("recorder_postgres")
-    async with open_database(url) as database:
-        if request.param == "postgresql":
-            async with database.transaction() as connection:
-                await connection.exec_driver_sql("DROP SCHEMA public CASCADE")
-                await connection.exec_driver_sql("CREATE SCHEMA public")
+    async with open_database(database_url) as database:
         await database.migrate("services.recorder.migrations")
         yield database
+
+
+def free_port() -> int:
+    """A TCP port of the loopback that nobody listened on a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Viewers:
+    """Takes every token as a viewer's; `other-…` as one of another organization."""
+
+    async def authenticate(self, token: str) -> Principal:
+        organization = "other" if token.startswith("ekb_other") else "default"
+        return Principal("users/somebody", f"organizations/{organization}", Role.ROLE_VIEWER)
+
+
+class NoAudit:
+    """Writes nothing down."""
+
+    async def record(self, entry: AuditRecord) -> None:
+        pass
+
+
+@dataclass
+class Recorder:
+    """A recorder that runs in this process, behind real gRPC on a Unix socket."""
+
+    address: str
+    otlp_http: str
+    otlp_token: str
+    service: grpc.aio.Channel
+    viewer: grpc.aio.Channel
+
+    @property
+    def recording(self) -> "PredictionsAsyncStub":
+        """The prediction log, as a service of the suite."""
+        return PredictionsStub(self.service)
+
+    @property
+    def predictions(self) -> "PredictionsAsyncStub":
+        """The prediction log, as a viewer."""
+        return PredictionsStub(self.viewer)
+
+    @property
+    def traces(self) -> "TracesAsyncStub":
+        """The traces, as a viewer."""
+        return TracesStub(self.viewer)
+
+
+@asynccontextmanager
+async def running_recorder(folder: Path, clock: Clock = SYSTEM, **settings: Any) -> AsyncIterator[Recorder]:
+    """A recorder with its data in `folder`; `settings` replace those of its Settings."""
+    token_file, otlp_token_file = folder / "service-token", folder / "otlp-token"
+    token_file.write_text("eks_test")
+    values = {
+        "database_url": f"sqlite:///{folder}/recorder.db",
+        "otlp_token_file": otlp_token_file,
+        "min_free_bytes": 0,
+    }
+    with tempfile.TemporaryDirectory(prefix="ekr-", dir="/tmp") as run_dir:
+        values["otlp_http_listen"] = f"127.0.0.1:{free_port()}"
+        values |= settings
+        component = open_recorder(Settings(**values), cast("Peers", None), clock=clock)
+        server = ServerSettings(listen=f"unix:{run_dir}/grpc", service_token_file=token_file, grace_s=1)
+        stop, started = asyncio.Event(), asyncio.Event()
+
+        async def note() -> None:
+            started.set()
+
+        task = asyncio.create_task(
+            serve([component], server, stop=stop, started=note, authenticator=Viewers(), auditor=NoAudit())
+        )
+        waiting = asyncio.create_task(started.wait())
+        await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        if task.done():
+            task.result()
+        try:
+            async with (
+                open_channel(server.listen, token="eks_test") as service,
+                open_channel(server.listen, token="ekb_viewer") as viewer,
+            ):
+                http = f"http://{values['otlp_http_listen']}"
+                yield Recorder(server.listen, http, otlp_token_file.read_text().strip(), service, viewer)
+        finally:
+            stop.set()
+            await task
+
+
+@pytest.fixture
+async def recorder(tmp_path: Path) -> AsyncIterator[Recorder]:
+    """A recorder on SQLite."""
+    async with running_recorder(tmp_path) as running:
+        yield running
 
 
 def prediction(number: int = 0, **changes: Any) -> Prediction:

@@ -92,8 +92,10 @@ class GrpcSender:
     def __init__(self, channel: grpc.aio.Channel, headers: Mapping[str, str]) -> None:
         # No serializers: bytes in, bytes out.
         self._export = {
-            Signal.TRACES: channel.unary_unary("/opentelemetry.proto.collector.trace.v1.TraceService/Export"),
-            Signal.LOGS: channel.unary_unary("/opentelemetry.proto.collector.logs.v1.LogsService/Export"),
+            Signal.TRACES: channel.unary_unary(
+                "/opentelemetry.proto.collector.trace.v1.TraceService/Export", None, None
+            ),
+            Signal.LOGS: channel.unary_unary("/opentelemetry.proto.collector.logs.v1.LogsService/Export", None, None),
         }
         self._metadata = tuple(headers.items())
 

@@ -16,8 +16,11 @@ from services.recorder import domain
 _MAX_SHORT = 255
 _MAX_PATH = 8192
 _MAX_BIGINT = 2**63 - 1
+# Text repeats the body; two long ones of a prediction, twice, would not fit into a message.
+_MAX_TEXT_BYTES = 2 << 20
 
-_First, _Second = TypeVar("_First"), TypeVar("_Second")
+_First = TypeVar("_First")
+_Second = TypeVar("_Second")
 
 
 def prediction_to_proto(prediction: domain.Prediction, *, bodies: bool) -> pb.Prediction:
@@ -60,7 +63,9 @@ def prediction_from_proto(message: pb.Prediction, *, organization: str, index: i
         deployment = str(names.Deployment.parse(message.deployment))
     except InvalidArgument as exc:
         violations = [(f"{where}.{name}", why) for name, why in exc.violations]
-        raise InvalidArgument(exc.message, reason=exc.reason, violations=violations, **exc.metadata) from exc
+        error = InvalidArgument(f"{where}: {exc.message}", reason=exc.reason, violations=violations)
+        error.metadata = exc.metadata
+        raise error from exc
     if not 0 <= message.status <= 999:
         raise _wrong(f"{where}.status", "An HTTP status, or 0.")
     if not message.HasField("start_time"):
@@ -90,14 +95,15 @@ def prediction_from_proto(message: pb.Prediction, *, organization: str, index: i
 
 
 def payload_to_proto(payload: domain.Payload, *, bodies: bool) -> pb.Payload:
-    """One direction; `text` is filled where the body is text."""
+    """One direction; `text` is filled where the body is text of at most 2 MiB."""
     message = pb.Payload(
         body_size_bytes=payload.body_size_bytes, truncated=payload.truncated, content_type=payload.content_type
     )
     if bodies:
         message.headers.update(payload.headers)
         message.body = payload.body
-        message.text = payload.text
+        if len(payload.body) <= _MAX_TEXT_BYTES:
+            message.text = payload.text
     return message
 
 

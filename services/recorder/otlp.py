@@ -53,7 +53,7 @@ def spans_of(request: ExportTraceServiceRequest, *, organization: str) -> tuple[
     refused = 0
     for resource_spans in request.resource_spans:
         resource = attributes_of(resource_spans.resource.attributes)
-        owner = resource.get(ORGANIZATION) or organization
+        owner = resource.get(ORGANIZATION, "").removeprefix("organizations/") or organization
         service = resource.get("service.name", "")
         inherited = {key: value for key, value in resource.items() if key.startswith("ekiben.")}
         for scope_spans in resource_spans.scope_spans:
@@ -105,7 +105,10 @@ def parse_json(data: bytes, into: Message) -> None:
         ValueError: not JSON, or not of that message.
     """
     try:
-        json_format.ParseDict(_ids_to_base64(json.loads(data)), into, ignore_unknown_fields=True)
+        document = json.loads(data)
+        if not isinstance(document, dict):
+            raise ValueError("not OTLP JSON: not an object")
+        json_format.ParseDict(_ids_to_base64(document), into, ignore_unknown_fields=True)
     except (json_format.ParseError, TypeError, AttributeError, RecursionError) as exc:
         raise ValueError(f"not OTLP JSON: {exc}") from exc
 
@@ -156,7 +159,7 @@ def _monitor_entry(
         data = json.dumps(body)
     time_ns = record.time_unix_nano or record.observed_time_unix_nano or now_ns
     return MonitorEntry(
-        organization=(resource.get(ORGANIZATION) or organization)[:63],
+        organization=(resource.get(ORGANIZATION, "").removeprefix("organizations/") or organization)[:63],
         monitor=_clean(monitor)[:_MAX_NAME],
         time_ns=min(time_ns, _MAX_TIME_NS),
         trace_id=_trace_of(record, body),

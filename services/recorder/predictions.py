@@ -13,7 +13,11 @@ from services.recorder.store import PredictionStore
 
 # Another replica's writes wake nobody here; half a second keeps a tail well within the two seconds promised.
 TAIL_POLL_S = 0.5
-_TAIL_PAGE = 200
+# Rows read at once; with bodies they are heavy.
+_TAIL_PAGE, _TAIL_PAGE_WITH_BODIES = 500, 50
+# A page with bodies ends early rather than outgrow a message: 16 MiB, and a body that is text takes twice its size.
+_MAX_PAGE_WITH_BODIES = 100
+_MAX_PAGE_BYTES = 4 << 20
 _NEWS = "predictions"
 
 _recorded = Counter("ekiben_predictions_recorded_total", "Predictions added to the prediction log.")
@@ -48,9 +52,16 @@ class Predictions:
     ) -> tuple[list[Prediction], tuple[int, int] | None]:
         """A page, newest first, and the position of the next one; None where there is none.
 
-        Predictions that come between two pages move nothing: a position is a place in the order, not a count.
+        Predictions that come between two pages move nothing: a position is a place in the order, not a count. With
+        bodies a page may be shorter than asked.
         """
+        size = min(size, _MAX_PAGE_WITH_BODIES) if bodies else size
         rows = await self._store.page(wanted, before=before, limit=size + 1, bodies=bodies)
+        total = 0
+        for index, row in enumerate(rows):
+            total += len(row.prediction.request.body) + len(row.prediction.response.body)
+            if index and total > _MAX_PAGE_BYTES:
+                size = min(size, index)
         more = len(rows) > size
         rows = rows[:size]
         position = (rows[-1].prediction.start_time_us, rows[-1].sequence) if more else None
@@ -74,20 +85,24 @@ class Predictions:
         _entries_recorded.inc(recorded)
         return recorded
 
-    async def tail(self, wanted: PredictionFilter, *, bodies: bool) -> AsyncIterator[Prediction]:
-        """Predictions as they are recorded from now on, by whichever replica of the recorder; never ends.
+    async def end(self) -> int:
+        """Where the log ends now: a tail from here gives what is recorded later."""
+        return await self._store.last_sequence()
+
+    async def tail(self, wanted: PredictionFilter, *, after: int, bodies: bool) -> AsyncIterator[Prediction]:
+        """Predictions recorded after the place `after`, by whichever replica of the recorder; never ends.
 
         Each is given once, in the order of recording. A reader slower than the log gets everything, later.
         """
-        sequence = await self._store.last_sequence()
-        async for _ in self._news.changes(_NEWS, poll_s=TAIL_POLL_S):
+        page, sequence = _TAIL_PAGE_WITH_BODIES if bodies else _TAIL_PAGE, after
+        async for _ in self._news.changes(_NEWS, at_most_s=TAIL_POLL_S):
             while True:
-                rows, after = await self._store.after(wanted, sequence, limit=_TAIL_PAGE, bodies=bodies)
+                rows, reached = await self._store.after(wanted, sequence, limit=page, bodies=bodies)
                 for row in rows:
                     yield row.prediction
-                if after == sequence:
+                if reached == sequence:
                     break
-                sequence = after
+                sequence = reached
 
     def _now_us(self) -> int:
         return int(self._clock.now().timestamp() * 1_000_000)

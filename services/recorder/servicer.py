@@ -36,16 +36,19 @@ class PredictionsServicer(recorder_pb2_grpc.PredictionsServicer):
 
     async def ListPredictions(self, request: pb.ListPredictionsRequest, context: Any) -> pb.ListPredictionsResponse:
         wanted = messages.prediction_filter(request, _organization())
-        size, before = pages.page_size(request), messages.position(pages.decode(request), int, int)
+        size, before = pages.page_size(request.page_size), messages.position(pages.decode(request), int, int)
         found, position = await self._predictions.page(wanted, before=before, size=size, bodies=request.include_bodies)
         return pb.ListPredictionsResponse(
             predictions=[messages.prediction_to_proto(each, bodies=request.include_bodies) for each in found],
-            next_page_token=pages.encode(request, position),
+            next_page_token=pages.encode(request, position) if position else "",
         )
 
     async def TailPredictions(self, request: pb.TailPredictionsRequest, context: Any) -> AsyncIterator[pb.Prediction]:
         wanted = messages.prediction_filter(request, _organization())
-        async for prediction in self._predictions.tail(wanted, bodies=request.include_bodies):
+        after = await self._predictions.end()
+        # Tells the caller that whatever is recorded from now on will come.
+        await context.send_initial_metadata(())
+        async for prediction in self._predictions.tail(wanted, after=after, bodies=request.include_bodies):
             yield messages.prediction_to_proto(prediction, bodies=request.include_bodies)
 
     async def RecordPredictions(
@@ -83,10 +86,11 @@ class TracesServicer(recorder_pb2_grpc.TracesServicer):
 
     async def ListTraces(self, request: pb.ListTracesRequest, context: Any) -> pb.ListTracesResponse:
         wanted = messages.trace_filter(request, _organization())
-        size, before = pages.page_size(request), messages.position(pages.decode(request), int, str)
+        size, before = pages.page_size(request.page_size), messages.position(pages.decode(request), int, str)
         found, position = await self._traces.page(wanted, before=before, size=size)
         return pb.ListTracesResponse(
-            traces=map(messages.trace_to_proto, found), next_page_token=pages.encode(request, position)
+            traces=map(messages.trace_to_proto, found),
+            next_page_token=pages.encode(request, position) if position else "",
         )
 
 

@@ -9,9 +9,9 @@ from services.kernel.db import Database
 from services.recorder import domain
 from services.recorder.domain import MonitorEntry, PredictionFilter, StatusFilter, TraceFilter
 from services.recorder.store import PredictionStore, TraceStore, UsageStore, Writer, metadata
-from tests.fixtures_recorder import NOW_US, prediction, recorder_database, recorder_postgres, span
+from tests.fixtures_recorder import NOW_US, prediction, recorder_database, span
 
-__all__ = ["recorder_database", "recorder_postgres"]
+__all__ = ["recorder_database"]
 
 EVERYTHING = PredictionFilter("default")
 
