@@ -1,0 +1,246 @@
+"""The deployer's route table as domain objects, and clusters and endpoints as Envoy's resources (JSON as dictionaries).
+
+Source: Envoy 1.40's v3 API: envoy/config/cluster/v3, envoy/config/endpoint/v3.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from ekiben.deployer.v1 import deployer_pb2 as pb
+from services.gateway.domain import (
+    DEFAULT_BODY_BYTES,
+    MAX_BODY_BYTES,
+    Capture,
+    Endpoint,
+    InternalRoute,
+    Route,
+    RouteTable,
+    Target,
+)
+
+Resource = dict[str, Any]
+TYPES = "type.googleapis.com/envoy."
+MANY = 1 << 30
+"""For limits that are not Envoy's to set: replicas and services have their own."""
+REPLICA_IDLE_S = 4
+"""Idle connections to replicas are closed after so long. BentoML's server (uvicorn) closes its own after 5 s, and
+a request sent into that moment would fail."""
+
+
+def table_from_proto(table: pb.RouteTable) -> RouteTable:
+    """The route table, as the deployer sends it."""
+    return RouteTable(table.version, tuple(_route_from_proto(route) for route in table.routes))
+
+
+def _route_from_proto(route: pb.Route) -> Route:
+    return Route(
+        deployment=route.deployment,
+        organization=route.organization,
+        hosts=tuple(host.lower() for host in route.hosts),
+        port=route.port,
+        access_authorization=route.access_authorization,
+        capture=_capture_from_proto(route.capture),
+        targets=tuple(
+            Target(
+                target=target.target or "main",
+                revision=target.revision,
+                bento=target.bento,
+                models=tuple(target.models),
+                weight=target.weight,
+                service=target.service,
+                endpoints=_endpoints_from_proto(target.endpoints),
+            )
+            for target in route.targets
+        ),
+        not_ready_detail=route.not_ready_detail,
+        route_type=route.route_type,
+        route_by=route.route_by,
+        internal_routes=tuple(
+            InternalRoute(
+                revision=each.revision,
+                target=each.target or "main",
+                service=each.service,
+                socket_path=each.socket_path,
+                endpoints=_endpoints_from_proto(each.endpoints),
+            )
+            for each in route.internal_routes
+        ),
+    )
+
+
+def _capture_from_proto(policy: pb.CapturePolicy) -> Capture | None:
+    percent = policy.sample_percent if policy.HasField("sample_percent") else 100.0
+    limit = policy.max_body_bytes if policy.HasField("max_body_bytes") else DEFAULT_BODY_BYTES
+    if policy.disabled or percent <= 0:
+        return None
+    return Capture(
+        min(percent, 100.0),
+        max(0, min(limit, MAX_BODY_BYTES)),
+        frozenset(header.strip().lower() for header in policy.redacted_headers),
+    )
+
+
+def _endpoints_from_proto(endpoints: Sequence[pb.Endpoint]) -> tuple[Endpoint, ...]:
+    return tuple(Endpoint(endpoint.replica, endpoint.address) for endpoint in endpoints)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A service of the suite as Envoy dials it."""
+
+    name: str
+    address: str
+    """`unix:/path`, `host:port`, `http://host:port` or `https://host:port`."""
+    http2: bool
+    ca_file: Path | None = None
+    """Roots for TLS; a Unix socket never has it."""
+    cert_file: Path | None = None
+    key_file: Path | None = None
+
+
+def address(text: str) -> Resource:
+    """An address of Envoy's from `unix:/path`, `host:port` or a URL.
+
+    Raises:
+        ValueError: none of these.
+    """
+    if text.startswith("unix:"):
+        path = text.removeprefix("unix:")
+        return {"pipe": {"path": "/" + path.lstrip("/") if path.startswith("//") else path}}
+    url = urlsplit(text if "://" in text else f"http://{text}")
+    if url.hostname is None or url.port is None:
+        raise ValueError(f"{text!r} is neither unix:PATH nor HOST:PORT.")
+    return {"socket_address": {"address": url.hostname, "port_value": url.port}}
+
+
+def peer_cluster(peer: Peer) -> Resource:
+    """The cluster of a service of the suite. Host names are resolved again and again."""
+    url = urlsplit(peer.address)
+    secure = not peer.address.startswith("unix:") and (url.scheme == "https" or (peer.ca_file and url.scheme != "http"))
+    cluster: Resource = {
+        "@type": f"{TYPES}config.cluster.v3.Cluster",
+        "name": peer.name,
+        "type": "STATIC" if peer.address.startswith("unix:") else "STRICT_DNS",
+        "connect_timeout": "5s",
+        "per_connection_buffer_limit_bytes": 1 << 20,
+        "circuit_breakers": _no_breakers(),
+        "load_assignment": {
+            "cluster_name": peer.name,
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address(peer.address)}}]}],
+        },
+        "typed_extension_protocol_options": _protocol(http2=peer.http2, idle_s=3600 if peer.http2 else 30),
+    }
+    if secure:
+        validation = {"trusted_ca": {"filename": str(peer.ca_file or "/etc/ssl/certs/ca-certificates.crt")}}
+        common: Resource = {"validation_context": validation, "alpn_protocols": ["h2"] if peer.http2 else ["http/1.1"]}
+        if peer.cert_file and peer.key_file:
+            common["tls_certificates"] = [
+                {
+                    "certificate_chain": {"filename": str(peer.cert_file)},
+                    "private_key": {"filename": str(peer.key_file)},
+                }
+            ]
+        cluster["transport_socket"] = {
+            "name": "envoy.transport_sockets.tls",
+            "typed_config": {
+                "@type": f"{TYPES}extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+                "common_tls_context": common,
+                "sni": urlsplit(peer.address if "://" in peer.address else f"//{peer.address}").hostname or "",
+                "auto_sni_san_validation": True,
+            },
+        }
+    return cluster
+
+
+def replica_cluster(name: str, endpoints_file: Path, facts: Resource | None = None) -> Resource:
+    """The cluster of a set of replicas. `facts` are what a capture says of them, kept as one JSON text.
+
+    A replica that does not take connections is left alone for 5 s, as long as half of the others do.
+    """
+    cluster: Resource = {
+        "@type": f"{TYPES}config.cluster.v3.Cluster",
+        "name": name,
+        "type": "EDS",
+        "connect_timeout": "2s",
+        "per_connection_buffer_limit_bytes": 1 << 20,
+        "eds_cluster_config": {"eds_config": file_source(endpoints_file)},
+        "lb_policy": "LEAST_REQUEST",
+        "circuit_breakers": _no_breakers(),
+        "outlier_detection": {
+            "split_external_local_origin_errors": True,
+            "consecutive_local_origin_failure": 2,
+            "enforcing_consecutive_local_origin_failure": 100,
+            "enforcing_local_origin_success_rate": 0,
+            "enforcing_consecutive_5xx": 0,
+            "enforcing_consecutive_gateway_failure": 0,
+            "enforcing_success_rate": 0,
+            "interval": "1s",
+            "base_ejection_time": "5s",
+            "max_ejection_time": "5s",
+            "max_ejection_percent": 50,
+        },
+        "typed_extension_protocol_options": _protocol(http2=False, idle_s=REPLICA_IDLE_S),
+    }
+    if facts is not None:
+        cluster["metadata"] = {
+            "filter_metadata": {"ekiben": {"facts": json.dumps(facts, separators=(",", ":"), sort_keys=True)}}
+        }
+    return cluster
+
+
+def replica_endpoints(name: str, endpoints: Sequence[Endpoint]) -> Resource:
+    """The endpoints of a replica cluster, each with its replica's id as metadata."""
+    return {
+        "@type": f"{TYPES}config.endpoint.v3.ClusterLoadAssignment",
+        "cluster_name": name,
+        "endpoints": [
+            {
+                "lb_endpoints": [
+                    {
+                        "endpoint": {"address": address(endpoint.address)},
+                        "metadata": {"filter_metadata": {"ekiben": {"replica": endpoint.replica}}},
+                    }
+                    for endpoint in sorted(endpoints, key=lambda each: each.replica)
+                ]
+            }
+        ]
+        if endpoints
+        else [],
+    }
+
+
+def file_source(path: Path) -> Resource:
+    """A configuration source: a file, which Envoy reads again when another is renamed over it."""
+    return {"path_config_source": {"path": str(path)}, "resource_api_version": "V3"}
+
+
+def facts_of(route: Route, target: Target) -> Resource:
+    """What a capture says of the target that answered, whatever the route table says by the time it is read."""
+    return {
+        "deployment": route.deployment,
+        "organization": route.organization,
+        "revision": target.revision,
+        "target": target.target,
+        "bento": target.bento,
+        "models": list(target.models),
+    }
+
+
+def _no_breakers() -> Resource:
+    limits = {"max_connections": MANY, "max_pending_requests": MANY, "max_requests": MANY, "max_retries": MANY}
+    return {"thresholds": [{"priority": "DEFAULT", **limits}]}
+
+
+def _protocol(*, http2: bool, idle_s: int) -> Resource:
+    windows = {"initial_stream_window_size": 1 << 20, "initial_connection_window_size": 16 << 20}
+    return {
+        f"{TYPES.split('/')[1]}extensions.upstreams.http.v3.HttpProtocolOptions": {
+            "@type": f"{TYPES}extensions.upstreams.http.v3.HttpProtocolOptions",
+            "common_http_protocol_options": {"idle_timeout": f"{idle_s}s", "max_headers_count": 1000},
+            "explicit_http_config": {"http2_protocol_options": windows} if http2 else {"http_protocol_options": {}},
+        }
+    }

@@ -1,0 +1,124 @@
+"""A line of the capture log as a prediction. Pure.
+
+The fields of a line are those of `listeners`; its `cap` is `capture.lua`'s.
+"""
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from ekiben.recorder.v1 import recorder_pb2 as pb
+
+_NONE = "-"
+
+
+def prediction_from_line(line: bytes) -> pb.Prediction:
+    """The prediction of one line.
+
+    Raises:
+        ValueError: the line is torn, or not one of ours.
+    """
+    fields = json.loads(line)
+    if not isinstance(fields, dict) or not fields.get("id"):
+        raise ValueError("The line holds no capture.")
+    facts = _facts(fields.get("facts") or "{}")
+    kept = fields.get("cap") or {}
+    micros = fields.get("us")
+    prediction = pb.Prediction(
+        name=f"predictions/{fields['id']}",
+        deployment=facts.get("deployment", ""),
+        organization=facts.get("organization", ""),
+        revision=facts.get("revision", ""),
+        target=facts.get("target", ""),
+        bento=facts.get("bento", ""),
+        models=facts.get("models", ()),
+        replica=fields.get("replica") or "",
+        api_token=_text(fields.get("token")),
+        method=fields.get("method") or "",
+        path=fields.get("path") or "",
+        protocol=_text(fields.get("protocol")),
+        status=_number(fields.get("status")),
+        response_flags=_text(fields.get("flags")),
+        trace_id=_trace_id(fields),
+        peer=_text(fields.get("peer")),
+        request=_payload(kept, "q", _number(fields.get("received"))),
+        response=_payload(kept, "s", _number(fields.get("sent"))),
+    )
+    seconds, _, fraction = str(fields.get("start") or "0").partition(".")
+    prediction.start_time.seconds = int(seconds)
+    prediction.start_time.nanos = int(fraction.ljust(9, "0")[:9])
+    # Without a last byte (the caller left) only the milliseconds of the whole request are known.
+    prediction.latency.FromMicroseconds(_number(micros) if micros is not None else _number(fields.get("ms")) * 1000)
+    return prediction
+
+
+def _payload(kept: Mapping[str, str], side: str, size: int) -> pb.Payload:
+    """One direction: `q` for the request, `s` for the response. `size` counts what passed."""
+    headers = _headers(kept.get(f"{side}h", ""))
+    pieces, number = [], 0
+    while (segment := kept.get(f"{side}{number}")) is not None:
+        pieces += [_decoded(piece) for piece in segment.split(",")]
+        number += 1
+    body = b"".join(pieces)
+    size = max(size, len(body))
+    return pb.Payload(
+        headers=headers,
+        body=body,
+        body_size_bytes=size,
+        truncated=len(body) < size,
+        content_type=headers.get("content-type", ""),
+    )
+
+
+def _headers(encoded: str) -> dict[str, str]:
+    data = _decoded(encoded)
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        text = data.decode("latin-1")  # What HTTP said of header values before it said nothing.
+    headers: dict[str, str] = {}
+    for line in text.split("\n"):
+        name, found, value = line.partition(": ") if not line.startswith(":authority: ") else ("host", ":", line[12:])
+        if not found or name.startswith(":"):
+            continue
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return headers
+
+
+def _decoded(piece: str) -> bytes:
+    try:
+        return base64.b64decode(piece, validate=True)
+    except (binascii.Error, ValueError) as exc:
+        raise ValueError("A captured piece is not base64.") from exc
+
+
+@lru_cache(maxsize=1024)
+def _facts(text: str) -> dict[str, Any]:
+    facts = json.loads(text)
+    if not isinstance(facts, dict):
+        raise ValueError("The facts of a capture are not an object.")
+    return facts
+
+
+def _trace_id(fields: Mapping[str, Any]) -> str:
+    """Envoy's own, or where it does not trace the caller's."""
+    trace_id = _text(fields.get("trace"))
+    if len(trace_id) != 32:
+        parts = _text(fields.get("parent")).split("-")
+        trace_id = parts[1] if len(parts) >= 4 and len(parts[1]) == 32 else ""
+    return trace_id
+
+
+def _text(value: Any) -> str:
+    return "" if value in (None, _NONE) else str(value)
+
+
+def _number(value: Any) -> int:
+    """Envoy gives large numbers as `3000000.0`."""
+    try:
+        return int(float(value))
+    except (TypeError, ValueError):
+        return 0
