@@ -1,9 +1,9 @@
 """Pages of a list: sizes clamped, tokens opaque and bound to the request that they came from (AIP-158).
 
-    size = pages.page_size(request.page_size)
-    after = pages.decode(request)                       # None on the first page
-    ...
-    next_page_token = pages.encode(request, [last.create_time_us, last.name]) if more else ""
+size = pages.page_size(request.page_size)
+after = pages.decode(request)                       # None on the first page
+...
+next_page_token = pages.encode(request, [last.create_time_us, last.name]) if more else ""
 """
 
 import base64

@@ -1,7 +1,7 @@
 """Errors as RFC 9457 problems: the one mapping from our classes to HTTP.
 
-    status, headers, problem = problem_of(error, request_id=request_id)
-    return web.Response(status=status, headers=headers, body=json.dumps(problem))
+status, headers, problem = problem_of(error, request_id=request_id)
+return web.Response(status=status, headers=headers, body=json.dumps(problem))
 """
 
 import math
