@@ -45,6 +45,9 @@ class Settings:
     service_token_file: Path | None = None
     """The suite's token, which Envoy sends with its spans. None takes the peers' setting."""
 
+    upload_strategy: str = "auto"
+    """How BentoML's client moves its archives: `presigned` (one PUT), `multipart` (parts of 100 MiB), `proxy` (through
+    the HTTP front), or `auto`: one PUT below 100 MiB, parts from there on."""
     http_listen: str = ""
     """Where the HTTP front listens for Envoy; empty for `unix:<run_dir>/http.sock`."""
     envoy_concurrency: int = 0
@@ -75,6 +78,10 @@ class Settings:
             faults.append(f"trace_sample_percent is {self.trace_sample_percent}; it must be from 0 to 100.")
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
             faults.append("tls_cert_file and tls_key_file go together: one of them is missing.")
+        if self.upload_strategy not in ("auto", "presigned", "multipart", "proxy"):
+            faults.append(
+                f"upload_strategy is {self.upload_strategy!r}; it must be auto, presigned, multipart or proxy."
+            )
         for field in ("trusted_hops", "envoy_concurrency", "drain_grace_s", "capture_backlog_bytes"):
             if getattr(self, field) < 0:
                 faults.append(f"{field} is {getattr(self, field)}; it must not be negative.")
