@@ -1,0 +1,231 @@
+"""The HTTP front: everything on the public port that is neither a prediction nor gRPC.
+
+`/v1/…` is the API (`transcoder`), `/api/…` and `/ws/…` are BentoML's wire protocol (`bentocloud`), and a few pages are
+for people. It listens for Envoy, which terminates the network; no prediction passes here.
+"""
+
+import asyncio
+import inspect
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from opentelemetry import trace
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, Counter, Histogram
+
+from ekiben.errors import EkibenError, NotFound
+from services.gateway.bentocloud.api import Api
+from services.gateway.bentocloud.routes import routes
+from services.gateway.bentocloud.uploads import BLOBS_SESSION, blobs_session
+from services.gateway.openapi import document
+from services.gateway.pages import Pages
+from services.gateway.responses import (
+    LARGEST_BODY_BYTES,
+    Refusal,
+    peer,
+    problem_response,
+    request_id,
+    short_error,
+    token_of,
+)
+from services.gateway.settings import Settings
+from services.gateway.transcoder import Transcoder
+from services.kernel import telemetry
+from services.kernel.peers import Peers, with_no_call, with_token
+
+log = logging.getLogger("services.access")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Readiness = Callable[[], Awaitable[None]]
+Metrics = Callable[[], bytes | Awaitable[bytes]]
+
+_COMPONENTS = ("registry", "builder", "deployer", "recorder")
+_HEALTH_TIMEOUT_S = 3.0
+# Asked every second or so by supervisors and scrapers; nobody wants to read about it.
+_UNOBSERVED = frozenset({"/readyz", "/livez", "/healthz", "/metrics"})
+
+_requests = Counter("ekiben_http_requests_total", "HTTP requests answered by the gateway.", ["surface", "code"])
+_durations = Histogram("ekiben_http_request_duration_seconds", "Time until the whole answer was sent.", ["surface"])
+
+
+def build_http_app(settings: Settings, peers: Peers, *, metrics: Metrics, readiness: Readiness) -> web.Application:
+    """The application. Serve it with `http_runner`.
+
+    Args:
+        settings: of the gateway.
+        peers: the other services; each request's calls carry its own token.
+        metrics: everything that `/metrics` shows, in Prometheus' text format.
+        readiness: raises an error with a sentence while the gateway's own part is not ready.
+    """
+    app = web.Application(middlewares=[_observed, _answered], client_max_size=LARGEST_BODY_BYTES)
+    front = _Front(peers, metrics, readiness)
+    app.router.add_routes(front.routes())
+    app.router.add_routes(Pages(peers).routes())
+    api = Api(peers, blobs=settings.blobs or peers.blobs, upload_strategy=settings.upload_strategy)
+    app.router.add_routes(routes(api))
+    app.router.add_route("*", "/v1/{rest:.*}", Transcoder(peers).handle)
+
+    async def session(app: web.Application) -> AsyncIterator[None]:
+        async with blobs_session(api.blobs) as opened:
+            app[BLOBS_SESSION] = opened
+            yield
+
+    app.cleanup_ctx.append(session)
+    return app
+
+
+def http_runner(app: web.Application) -> web.AppRunner:
+    """A runner with what the application counts on: a client that leaves cancels its request."""
+    return web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=5.0)
+
+
+class _Front:
+    """What machines ask of the whole: is it alive, is it ready, how is it doing, what can it do."""
+
+    def __init__(self, peers: Peers, metrics: Metrics, readiness: Readiness) -> None:
+        self._peers = peers
+        self._metrics = metrics
+        self._readiness = readiness
+        self._document = b""
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.get("/livez", self.livez),
+            web.get("/healthz", self.livez),
+            web.get("/readyz", self.readyz),
+            web.get("/metrics", self.metrics),
+            web.get("/openapi.json", self.openapi),
+        ]
+
+    async def livez(self, request: web.Request) -> web.Response:
+        """This process answers."""
+        return web.json_response({"status": "alive"})
+
+    async def readyz(self, request: web.Request) -> web.Response:
+        """200 once every part is ready; else 503 with what each part that is not says."""
+        with with_no_call():
+            reasons = await asyncio.gather(self._own(), *(self._peer(name) for name in _COMPONENTS))
+        components = dict(zip(("gateway", *_COMPONENTS), (reason or "ready" for reason in reasons), strict=True))
+        ready = not any(reasons)
+        return web.json_response({"ready": ready, "components": components}, status=200 if ready else 503)
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        """All metrics of the suite that this gateway can reach."""
+        found = self._metrics()
+        body = await found if inspect.isawaitable(found) else found
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
+
+    async def openapi(self, request: web.Request) -> web.Response:
+        """The API's description for programs; made when first asked for."""
+        if not self._document:
+            described = await asyncio.to_thread(document)
+            self._document = json.dumps(described, ensure_ascii=False, separators=(",", ":")).encode()
+        return web.Response(body=self._document, content_type="application/json")
+
+    async def _own(self) -> str:
+        try:
+            await self._readiness()
+        except EkibenError as error:
+            return error.message
+        return ""
+
+    async def _peer(self, name: str) -> str:
+        try:
+            stub = health_pb2_grpc.HealthStub(getattr(self._peers, name))
+            answer = await stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=_HEALTH_TIMEOUT_S)
+        except NotFound:
+            return "It does not run here."
+        except EkibenError as error:
+            return f"It does not answer: {error.message}"
+        return "" if answer.status == health_pb2.HealthCheckResponse.SERVING else "It is not ready."
+
+
+@web.middleware
+async def _observed(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """A server span that continues the caller's trace, an access line and metrics, for each request."""
+    if request.path in _UNOBSERVED:
+        return await handler(request)
+    surface, started, status = _surface(request.path), time.monotonic(), 499
+    headers = {key.lower(): value for key, value in request.headers.items()}
+    with (
+        telemetry.component("gateway"),
+        telemetry.tracer().start_as_current_span(
+            f"{request.method} {_operation(request)}",
+            context=telemetry.context_of(headers),
+            kind=trace.SpanKind.SERVER,
+            attributes={
+                "http.request.method": request.method,
+                "url.path": request.path,
+                "client.address": peer(request),
+                "ekiben.request_id": request_id(request),
+            },
+        ) as span,
+    ):
+        try:
+            response = await handler(request)
+            status = response.status
+            return response
+        finally:
+            duration_s = time.monotonic() - started
+            span.set_attribute("http.response.status_code", status)
+            if status >= 500:
+                telemetry.fail_span(span, str(status))
+            _requests.labels(surface, str(status)).inc()
+            _durations.labels(surface).observe(duration_s)
+            _log(request, status, duration_s)
+
+
+@web.middleware
+async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Calls of the handler carry the caller's token, and what it raises becomes an answer."""
+    with with_token(token_of(request)):
+        try:
+            response = await handler(request)
+        except web.HTTPNotFound:
+            unknown = NotFound(
+                f"There is nothing at {request.path!r}; see /docs.", reason="PATH_UNKNOWN", path=request.path
+            )
+            response = _error(request, unknown)
+        except web.HTTPMethodNotAllowed as error:
+            allowed = ", ".join(sorted(error.allowed_methods))
+            detail = f"{request.method} is not allowed here; {allowed} is."
+            response = _error(request, Refusal(405, "METHOD_NOT_ALLOWED", detail, {"Allow": allowed}))
+        except Exception as error:
+            response = _error(request, error)
+    if not response.prepared:
+        response.headers.setdefault("X-Request-Id", request_id(request))
+    return response
+
+
+def _error(request: web.Request, error: Exception) -> web.Response:
+    if request.path.startswith(("/api/", "/ws/")):
+        return short_error(request, error)
+    return problem_response(request, error)
+
+
+def _surface(path: str) -> str:
+    if path.startswith("/v1/"):
+        return "api"
+    return "bentocloud" if path.startswith(("/api/", "/ws/")) else "pages"
+
+
+def _operation(request: web.Request) -> str:
+    """What was asked for, without the ids in it, so that spans of one kind share a name."""
+    resource = request.match_info.route.resource
+    return str(request.get("operation") or (resource.canonical if resource is not None else "unknown"))
+
+
+def _log(request: web.Request, status: int, duration_s: float) -> None:
+    extra: dict[str, Any] = {
+        "method": request.method,
+        "path": request.path,
+        "code": status,
+        "duration_s": duration_s,
+        "peer": peer(request),
+        "request_id": request_id(request),
+    }
+    log.info("request", extra=extra)
