@@ -56,7 +56,7 @@ class Client:
 
     async def close(self) -> None:
         """Close the channel; running calls end as Cancelled."""
-        await self._channel.close()
+        await self._channel.close(None)
 
 
 def where(

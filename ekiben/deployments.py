@@ -1,6 +1,7 @@
 """Create, update, scale, roll back and follow deployments; their revisions, replicas and logs."""
 
-from collections.abc import AsyncIterator, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import grpc.aio
@@ -80,17 +81,18 @@ class Deployments:
         return watches.follow(lambda: self._stub.WatchDeployment(request), until=settled, timeout_s=timeout_s)
 
     async def wait_terminated(self, name: str, *, timeout_s: float | None = None) -> None:
-        """Return once no replica of it is left: terminated, or gone altogether."""
+        """Return once no replica of it is left."""
+        await self._until(name, lambda deployment: deployment.state == pb.Deployment.TERMINATED, timeout_s)
+
+    async def wait_deleted(self, name: str, *, timeout_s: float | None = None) -> None:
+        """Return once it is gone."""
+        with contextlib.suppress(NotFound):
+            await self._until(name, lambda deployment: False, timeout_s)
+
+    async def _until(self, name: str, until: Callable[[pb.Deployment], bool], timeout_s: float | None) -> None:
         request = pb.WatchDeploymentRequest(name=name)
-        try:
-            async for _ in watches.follow(
-                lambda: self._stub.WatchDeployment(request),
-                until=lambda deployment: deployment.state == pb.Deployment.TERMINATED,
-                timeout_s=timeout_s,
-            ):
-                pass
-        except NotFound:
-            return
+        async for _ in watches.follow(lambda: self._stub.WatchDeployment(request), until=until, timeout_s=timeout_s):
+            pass
 
     async def get_revision(self, name: str) -> pb.Revision:
         """One revision."""

@@ -11,6 +11,7 @@ from ekiben.cli.options import confirm, label_option, limit_option, output_optio
 from ekiben.cli.output import age, collect, last, moment, pairs, print_item, print_items, said, size, tag
 from ekiben.cli.session import run
 from ekiben.client import Client
+from ekiben.errors import NotFound
 from ekiben.registry.v1 import registry_pb2 as pb
 
 COLUMNS = [
@@ -102,7 +103,7 @@ async def push_models(client: Client, tags: tuple[str, ...]) -> None:
     for model in tags:
         try:
             path = localstore.folder("models", model)
-        except localstore.NotFound:
+        except NotFound:
             await client.models.get(short.model(model))
             continue
         version = await asyncio.to_thread(localstore.read_model, path)

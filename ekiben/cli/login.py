@@ -89,7 +89,7 @@ async def _through_browser(client: Client, endpoint: str) -> str:
     """
     if not sys.stderr.isatty():
         raise FailedPrecondition(
-            "No token was given, and there is no terminal for a login through the browser. Use --token or --token-file.",
+            "No token was given, and there is no terminal for the browser login. Give --token or --token-file.",
             reason="TOKEN_REQUIRED",
         )
     opened = await client.users.create_login()

@@ -1,7 +1,8 @@
 """Options that many commands share, and the types of their values. Only click is imported here."""
 
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Container
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -12,7 +13,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
-class DurationType(click.ParamType):
+class DurationType(click.ParamType):  # type: ignore[type-arg]
     """`90`, `90s`, `15m`, `2h30m`, `7d`: seconds as a float."""
 
     name = "duration"
@@ -27,7 +28,7 @@ class DurationType(click.ParamType):
         return sum(float(number) * _UNITS[unit] for number, unit in parts)
 
 
-class TimeType(click.ParamType):
+class TimeType(click.ParamType):  # type: ignore[type-arg]
     """A time: `15m` (ago), `2026-01-31`, `2026-01-31T12:00:00Z`; without a zone it is local time."""
 
     name = "time"
@@ -45,7 +46,7 @@ class TimeType(click.ParamType):
         return time.astimezone(UTC)
 
 
-class PairType(click.ParamType):
+class PairType(click.ParamType):  # type: ignore[type-arg]
     """`KEY=VALUE`."""
 
     name = "key=value"
@@ -65,26 +66,34 @@ DURATION, TIME, PAIR = DurationType(), TimeType(), PairType()
 
 def connection_options(function: F) -> F:
     """`--endpoint`, `--token`, `--context`, `--debug`, `--trace`, for the root's help."""
-    for option in reversed(_connection(hidden=False)):
+    for option in reversed(_connection(hidden=False).values()):
         function = option(function)
     return function
 
 
-def _connection(*, hidden: bool) -> list[Callable[[F], F]]:
-    return [
-        click.option("--endpoint", metavar="URL", help="The server: http(s)://HOST:PORT.", hidden=hidden),
-        click.option("--token", metavar="TOKEN", help="API token to use.", hidden=hidden),
-        click.option("--context", metavar="NAME", help="A context of `ekiben login`.", hidden=hidden),
-        click.option("--trace", is_flag=True, help="Print the trace id at the end.", hidden=hidden),
-        click.option("--debug", is_flag=True, help="Print a traceback when something fails.", hidden=hidden),
-    ]
+def _connection(*, hidden: bool) -> dict[str, Callable[[Any], Any]]:
+    return {
+        "endpoint": click.option("--endpoint", metavar="URL", help="The server: http(s)://HOST:PORT.", hidden=hidden),
+        "token": click.option("--token", metavar="TOKEN", help="API token to use.", hidden=hidden),
+        "context": click.option("--context", metavar="NAME", help="A context of `ekiben login`.", hidden=hidden),
+        "trace": click.option("--trace", is_flag=True, help="Print the trace id at the end.", hidden=hidden),
+        "debug": click.option("--debug", is_flag=True, help="Print a traceback when something fails.", hidden=hidden),
+    }
 
 
-def hidden_connection_options(function: F) -> F:
-    """The same for each command, left out of its help: they work before and after the command's name."""
-    for option in reversed(_connection(hidden=True)):
-        function = option(function)
-    return function
+def hidden_connection_options(*, without: Container[str] = ()) -> Callable[[F], F]:
+    """The same for each command, left out of its help: they work before and after the command's name.
+
+    `without` are those names which the command uses for something of its own.
+    """
+
+    def decorate(function: F) -> F:
+        for name, option in reversed(_connection(hidden=True).items()):
+            if name not in without:
+                function = option(function)
+        return function
+
+    return decorate
 
 
 def output_option(function: F) -> F:
@@ -121,5 +130,5 @@ def confirm(question: str, yes: bool) -> None:
     Raises:
         click.Abort: the answer was no.
     """
-    if not yes and click.get_text_stream("stdin").isatty() and click.get_text_stream("stderr").isatty():
+    if not yes and sys.stdin.isatty() and sys.stderr.isatty():
         click.confirm(question, abort=True, err=True)

@@ -1,12 +1,13 @@
 """`ekiben secrets`: values that replicas and builds get."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
 from ekiben.cli import short
 from ekiben.cli.groups import NounGroup
-from ekiben.cli.options import PAIR, confirm, limit_option, output_option, yes_option
+from ekiben.cli.options import PAIR, F, confirm, limit_option, output_option, yes_option
 from ekiben.cli.output import age, collect, last, moment, print_item, print_items, said
 from ekiben.cli.session import run
 from ekiben.client import Client
@@ -81,8 +82,8 @@ def _items(
     return [pb.Secret.Item(key=key, value=value) for key, value in values.items()]
 
 
-def _value_options(function):  # type: ignore[no-untyped-def]
-    options = [
+def _value_options(function: F) -> F:
+    options: list[Callable[[F], F]] = [
         click.option("--literal", "literals", type=PAIR, multiple=True, metavar="KEY=VALUE", help="A value."),
         click.option("--from-file", "files", multiple=True, metavar="[KEY=]FILE", help="A file's text as a value."),
         click.option(

@@ -2,8 +2,9 @@
 
 import asyncio
 import functools
+import inspect
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Container, Coroutine
 from typing import Any
 
 import click
@@ -28,11 +29,13 @@ def open_client(options: dict[str, Any]) -> Client:
 def run(function: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
     """Make a click callback of a coroutine function whose first argument is the client."""
 
-    @hidden_connection_options
+    own = inspect.signature(function).parameters
+
+    @hidden_connection_options(without=own)
     @functools.wraps(function)
     @click.pass_context
     def callback(context: click.Context, /, **arguments: Any) -> Any:
-        options = take_options(context, arguments)
+        options = take_options(context, arguments, without=own)
 
         async def connected() -> Any:
             async with open_client(options) as client:
@@ -43,12 +46,14 @@ def run(function: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
     return callback
 
 
-def take_options(context: click.Context, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Move the connection options of a command into those of the run, which the root may have set."""
+def take_options(context: click.Context, arguments: dict[str, Any], *, without: Container[str] = ()) -> dict[str, Any]:
+    """Move the connection options of a command into those of the run, which the root may have set.
+
+    `without` are those names which the command uses for something of its own.
+    """
     options: dict[str, Any] = context.ensure_object(dict)
     for key in ("endpoint", "token", "context", "trace", "debug"):
-        value = arguments.pop(key, None)
-        if value:
+        if key not in without and (value := arguments.pop(key, None)):
             options[key] = value
     return options
 

@@ -19,7 +19,7 @@ _WAIT_S = 10.0
 
 @click.command()
 @output_option
-@hidden_connection_options
+@hidden_connection_options()
 @click.pass_context
 def status(ctx: click.Context, /, output: str, **arguments: Any) -> int:
     """Ask the server whether each part of it is ready. Exit code 1 where it is not."""
