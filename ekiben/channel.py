@@ -23,7 +23,7 @@ from google.rpc import status_pb2
 from grpc import aio
 
 from ekiben import errors
-from ekiben.errors import EkibenError, InvalidArgument, Unavailable
+from ekiben.errors import EkibenError, InvalidArgument, Unauthenticated, Unavailable
 
 DEFAULT_TIMEOUT_S = 30.0
 MAX_MESSAGE_BYTES = 16 << 20
@@ -95,8 +95,10 @@ def open_channel(
 
     Raises:
         InvalidArgument: the address has none of these forms (ADDRESS_INVALID), or a TLS file cannot be read.
+        Unauthenticated: the token holds what no token does (TOKEN_INVALID).
     """
     target, over_tls = parse_address(address)
+    token = checked_token(token or "")
 
     def headers() -> list[tuple[str, str]]:
         pairs = list(metadata()) if metadata is not None else []
@@ -154,6 +156,18 @@ def parse_address(address: str) -> tuple[str, bool]:
         reason="ADDRESS_INVALID",
         address=address,
     )
+
+
+def checked_token(token: str) -> str:
+    """`token` without white space around it, fit for a header.
+
+    Raises:
+        Unauthenticated: it holds white space, control or other characters that no token does (TOKEN_INVALID).
+    """
+    token = token.strip()
+    if all("!" <= character <= "~" for character in token):
+        return token
+    raise Unauthenticated("The token holds characters that no API token does.", reason="TOKEN_INVALID")
 
 
 def from_rpc_error(error: grpc.RpcError) -> EkibenError:

@@ -24,7 +24,7 @@ from grpc import aio
 from opentelemetry import propagate, trace
 from prometheus_client import Counter
 
-from ekiben.channel import REQUEST_ID_KEY, CallObserver, Tls, open_channel
+from ekiben.channel import REQUEST_ID_KEY, CallObserver, Tls, checked_token, open_channel
 from ekiben.errors import EkibenError, FailedPrecondition, Unauthenticated
 from ekiben.identity.v1 import identity_pb2, identity_pb2_grpc
 from services.kernel import telemetry
@@ -107,7 +107,7 @@ class Peers:
         own = _token.get()
         if own is not None:
             if own:
-                yield "authorization", f"Bearer {own}"
+                yield "authorization", f"Bearer {checked_token(own)}"
         else:
             yield "authorization", f"Bearer {self._service_token}"
             yield SERVICE_KEY, self.caller
