@@ -79,6 +79,8 @@ class SupervisedProcess(asyncio.Protocol):
         """Of the main process once the tree has ended: negative for a signal, `LOST` when the shim was killed."""
         self.out_of_memory = False
         """Whether the kernel killed one of the tree for its memory limit."""
+        self.shim_lost = False
+        """Whether the shim was killed, so that the return code is not known."""
         self._cgroups = cgroups
         self._child: subprocess.Popen[bytes] | None = None
         self._transport: asyncio.Transport | None = None
@@ -136,7 +138,7 @@ class SupervisedProcess(asyncio.Protocol):
             self._started.set_exception(Unavailable("The shim of a process ended early.", reason="PROCESS_LOST"))
             self._started.exception()
         if self.returncode is None and not self._detached:
-            self.returncode, self._lost = LOST, True
+            self.returncode, self.shim_lost, self._lost = LOST, True, True
         self._ended.set()
 
     def _event(self, event: dict[str, Any]) -> None:

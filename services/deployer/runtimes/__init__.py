@@ -1,0 +1,153 @@
+"""The port Runtime: where replicas run. `process.py` runs them on this machine.
+
+The port speaks of replica sets, as Kubernetes does, and of nothing that only one machine has: no path, no process id.
+What it is given can be sent over a network, what it answers too, so a runtime may live in an agent elsewhere.
+
+Promises. Every method may be called again with the same arguments, and after a crash between any two. `apply` and
+`scale` return at once: what came of them is seen in `observe`, and `changed` wakes whoever waits. A runtime keeps as
+many replicas alive as it was told, starting those that end again with growing pauses. To scale down it chooses those
+that do not answer first and sets them DRAINING; it stops a draining replica once it is told by `release` that nobody
+routes to it (a runtime which has its own ways may stop it before).
+"""
+
+from collections.abc import AsyncIterator, Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
+from typing import Any, Protocol
+
+
+class Phase(Enum):
+    """What a runtime sees of a replica."""
+
+    STARTING = "STARTING"
+    READY = "READY"
+    UNREADY = "UNREADY"
+    DRAINING = "DRAINING"
+    CRASHED = "CRASHED"
+
+
+@dataclass(frozen=True)
+class SecretFile:
+    """A file that the replicas find."""
+
+    path: str
+    """Absolute, or below the bento where it begins with `$BENTO_PATH`, or below the home where it begins with `~`."""
+    value: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class SetSpec:
+    """What a replica set runs. The same key always has the same bento, service and environment."""
+
+    key: str
+    """At most 20 of a-z and 0-9; the same for the same deployment, revision, target and service."""
+    deployment: str
+    """`deployments/{deployment}`."""
+    deployment_uid: str
+    revision: int
+    target: str
+    service: str
+    entry: bool
+    """Whether it takes requests from outside; the others are called by services of the same revision."""
+    legacy: bool
+    """Whether the bento was made before BentoML 1.2 and is served as a whole."""
+    bento: str
+    """`bentoRepositories/{repository}/bentos/{bento}`."""
+    bento_digest: str
+    models: tuple[tuple[str, str], ...]
+    """Name and digest of each model: `modelRepositories/{repository}/models/{model}`."""
+    environment: str
+    """Where the builder put the Python environment, on the machine or volume that it shares with the runtime."""
+    envs: Mapping[str, str] = field(default_factory=dict, repr=False)
+    files: tuple[SecretFile, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """Fragment of BentoML's service configuration."""
+    dependencies: tuple[tuple[str, str], ...] = ()
+    """Services that it calls, each with the key of its replica set."""
+    cpu_millicores: int = 0
+    memory_bytes: int = 0
+    drain_s: float = 30.0
+
+
+@dataclass(frozen=True)
+class ReplicaStatus:
+    """One replica, as observed."""
+
+    replica: str
+    phase: Phase
+    address: str = ""
+    """`host:port` or `unix:PATH`, reachable from the gateway."""
+    message: str = ""
+    """What is wrong, in words; for one that ended, its last lines."""
+    restart_count: int = 0
+    """How often it was started again."""
+    failed_starts: int = 0
+    """How often it ended in a row without ever having been ready."""
+    start_time: datetime | None = None
+
+
+@dataclass(frozen=True)
+class SetStatus:
+    """One replica set, as observed."""
+
+    key: str
+    deployment: str
+    deployment_uid: str
+    revision: int
+    target: str
+    service: str
+    asked: int
+    replicas: tuple[ReplicaStatus, ...] = ()
+    socket_path: str = ""
+    """Where replicas of the same revision expect to reach the set; the gateway listens there."""
+    note: str = ""
+    """What could not be done as asked: limits that this machine does not know."""
+
+    def count(self, *phases: Phase) -> int:
+        """How many replicas are in one of the phases."""
+        return sum(replica.phase in phases for replica in self.replicas)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line that a replica printed."""
+
+    replica: str
+    service: str
+    time: datetime
+    text: str
+
+
+class Runtime(Protocol):
+    """See the module."""
+
+    async def apply(self, spec: SetSpec, replicas: int) -> None:
+        """Make the set, or tell it its environment anew, and scale it."""
+        ...
+
+    async def scale(self, key: str, replicas: int) -> None:
+        """Tell a set how many replicas to have; unknown sets are ignored. At 0 all drain, then the set is forgotten."""
+        ...
+
+    async def release(self, replicas: Collection[str]) -> None:
+        """No request can reach these draining replicas any more: end them once they have answered what they have."""
+        ...
+
+    async def observe(self) -> list[SetStatus]:
+        """All sets."""
+        ...
+
+    async def changed(self) -> None:
+        """Return once something may differ from the last `observe`."""
+        ...
+
+    async def forget(self, deployment_uid: str) -> None:
+        """Remove what is kept of a deployment without replicas: logs, homes."""
+        ...
+
+    def logs(
+        self, deployment_uid: str, *, service: str = "", replica: str = "", tail: int = 100, follow: bool = False
+    ) -> AsyncIterator[Line]:
+        """What replicas printed, oldest first; `tail` negative gives all that is kept."""
+        ...

@@ -1,0 +1,127 @@
+"""Starts BentoML's server for one replica, on a Unix socket. Runs in the bento's environment, not in the suite's.
+
+Usage: `python launcher.py SOCKET CONTROL_DIR serve|start ARGUMENT…`, where the arguments are those of `bentoml serve`
+(a bento made before 1.2, as a whole) or of `start-http-server` (one service of a later bento).
+
+BentoML listens on TCP only, and an inter-service port unpickles what it is sent. Both its supervisor (circus, in all
+versions from 1.0 to 1.4) and its workers are indifferent to the family of the socket, so this changes what the
+supervisor opens:
+- the server's socket becomes a Unix socket;
+- circus's control endpoints, two TCP ports that accept commands from anybody, become Unix sockets too; this also ends
+  the race between replicas that start together for the ports which BentoML found free;
+- a dead worker is noticed after one second instead of ten. One of several is replaced; the only one is not, nor is one
+  that died young, for then the supervisor ends, and whoever started it sees that, waits, and starts it again.
+A dependency's own `envs` are put in, which BentoML does only when it starts the whole bento itself.
+
+Standard library only, and Python 3.7: bentos bring old environments.
+"""
+
+# mypy: ignore-errors
+# ruff: noqa: PTH118, UP031, SIM105
+
+import os
+import sys
+
+CHECK_DELAY_S = 1.0
+YOUNG_S = 30.0
+API_SERVER = "_bento_api_server"
+
+
+def patch_supervisor(socket_path, control):
+    """Change what circus opens and how it watches."""
+    from circus import arbiter, sockets, watcher
+
+    open_socket = sockets.CircusSocket.__init__
+    open_arbiter = arbiter.Arbiter.__init__
+    open_watcher = watcher.Watcher.__init__
+    reap = watcher.Watcher.reap_process
+
+    def socket_init(self, name="", *args, **kwargs):
+        if name == API_SERVER:
+            kept = {key: kwargs[key] for key in ("backlog",) if key in kwargs}
+            open_socket(self, name=name, path=socket_path, replace=True, umask=0o077, **kept)
+        else:
+            open_socket(self, name, *args, **kwargs)
+
+    def arbiter_init(self, watchers, *args, **kwargs):
+        kwargs["endpoint"] = "ipc://" + os.path.join(control, "e")
+        kwargs["pubsub_endpoint"] = "ipc://" + os.path.join(control, "p")
+        kwargs["check_delay"] = CHECK_DELAY_S
+        open_arbiter(self, watchers, **kwargs)
+
+    def watcher_init(self, *args, **kwargs):
+        kwargs["respawn"] = int(kwargs.get("numprocesses") or 1) > 1
+        kwargs["graceful_timeout"] = 86400
+        open_watcher(self, *args, **kwargs)
+
+    def reap_process(self, pid, *args, **kwargs):
+        process = self.processes.get(pid)
+        if process is not None and process.age() < YOUNG_S:
+            self.respawn = False
+        return reap(self, pid, *args, **kwargs)
+
+    sockets.CircusSocket.__init__ = socket_init
+    arbiter.Arbiter.__init__ = arbiter_init
+    watcher.Watcher.__init__ = watcher_init
+    watcher.Watcher.reap_process = reap_process
+
+
+def patch_environments(service_name):
+    """Give a dependency its own default variables, and do not ask it for those of the entry service."""
+    from _bentoml_impl import loader
+
+    load = loader.load
+
+    def loaded(*args, **kwargs):
+        service = load(*args, **kwargs)
+        if service_name and getattr(service, "name", service_name) != service_name:
+            service.envs[:] = []
+            for variable in service.find_dependent_by_name(service_name).envs:
+                if getattr(variable, "stage", "all") == "build" or variable.name in os.environ:
+                    continue
+                if variable.value:
+                    os.environ[variable.name] = str(variable.value)
+                else:
+                    sys.exit(
+                        "Environment variable %r is required by %s and has no value." % (variable.name, service_name)
+                    )
+        return service
+
+    loader.load = loaded
+
+
+def main(argv):
+    """Run until the server ends."""
+    socket_path, control, kind = argv[1:4]
+    arguments = argv[4:]
+    # The folder of this file is no place to import from: its modules have names that a bento may use too.
+    sys.path[0] = ""
+    patch_supervisor(socket_path, control)
+    if kind == "serve":
+        from bentoml_cli.cli import cli
+
+        sys.argv = ["bentoml", "serve", *arguments]
+        cli()
+        return
+    name = arguments[arguments.index("--service-name") + 1] if "--service-name" in arguments else ""
+    try:
+        patch_environments(name)
+    except ImportError:
+        pass  # BentoML before 1.2
+    try:
+        from bentoml_cli._internal.start import build_start_command
+    except ImportError:
+        from bentoml_cli.start import build_start_command  # BentoML before 1.4
+
+    sys.argv = ["start", "start-http-server", *arguments]
+    build_start_command()()
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv)
+    except RuntimeError as exc:
+        if "No active process found" not in str(exc):
+            raise
+        # Said by the supervisor with a page of its own traceback, below which the worker's last words would be lost.
+        sys.exit("The server ended: its worker processes are gone.")

@@ -1,0 +1,344 @@
+"""ProcessRuntime: replicas as processes of this machine.
+
+    data_dir/bentos, models          content by digest, shared
+    data_dir/replicas/{replica}      BENTOML_HOME and the rest of one replica; gone with it
+    data_dir/homes/{deployment}      HOME of a deployment's replicas
+    data_dir/logs/{deployment}       logs, also of replicas that are gone
+    run_dir/r/{replica}              socket of a replica
+    run_dir/d/{set}                  socket where a gateway passes calls on to a set
+    run_dir/t/{replica}              sockets of a supervisor, temporary files
+    run_dir/p                        states of the shims
+
+Processes outlive a deployer that is killed, for a while: the next one adopts them. What it does not find a shim for is
+ended before anything is started.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import re
+import secrets
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ekiben.errors import FailedPrecondition
+from services.deployer.runtimes import Line, Phase, SetSpec, SetStatus, logs, serving
+from services.deployer.runtimes.replica import Folders, Limits, Replica
+from services.kernel import processes
+from services.kernel.clock import SYSTEM, Clock
+from services.kernel.processes import SupervisedProcess
+
+log = logging.getLogger(__name__)
+
+Fetch = Callable[[str, Path], Awaitable[None]]
+"""Puts the content of a bento or a model into a folder that does not exist yet."""
+KEPT_LOGS = 20
+"""How many logs of replicas that are gone are kept for each deployment."""
+# Who leaves first when a set shrinks: what serves least.
+_VICTIMS = {Phase.CRASHED: 0, Phase.STARTING: 1, Phase.UNREADY: 2, Phase.READY: 3}
+
+
+@dataclass
+class _Set:
+    """One replica set."""
+
+    status: SetStatus
+    spec: SetSpec | None = None
+    replicas: dict[str, Replica] = field(default_factory=dict)
+
+
+class ProcessRuntime:
+    """See the module. Made by `open_process_runtime`."""
+
+    def __init__(
+        self,
+        data_dir: Path,
+        run_dir: Path,
+        fetch: Fetch,
+        *,
+        limits: Limits | None = None,
+        telemetry: serving.Telemetry | None = None,
+        pass_environment: Mapping[str, str] | None = None,
+        clock: Clock = SYSTEM,
+    ) -> None:
+        self._data, self._run, self._fetch = data_dir, run_dir, fetch
+        self._limits, self._telemetry = limits or Limits(), telemetry or serving.Telemetry()
+        self._passed, self._clock = dict(pass_environment or {}), clock
+        self.mark = processes.mark_of("deployer", data_dir)
+        self._sets: dict[str, _Set] = {}
+        self._changed = asyncio.Event()
+        self._fetching: dict[Path, asyncio.Lock] = {}
+        self._tasks: asyncio.TaskGroup
+        self._kept: set[asyncio.Task[None]] = set()
+        self._closing = False
+
+    # The port
+
+    async def apply(self, spec: SetSpec, replicas: int) -> None:
+        """Make the set, or tell it its environment anew, and scale it."""
+        known = self._sets.get(spec.key)
+        if known is None:
+            known = self._sets[spec.key] = _Set(
+                SetStatus(
+                    spec.key,
+                    spec.deployment,
+                    spec.deployment_uid,
+                    spec.revision,
+                    spec.target,
+                    spec.service,
+                    0,
+                    socket_path=str(self._gateway_socket(spec.key)),
+                )
+            )
+        known.spec = spec
+        for replica in known.replicas.values():
+            replica.spec, replica.legacy, replica.sockets = self._complete(spec), spec.legacy, self._sockets(spec)
+        await self.scale(spec.key, replicas)
+
+    async def scale(self, key: str, replicas: int) -> None:
+        """Tell a set how many replicas to have."""
+        known = self._sets.get(key)
+        if known is None or self._closing:
+            return
+        known.status = replace(known.status, asked=replicas)
+        active = [replica for replica in known.replicas.values() if not replica.retiring.is_set()]
+        if len(active) > replicas:
+            active.sort(key=lambda replica: -(replica.start_time or self._clock.now()).timestamp())
+            active.sort(key=lambda replica: _VICTIMS.get(replica.phase, 0))
+            for replica in active[: len(active) - replicas]:
+                replica.retiring.set()
+        elif known.spec is not None:
+            for _ in range(replicas - len(active)):
+                self._add(known, known.spec)
+        if replicas == 0 and not known.replicas:
+            self._sets.pop(key, None)
+        self._wake()
+
+    async def release(self, replicas: Collection[str]) -> None:
+        """No request can reach these any more."""
+        for known in self._sets.values():
+            for id in known.replicas.keys() & set(replicas):
+                known.replicas[id].released.set()
+
+    async def observe(self) -> list[SetStatus]:
+        """All sets."""
+        self._changed.clear()
+        found = []
+        for known in self._sets.values():
+            notes = {replica.note for replica in known.replicas.values() if replica.note}
+            replicas = tuple(replica.status() for replica in known.replicas.values())
+            found.append(replace(known.status, replicas=replicas, note="; ".join(sorted(notes))))
+        return found
+
+    async def changed(self) -> None:
+        """Return once something may differ from the last `observe`."""
+        await self._changed.wait()
+
+    async def forget(self, deployment_uid: str) -> None:
+        """Remove the logs and homes of a deployment without replicas."""
+        for folder in ("logs", "homes"):
+            await asyncio.to_thread(shutil.rmtree, self._data / folder / deployment_uid, ignore_errors=True)
+
+    async def logs(
+        self, deployment_uid: str, *, service: str = "", replica: str = "", tail: int = 100, follow: bool = False
+    ) -> AsyncIterator[Line]:
+        """What replicas printed; of those that are gone only when asked for by their id."""
+        services: dict[str, str] = {}
+
+        def files() -> dict[str, Path]:
+            found = {}
+            for known in self._sets.values():
+                if known.status.deployment_uid == deployment_uid and service in ("", known.status.service):
+                    for id, one in known.replicas.items():
+                        if replica in ("", id):
+                            found[id] = one.folders.log
+                            services[id] = known.status.service
+            if replica and not found and re.fullmatch(r"[a-z0-9-]{1,64}", replica):
+                gone = self._data / "logs" / deployment_uid / f"{replica}.log"
+                if gone.exists():
+                    found[replica] = gone
+                    services[replica] = service
+            return found
+
+        async for id, time, text in logs.read(files, tail, follow):
+            yield Line(id, services.get(id, ""), time, text)
+
+    # Its life
+
+    async def open(self, tasks: asyncio.TaskGroup) -> None:
+        """Adopt what a former deployer left, and end what nobody looks after."""
+        self._tasks = tasks
+        for folder in (self._data, self._run):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Whoever can enter can make a dependency unpickle what he likes.
+            folder.chmod(0o700)
+        for folder in (self._data / "replicas", self._run / "r", self._run / "d", self._run / "t", self._run / "p"):
+            folder.mkdir(mode=0o700, exist_ok=True)
+        for process in await processes.adopt(self._run / "p"):
+            await self._adopt(process)
+        kept = {id for known in self._sets.values() for id in known.replicas}
+        strays = await processes.end_strays(self.mark, keep=kept)
+        await asyncio.to_thread(self._sweep, kept)
+        if kept or strays:
+            log.info("replicas taken over", extra={"adopted": len(kept), "strays_ended": strays})
+
+    async def drain(self, grace_s: float) -> None:
+        """Retire every replica at once and wait until all have ended."""
+        self._closing = True
+        for known in self._sets.values():
+            for replica in known.replicas.values():
+                replica.hurry_s = grace_s
+                replica.retiring.set()
+        while any(known.replicas for known in self._sets.values()):
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def _adopt(self, process: SupervisedProcess) -> None:
+        try:
+            state: dict[str, Any] = json.loads((self._data / "replicas" / process.id / "replica.json").read_text())
+            status = SetStatus(
+                state["key"],
+                state["deployment"],
+                state["deployment_uid"],
+                state["revision"],
+                state["target"],
+                state["service"],
+                0,
+                socket_path=str(self._gateway_socket(state["key"])),
+            )
+        except (OSError, ValueError, KeyError):
+            log.warning("a replica without its description was ended", extra={"replica": process.id})
+            await process.kill()
+            return
+        known = self._sets.setdefault(status.key, _Set(status))
+        replica = self._replica(process.id, known.status)
+        replica.process = process
+        replica.note = process.note
+        replica.ready_once = state.get("ready_once", False)
+        replica.restart_count = state.get("restart_count", 0)
+        replica.start_time = datetime.fromisoformat(state["start_time"]) if state.get("start_time") else None
+        known.replicas[replica.id] = replica
+        known.status = replace(known.status, asked=len(known.replicas))
+        self._begin(known, replica)
+
+    def _add(self, known: _Set, spec: SetSpec) -> None:
+        slug = re.sub(r"[^a-z0-9]+", "-", spec.service.lower()).strip("-")[:20] or "replica"
+        replica = self._replica(f"{slug}-{secrets.token_hex(4)}", known.status)
+        replica.spec, replica.legacy, replica.sockets = self._complete(spec), spec.legacy, self._sockets(spec)
+        known.replicas[replica.id] = replica
+        self._begin(known, replica)
+
+    def _replica(self, id: str, status: SetStatus) -> Replica:
+        own = self._data / "replicas" / id
+        with contextlib.suppress(OSError):
+            own.mkdir(mode=0o700, exist_ok=True)
+            file = own / "replica.json"
+            if not file.exists():
+                known = {name: getattr(status, name) for name in _DESCRIBED}
+                file.write_text(json.dumps(known))
+        return Replica(
+            id=id,
+            mark=self.mark,
+            folders=Folders(
+                own=own,
+                short=self._run / "t" / id,
+                socket=self._run / "r" / id,
+                log=self._data / "logs" / status.deployment_uid / f"{id}.log",
+                user_home=self._data / "homes" / status.deployment_uid,
+                states=self._run / "p",
+            ),
+            limits=self._limits,
+            clock=self._clock,
+            telemetry=self._telemetry,
+            content=self._content,
+            changed=self._wake,
+            spec=None,
+        )
+
+    def _begin(self, known: _Set, replica: Replica) -> None:
+        task = self._tasks.create_task(self._keep(known, replica))
+        self._kept.add(task)
+        task.add_done_callback(self._kept.discard)
+
+    def abandon(self) -> None:
+        """Leave every process to the next owner."""
+        for task in self._kept:
+            task.cancel()
+
+    async def _keep(self, known: _Set, replica: Replica) -> None:
+        await replica.run()
+        known.replicas.pop(replica.id, None)
+        if not known.replicas and known.status.asked == 0:
+            self._sets.pop(known.status.key, None)
+        await asyncio.to_thread(self._prune_logs, replica.folders.log.parent)
+        self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+
+    def _gateway_socket(self, key: str) -> Path:
+        return self._run / "d" / key
+
+    def _complete(self, spec: SetSpec) -> SetSpec:
+        return replace(spec, envs={**self._passed, **spec.envs})
+
+    def _sockets(self, spec: SetSpec) -> dict[str, Path]:
+        return {service: self._gateway_socket(key) for service, key in spec.dependencies}
+
+    # Content
+
+    async def _content(self, spec: SetSpec) -> tuple[Path, dict[str, Path]]:
+        if not (Path(spec.environment) / "bin" / "python").exists():
+            raise FailedPrecondition(f"The environment {spec.environment} is not there.", reason="ENVIRONMENT_MISSING")
+        bento = await self._ensure("bentos", spec.bento, spec.bento_digest)
+        models = {name: await self._ensure("models", name, digest) for name, digest in spec.models}
+        return bento, models
+
+    async def _ensure(self, kind: str, name: str, digest: str) -> Path:
+        folder = self._data / kind / digest.removeprefix("sha256:")
+        async with self._fetching.setdefault(folder, asyncio.Lock()):
+            if not folder.exists():
+                folder.parent.mkdir(mode=0o700, exist_ok=True)
+                await self._fetch(name, folder)
+        return folder
+
+    def _sweep(self, kept: Collection[str]) -> None:
+        for parent in (self._data / "replicas", self._run / "r", self._run / "t"):
+            for path in parent.iterdir():
+                if path.name in kept:
+                    continue
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+
+    def _prune_logs(self, folder: Path) -> None:
+        living = {id for known in self._sets.values() for id in known.replicas}
+        with contextlib.suppress(OSError):
+            gone = [path for path in folder.glob("*.log") if path.stem not in living]
+            for path in sorted(gone, key=lambda path: path.stat().st_mtime)[:-KEPT_LOGS]:
+                for file in logs.files_of(path):
+                    file.unlink(missing_ok=True)
+
+
+_DESCRIBED = ("key", "deployment", "deployment_uid", "revision", "target", "service")
+
+
+@asynccontextmanager
+async def open_process_runtime(
+    data_dir: Path, run_dir: Path, fetch: Fetch, **options: Any
+) -> AsyncIterator[ProcessRuntime]:
+    """A runtime on this machine. At the end its replicas are left to the next one, unless `drain` was called."""
+    runtime = ProcessRuntime(data_dir, run_dir, fetch, **options)
+    async with asyncio.TaskGroup() as tasks:
+        await runtime.open(tasks)
+        try:
+            yield runtime
+        finally:
+            runtime.abandon()

@@ -1,0 +1,162 @@
+"""How a replica is started: its command, environment and configuration. Pure but for looking at files."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from ekiben.errors import InvalidArgument
+from services.deployer.runtimes import SetSpec
+
+LAUNCHER = Path(__file__).with_name("launcher.py")
+PLACEHOLDER_PORT = 3000
+"""BentoML wants a port although the launcher opens a Unix socket; nothing listens on it."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where one replica finds its things."""
+
+    home: Path
+    """BENTOML_HOME, of this replica only: its folder of metrics is wiped at each start."""
+    user_home: Path
+    """HOME, shared by the replicas of a deployment, for caches of downloads."""
+    temporary: Path
+    """Short: BentoML before 1.2 puts Unix sockets there."""
+    bento: Path
+    socket: Path
+    control: Path
+    """Folder of the supervisor's own sockets."""
+    monitoring: Path
+
+
+@dataclass(frozen=True)
+class Telemetry:
+    """Where replicas send spans and monitored values."""
+
+    endpoint: str = ""
+    token: str = ""
+
+
+def command(spec: SetSpec, places: Places, sockets: Mapping[str, Path], drain_s: float) -> list[str]:
+    """The command line. `sockets`: where each service that it calls is reached."""
+    python = f"{spec.environment}/bin/python"
+    launch = [python, str(LAUNCHER), str(places.socket), str(places.control)]
+    where = ["--host", "127.0.0.1", "--port", str(PLACEHOLDER_PORT)]
+    if spec.legacy:
+        return [*launch, "serve", str(places.bento), "--production", *where]
+    calls = [word for name, path in sockets.items() for word in ("--depends", f"{name}=file://{quote(str(path))}")]
+    # It stops a little before the platform cuts it off, so that its last words get into the log.
+    grace = ["--timeout-graceful-shutdown", str(max(1, int(drain_s) - 1))]
+    return [*launch, "start", str(places.bento), "--service-name", spec.service, *where, *grace, *calls]
+
+
+def environment(spec: SetSpec, places: Places, telemetry: Telemetry, replica: str) -> dict[str, str]:
+    """The whole environment of a replica: nothing of the platform's own is in it."""
+    exports = telemetry.endpoint and has_exporter(Path(spec.environment))
+    envs = {
+        "PATH": f"{spec.environment}/bin:/usr/local/bin:/usr/bin:/bin",
+        "VIRTUAL_ENV": spec.environment,
+        "HOME": str(places.user_home),
+        "LANG": "C.UTF-8",
+        "PYTHONUNBUFFERED": "1",
+        "BENTOML_DO_NOT_TRACK": "True",
+        # A supervisor whose worker died ends, where it would else start new ones for ever.
+        "BENTOML_CONTAINERIZED": "true",
+        **spec.envs,
+        "TMPDIR": str(places.temporary),
+        "BENTOML_HOME": str(places.home),
+        "BENTO_PATH": str(places.bento),
+    }
+    attributes = {
+        "ekiben.deployment": spec.deployment,
+        "ekiben.revision": f"{spec.deployment}/revisions/{spec.revision}",
+        "ekiben.replica": replica,
+        "ekiben.target": spec.target,
+    }
+    described = ",".join(f"{key}={quote(value, safe='')}" for key, value in attributes.items())
+    envs["OTEL_RESOURCE_ATTRIBUTES"] = ",".join(filter(None, (spec.envs.get("OTEL_RESOURCE_ATTRIBUTES"), described)))
+    if exports and "OTEL_EXPORTER_OTLP_HEADERS" not in envs:
+        # Not in the configuration: a monitor which is given headers there fails at its first use.
+        envs["OTEL_EXPORTER_OTLP_HEADERS"] = f"authorization=Bearer%20{quote(telemetry.token, safe='')}"
+    if spec.legacy:
+        envs.setdefault("BENTOML_CONFIG", str(places.home / "bentoml.yaml"))
+    else:
+        envs["BENTOML_CONFIG_OVERRIDES"] = json.dumps(
+            {"services": {spec.service: service_config(spec, places, telemetry)}}
+        )
+    return envs
+
+
+def service_config(spec: SetSpec, places: Places, telemetry: Telemetry) -> dict[str, Any]:
+    """Configuration of one service of BentoML 1.2 and later; what the user overrides wins."""
+    config: dict[str, Any] = {
+        # Whether the services behind it answer is the platform's to know; the probe would hang with them for a minute.
+        "runner_probe": {"enabled": False},
+        "monitoring": {"enabled": True, "type": "default", "options": {"log_path": str(places.monitoring)}},
+    }
+    if telemetry.endpoint and has_exporter(Path(spec.environment)):
+        config["tracing"] = tracing(telemetry)
+        config["monitoring"] = {
+            "enabled": True,
+            "type": "otlp",
+            "options": {"endpoint": f"{telemetry.endpoint}/v1/logs", "protocol": "http"},
+        }
+    merged = merge(config, spec.config)
+    merged["ssl"] = {"enabled": False}  # Inside the machine; the gateway is where TLS ends.
+    return merged
+
+
+def legacy_config(spec: SetSpec, telemetry: Telemetry) -> dict[str, Any]:
+    """Configuration file of BentoML 1.0 and 1.1, as JSON is YAML too."""
+    config: dict[str, Any] = {"version": 1}
+    if telemetry.endpoint and has_exporter(Path(spec.environment)):
+        config["tracing"] = tracing(telemetry)
+    return merge(config, spec.config)
+
+
+def tracing(telemetry: Telemetry) -> dict[str, Any]:
+    """BentoML's tracing section. All is sampled that the caller sampled."""
+    return {
+        "exporter_type": "otlp",
+        "sample_rate": 1.0,
+        "excluded_urls": "readyz,livez,healthz,metrics",
+        "otlp": {"protocol": "http", "endpoint": f"{telemetry.endpoint}/v1/traces"},
+    }
+
+
+def has_exporter(environment: Path) -> bool:
+    """Whether the environment can export over OTLP/HTTP; BentoML fails to start when told to without."""
+    return any(environment.glob("lib/python3*/site-packages/opentelemetry/exporter/otlp/proto/http/trace_exporter"))
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, `over` winning at each leaf."""
+    merged = dict(base)
+    for key, value in over.items():
+        known = merged.get(key)
+        merged[key] = merge(known, value) if isinstance(known, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def write_files(spec: SetSpec, places: Places) -> None:
+    """Write the secret files of a replica, each readable by its user only. Blocks.
+
+    A path that is neither below the bento nor below the home is taken below the bento: a process on this machine has no
+    file system of its own, and the machine's is not the user's to write to.
+    """
+    for file in spec.files:
+        root, path = places.bento, file.path
+        if path.startswith("$BENTO_PATH"):
+            path = path.removeprefix("$BENTO_PATH")
+        elif path.startswith("~"):
+            root, path = places.user_home, path.removeprefix("~")
+        target = (root / path.lstrip("/")).resolve()
+        if not target.is_relative_to(root.resolve()):
+            raise InvalidArgument(f"The secret file {file.path} leads out of its folder.", reason="SECRET_PATH_INVALID")
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        target.touch(mode=0o600)
+        target.write_text(file.value)
