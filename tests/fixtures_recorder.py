@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,3 +174,10 @@ def span(number: int, parent: int = 0, *, trace: int = 1, start_ms: int | None =
         "end_ns": start_ns + 10_000_000,
     }
     return Span(**{**values, **changes})
+
+
+async def eventually(holds: Callable[[], Awaitable[bool]], *, within_s: float = 10) -> None:
+    """Wait until `holds` gives true; TimeoutError when it does not in time."""
+    async with asyncio.timeout(within_s):
+        while not await holds():  # noqa: ASYNC110 - what is waited for happens behind a socket
+            await asyncio.sleep(0.02)

@@ -7,6 +7,7 @@ offers nothing else, and asks for a token that is good for nothing else.
 
 import hmac
 import logging
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -35,6 +36,36 @@ MAX_IN_FLIGHT = 16
 _PROTOBUF, _JSON = "application/x-protobuf", "application/json"
 
 _Request = TypeVar("_Request", bound=Message)
+
+
+class TooLarge(Exception):
+    """A body that is longer than MAX_BODY_BYTES once unpacked."""
+
+
+def unpacked(body: bytes, coding: str) -> bytes:
+    """The body without its content coding: `gzip`, `deflate`, or none.
+
+    Here rather than in aiohttp, which logs a traceback for each body that does not unpack.
+
+    Raises:
+        TooLarge: more than MAX_BODY_BYTES; no more than that is unpacked.
+        ValueError: another coding, or not of that coding.
+    """
+    if coding in ("", "identity"):
+        return body
+    if coding not in ("gzip", "deflate"):
+        raise ValueError(f"content coding {coding!r} is not known")
+    # 32: gzip's or zlib's header, whichever is there; RFC 9110 has zlib's for `deflate`.
+    unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
+    try:
+        data = unpacker.decompress(body, MAX_BODY_BYTES + 1)
+    except zlib.error as exc:
+        raise ValueError(f"it is not {coding}") from exc
+    if len(data) > MAX_BODY_BYTES:
+        raise TooLarge
+    if not unpacker.eof:
+        raise ValueError(f"its {coding} ends too early")
+    return data
 
 
 class Receiver:
@@ -78,15 +109,15 @@ class Receiver:
             return _error(content_type, 503, 14, "Too many exports at once; try again.", retry_after_s=1)
         self._in_flight += 1
         try:
-            body = await request.read()
+            body = unpacked(await request.read(), request.headers.get("content-encoding", ""))
             if content_type == _JSON:
                 otlp.parse_json(body, into)
             else:
                 into.ParseFromString(body)
             return _answer(content_type, 200, await keep(into))
-        except web.HTTPRequestEntityTooLarge:
+        except (web.HTTPRequestEntityTooLarge, TooLarge):
             return _error(content_type, 413, 3, f"An export holds at most {MAX_BODY_BYTES} bytes once unpacked.")
-        except (web.HTTPBadRequest, DecodeError, ValueError) as exc:
+        except (DecodeError, ValueError) as exc:
             return _error(content_type, 400, 3, f"The body is not an OTLP request: {exc}.")
         except (ResourceExhausted, Unavailable) as exc:
             # 503 for a full disk too: exporters in use (Python's among them) do not try again after 429.
@@ -104,7 +135,7 @@ class Receiver:
 @asynccontextmanager
 async def listen(receiver: Receiver, address: str) -> AsyncIterator[str]:
     """Serve at `address` (`host:port` or `unix:/path`); gives the address with the port that was taken."""
-    runner = web.AppRunner(receiver.app(), access_log=None, handle_signals=False)
+    runner = web.AppRunner(receiver.app(), access_log=None, auto_decompress=False)
     await runner.setup()
     try:
         site: web.BaseSite
