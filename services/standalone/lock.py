@@ -27,9 +27,7 @@ def locked(data: Path) -> Iterator[None]:
         except BlockingIOError:
             holder = file.read().strip() or "unknown"
             raise SettingsError(
-                [
-                    f"The data directory {data} is in use by process {holder}. Stop that one first, or name another --data."
-                ]
+                [f"The data directory {data} is in use by process {holder}; stop that one, or name another --data."]
             ) from None
         file.truncate()
         file.write(str(os.getpid()))

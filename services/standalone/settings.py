@@ -140,7 +140,7 @@ def expand(settings: Settings, env: Mapping[str, str] = os.environ) -> Suite:
 
 
 def _run_dir(data: Path) -> Path:
-    """A folder for sockets that only this user may enter: in the data directory, or elsewhere where that is too deep."""
+    """A folder for sockets that only this user may enter: in the data directory, or elsewhere where that is deep."""
     run = data / "run"
     if len(os.fsencode(run)) > _LONGEST_RUN_DIR:
         digest = hashlib.sha256(os.fsencode(data)).hexdigest()[:12]
