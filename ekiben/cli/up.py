@@ -15,23 +15,22 @@ def default_data() -> Path:
     return (Path(base) if base else Path("~/.local/share").expanduser()) / "ekiben"
 
 
-@click.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@click.command()
 @click.option("--data", type=click.Path(path_type=Path, file_okay=False), help="Folder for everything it keeps.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=7400, show_default=True, help="Port; 0 takes a free one."
 )
-@click.argument("settings", nargs=-1, type=click.UNPROCESSED)
-def up(data: Path | None, host: str, port: int, settings: tuple[str, ...]) -> None:
+def up(data: Path | None, host: str, port: int) -> None:
     """Start the whole suite on this machine, until Ctrl-C.
 
     The first start makes the data folder (--data, $EKIBEN_DATA, or ~/.local/share/ekiben), the user admin, and an
     admin token in DATA/admin-token. A later start on the same data brings every deployment back.
 
-    Further settings are passed on: `python -m services.standalone --help` lists them.
+    Everything else has a default, and a setting in the environment: docs/settings.md lists them.
     """
     # -P: a folder named `services` where the user stands must not be taken for ours.
     command = [sys.executable, "-P", "-m", "services.standalone"]
     command += ["--data", str((data or default_data()).expanduser().absolute()), "--host", host, "--port", str(port)]
     sys.stdout.flush()
-    os.execv(sys.executable, [*command, *settings])
+    os.execv(sys.executable, command)
