@@ -2,8 +2,10 @@
 
 import dataclasses
 import random
+import re
 
 import pytest
+from sqlalchemy import event
 
 from services.kernel.db import Database
 from services.recorder import domain
@@ -240,3 +242,44 @@ async def test_forgetting_traces_takes_those_that_nothing_was_added_to(traces: T
     assert await traces.forget_before(NOW_US + 5, 100) == 2
     assert [each.trace_id for each in await traces.page(TraceFilter("default"), before=None, limit=9)] == [f"{2:032x}"]
     assert await traces.get("default", f"{1:032x}") is None
+
+
+async def test_every_filter_of_a_list_walks_an_index_in_the_order_of_the_list(
+    predictions: PredictionStore, traces: TraceStore, recorder_database: Database
+) -> None:
+    if recorder_database.dialect != "sqlite":
+        pytest.skip("PostgreSQL plans by statistics, and scans what is small")
+    await predictions.add([prediction(n, status=200 + n) for n in range(5)], NOW_US)
+    await traces.add([span(n, trace=n) for n in range(1, 5)], NOW_US)
+    statements: list[tuple[str, tuple[object, ...]]] = []
+
+    def note(_connection: object, _cursor: object, statement: str, parameters: tuple[object, ...], *_: object) -> None:
+        statements.append((statement, parameters))
+
+    every = (
+        EVERYTHING,
+        PredictionFilter("default", "deployments/iris"),
+        PredictionFilter("default", status=StatusFilter.parse("2xx")),
+        PredictionFilter("default", "deployments/iris", status=StatusFilter.parse("200")),
+        PredictionFilter("default", trace_id=f"{1:032x}"),
+        PredictionFilter("default", start_time_us=NOW_US, end_time_us=NOW_US + 5),
+    )
+    async with recorder_database.read() as connection:
+        event.listen(connection.sync_connection.engine, "before_cursor_execute", note)  # type: ignore[union-attr]
+    for wanted in every:
+        for bodies in (False, True):
+            await predictions.page(wanted, before=(NOW_US + 9, 5), limit=2, bodies=bodies)
+    for filters in ({}, {"service": "gateway"}, {"errors_only": True}, {"service": "gateway", "errors_only": True}):
+        await traces.page(TraceFilter("default", **filters), before=(NOW_US, "f"), limit=2)  # type: ignore[arg-type]
+    await predictions.after(EVERYTHING, 5, limit=9, bodies=True)
+    await predictions.get("default", "p1")
+    await traces.get("default", f"{1:032x}")
+    assert len(statements) > 20
+    async with recorder_database.read() as connection:
+        for statement, parameters in statements:
+            if statement.startswith("SELECT"):
+                plan = await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+                steps = "; ".join(row[3] for row in plan)
+                sorted_on_purpose = "FROM spans" in statement or "FROM monitor_entries" in statement
+                assert not re.search(r"SCAN (?!(\d+ )?CONSTANT)", steps), (statement, steps)
+                assert "TEMP B-TREE" not in steps or sorted_on_purpose, (statement, steps)

@@ -17,8 +17,8 @@ from services.recorder.store.writes import PREDICTIONS, Writer, add_usage
 
 # Rows of an IN list. SQLite takes 32,766 parameters, PostgreSQL 65,535.
 _CHUNK = 1000
-# What a row costs besides its bodies and headers: columns and index entries, measured on SQLite with 200,000 rows.
-_ROW_BYTES = 1100
+# What a row costs besides its bodies and headers: columns and index entries, as measured on SQLite.
+_ROW_BYTES = 700
 
 
 class Row(NamedTuple):

@@ -60,7 +60,7 @@ predictions = Table(
     Index("ix_predictions_status", "organization", "status", "start_time_us", "sequence"),
     Index("ix_predictions_deployment", "organization", "deployment", "start_time_us", "sequence"),
     Index("ix_predictions_deployment_status", "organization", "deployment", "status", "start_time_us", "sequence"),
-    Index("ix_predictions_trace", "organization", "trace_id"),
+    Index("ix_predictions_trace", "organization", "trace_id", "start_time_us", "sequence"),
 )
 
 # Apart from `predictions`, so that a list reads only what it shows.

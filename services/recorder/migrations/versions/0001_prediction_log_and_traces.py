@@ -57,7 +57,7 @@ def upgrade() -> None:
     _index("predictions", "status", "organization", "status", *order)
     _index("predictions", "deployment", "organization", "deployment", *order)
     _index("predictions", "deployment_status", "organization", "deployment", "status", *order)
-    _index("predictions", "trace", "organization", "trace_id")
+    _index("predictions", "trace", "organization", "trace_id", *order)
     op.create_table(
         "prediction_bodies",
         _sequence(),
