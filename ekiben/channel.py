@@ -8,29 +8,47 @@ All four kinds of call raise the class that the server raised. A call without a 
 a response stream gets none. What is safe to repeat is retried while the server is UNAVAILABLE (AIP-194).
 """
 
+import asyncio
 import json
-import secrets
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit
 
 import grpc
-from google.protobuf.message import DecodeError
-from google.rpc import status_pb2
 from grpc import aio
 
-from ekiben import errors
-from ekiben.errors import EkibenError, InvalidArgument, Unauthenticated, Unavailable
+from ekiben.calls import (
+    REQUEST_ID_KEY,
+    STATUS_KEY,
+    CallObserver,
+    CallSettings,
+    OwnTrace,
+    RaisingChannel,
+    from_rpc_error,
+    traceparent,
+)
+from ekiben.errors import InvalidArgument, Unauthenticated, Unavailable
+
+__all__ = [
+    "DEFAULT_TIMEOUT_S",
+    "MAX_MESSAGE_BYTES",
+    "REQUEST_ID_KEY",
+    "STATUS_KEY",
+    "CallObserver",
+    "Tls",
+    "checked_token",
+    "from_rpc_error",
+    "open_channel",
+    "parse_address",
+    "traceparent",
+    "wait_until_ready",
+]
 
 DEFAULT_TIMEOUT_S = 30.0
 MAX_MESSAGE_BYTES = 16 << 20
 """The largest message either way: a manifest of a few megabytes fits, bytes go over the blobs endpoint."""
-
-STATUS_KEY = "grpc-status-details-bin"
-REQUEST_ID_KEY = "x-request-id"
 
 # Methods by these prefixes read, or may be repeated without harm: what is retried when the server is away.
 _IDEMPOTENT = ("Get", "List", "Watch", "Read", "Tail", "Authenticate", "Sign", "Record", "Acknowledge", "Reveal")
@@ -41,9 +59,6 @@ _RETRY = {
     "backoffMultiplier": 2.0,
     "retryableStatusCodes": ["UNAVAILABLE"],
 }
-
-traceparent: ContextVar[str] = ContextVar("ekiben_traceparent", default="")
-"""W3C `traceparent` which calls of this context join; empty lets each call begin a trace."""
 
 
 @dataclass(frozen=True)
@@ -58,18 +73,6 @@ class Tls:
     """Its private key."""
     server_name: str = ""
     """Name that the certificate must carry when it is not the address's."""
-
-
-class CallObserver(Protocol):
-    """Told of one call from its start to its end: how the servers' kernel makes spans of calls."""
-
-    def headers(self) -> Iterable[tuple[str, str]]:
-        """Metadata to send with the call."""
-        ...
-
-    def ended(self, code: str, error: EkibenError | None) -> None:
-        """The call is over, with a gRPC code's name. May come twice; the first counts."""
-        ...
 
 
 def open_channel(
@@ -106,16 +109,10 @@ def open_channel(
             pairs.append(("authorization", f"Bearer {token}"))
         return pairs
 
-    settings = _CallSettings(headers, observe or _OwnTrace, timeout_s, wait_for_ready)
-    interceptors: Sequence[Any] = (
-        _UnaryUnary(settings),
-        _UnaryStream(settings),
-        _StreamUnary(settings),
-        _StreamStream(settings),
-    )
+    settings = CallSettings(headers, observe or OwnTrace, timeout_s, wait_for_ready)
     options = _options(target)
     if tls is None and not over_tls:
-        return aio.insecure_channel(target, options=options, interceptors=interceptors)
+        return RaisingChannel(aio.insecure_channel(target, options=options), settings)
     tls = tls or Tls()
     if tls.server_name:
         options.append(("grpc.ssl_target_name_override", tls.server_name))
@@ -127,7 +124,7 @@ def open_channel(
         )
     except OSError as exc:
         raise InvalidArgument(f"A TLS file cannot be read: {exc}.", reason="TLS_FILE_UNREADABLE") from exc
-    return aio.secure_channel(target, credentials, options=options, interceptors=interceptors)
+    return RaisingChannel(aio.secure_channel(target, credentials, options=options), settings)
 
 
 def parse_address(address: str) -> tuple[str, bool]:
@@ -168,24 +165,6 @@ def checked_token(token: str) -> str:
     if all("!" <= character <= "~" for character in token):
         return token
     raise Unauthenticated("The token holds characters that no API token does.", reason="TOKEN_INVALID")
-
-
-def from_rpc_error(error: grpc.RpcError) -> EkibenError:
-    """The class of the suite that a gRPC error stands for, with all that the server told."""
-    code = error.code() if hasattr(error, "code") else grpc.StatusCode.UNKNOWN
-    details = (error.details() if hasattr(error, "details") else "") or ""
-    trailers: Any = (error.trailing_metadata() if hasattr(error, "trailing_metadata") else None) or ()
-    for key, value in trailers:
-        if key == STATUS_KEY:
-            status = status_pb2.Status()
-            try:
-                status.ParseFromString(value if isinstance(value, bytes) else value.encode("latin-1"))
-            except DecodeError:  # someone else's trailer: the code and the text still say enough
-                break
-            if status.code == code.value[0]:
-                return errors.from_status(status)
-    reason = "SERVER_UNREACHABLE" if code is grpc.StatusCode.UNAVAILABLE else ""
-    return errors.class_of(code.value[0])(details or f"The call failed with {code.name}.", reason=reason)
 
 
 def _options(target: str) -> list[tuple[str, Any]]:
@@ -236,193 +215,12 @@ def _service_config() -> str:
     return _config
 
 
-class _OwnTrace:
-    """Sends a `traceparent` of its own making: a client has no tracer, its servers begin the spans."""
-
-    def __init__(self, _method: str) -> None:
-        pass
-
-    def headers(self) -> Iterable[tuple[str, str]]:
-        yield "traceparent", traceparent.get() or f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
-
-    def ended(self, code: str, error: EkibenError | None) -> None:
-        pass
-
-
-@dataclass(frozen=True)
-class _CallSettings:
-    metadata: Callable[[], list[tuple[str, str]]]
-    observe: Callable[[str], CallObserver]
-    timeout_s: float
-    wait_for_ready: bool | None
-
-    def begin(self, details: Any, *, stream: bool) -> tuple[Any, CallObserver]:
-        """The call's details with all that every call carries, and its observer."""
-        method = details.method.decode() if isinstance(details.method, bytes) else details.method
-        observer = self.observe(method)
-        metadata = aio.Metadata(*(details.metadata or ()))
-        present = {key for key, _ in metadata}
-        for key, value in (*self.metadata(), *observer.headers(), (REQUEST_ID_KEY, secrets.token_hex(16))):
-            if key not in present:
-                metadata.add(key, value)
-                present.add(key)
-        timeout = details.timeout if details.timeout is not None or stream else self.timeout_s
-        wait = details.wait_for_ready if details.wait_for_ready is not None else self.wait_for_ready
-        return aio.ClientCallDetails(details.method, timeout, metadata, details.credentials, wait), observer
-
-
-class _Call:
-    """A call that raises our errors; everything else is the wrapped call's."""
-
-    def __init__(self, call: Any, observer: CallObserver) -> None:
-        self._call = call
-        self._observer = observer
-        call.add_done_callback(self._done)
-
-    def _done(self, _call: object) -> None:
-        # Reached by every end, an abandoned stream's too; what was raised has been told before.
-        self._observer.ended("CANCELLED" if self._call.cancelled() else "OK", None)
-
-    def _raised(self, error: grpc.RpcError) -> EkibenError:
-        ours = from_rpc_error(error)
-        self._observer.ended(ours.code_name, ours)
-        return ours
-
-    def cancelled(self) -> bool:
-        return bool(self._call.cancelled())
-
-    def done(self) -> bool:
-        return bool(self._call.done())
-
-    def time_remaining(self) -> float | None:
-        remaining: float | None = self._call.time_remaining()
-        return remaining
-
-    def cancel(self) -> bool:
-        return bool(self._call.cancel())
-
-    def add_done_callback(self, callback: Any) -> None:
-        self._call.add_done_callback(callback)
-
-    async def initial_metadata(self) -> Any:
-        return await self._call.initial_metadata()
-
-    async def trailing_metadata(self) -> Any:
-        return await self._call.trailing_metadata()
-
-    async def code(self) -> Any:
-        return await self._call.code()
-
-    async def details(self) -> Any:
-        return await self._call.details()
-
-    async def debug_error_string(self) -> Any:
-        return await self._call.debug_error_string()
-
-    async def wait_for_connection(self) -> None:
-        await self._call.wait_for_connection()
-
-    # Of the kinds that answer once.
-    def __await__(self) -> Generator[Any, None, Any]:
-        try:
-            return (yield from self._call.__await__())
-        except grpc.RpcError as exc:
-            raise self._raised(exc) from exc
-
-    # Of the kinds that answer with a stream.
-    async def __aiter__(self) -> AsyncIterator[Any]:
-        try:
-            async for response in self._call:
-                yield response
-        except grpc.RpcError as exc:
-            raise self._raised(exc) from exc
-        finally:
-            # Leaving the loop early would otherwise let the server go on producing.
-            if not self._call.done():
-                self._call.cancel()
-
-    async def read(self) -> Any:
-        try:
-            return await self._call.read()
-        except grpc.RpcError as exc:
-            raise self._raised(exc) from exc
-
-    # Of the kinds that send a stream.
-    async def write(self, request: Any) -> None:
-        try:
-            await self._call.write(request)
-        except grpc.RpcError as exc:
-            raise self._raised(exc) from exc
-
-    async def done_writing(self) -> None:
-        await self._call.done_writing()
-
-    @property
-    def _done_writing_flag(self) -> bool:
-        return bool(self._call._done_writing_flag)
-
-
-# grpc.aio looks at the class of what an interceptor returns, one class a kind.
-class _UnaryUnaryCall(_Call, aio.UnaryUnaryCall):  # type: ignore[type-arg]
-    pass
-
-
-class _UnaryStreamCall(_Call, aio.UnaryStreamCall):  # type: ignore[type-arg]
-    pass
-
-
-class _StreamUnaryCall(_Call, aio.StreamUnaryCall):  # type: ignore[type-arg]
-    pass
-
-
-class _StreamStreamCall(_Call, aio.StreamStreamCall):  # type: ignore[type-arg]
-    pass
-
-
-class _UnaryUnary(aio.UnaryUnaryClientInterceptor):  # type: ignore[type-arg]
-    def __init__(self, settings: _CallSettings) -> None:
-        self._settings = settings
-
-    async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        details, observer = self._settings.begin(client_call_details, stream=False)
-        return _UnaryUnaryCall(await continuation(details, request), observer)
-
-
-class _UnaryStream(aio.UnaryStreamClientInterceptor):  # type: ignore[type-arg]
-    def __init__(self, settings: _CallSettings) -> None:
-        self._settings = settings
-
-    async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        details, observer = self._settings.begin(client_call_details, stream=True)
-        return _UnaryStreamCall(await continuation(details, request), observer)
-
-
-class _StreamUnary(aio.StreamUnaryClientInterceptor):  # type: ignore[type-arg]
-    def __init__(self, settings: _CallSettings) -> None:
-        self._settings = settings
-
-    async def intercept_stream_unary(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
-        details, observer = self._settings.begin(client_call_details, stream=True)
-        return _StreamUnaryCall(await continuation(details, request_iterator), observer)
-
-
-class _StreamStream(aio.StreamStreamClientInterceptor):  # type: ignore[type-arg]
-    def __init__(self, settings: _CallSettings) -> None:
-        self._settings = settings
-
-    async def intercept_stream_stream(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
-        details, observer = self._settings.begin(client_call_details, stream=True)
-        return _StreamStreamCall(await continuation(details, request_iterator), observer)
-
-
 async def wait_until_ready(channel: aio.Channel, timeout_s: float) -> None:
     """Return once the channel is connected.
 
     Raises:
         Unavailable: it is not within `timeout_s` (SERVER_UNREACHABLE).
     """
-    import asyncio
-
     try:
         async with asyncio.timeout(timeout_s):
             await channel.channel_ready()
