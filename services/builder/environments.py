@@ -29,6 +29,7 @@ from services.builder.uv import Outcome, Programs
 
 MARKER = "complete.json"
 _POLL_S = 0.25
+_DEFAULTS = ("UV_DEFAULT_INDEX", "UV_INDEX_URL")
 
 _CHECK = """
 import importlib, sys
@@ -181,6 +182,7 @@ class Environments:
             *(("--overrides", "overrides.txt") if recipe.overrides else ()),
             *_flags(recipe),
             work=work,
+            recipe=recipe,
         )
         if outcome.returncode != 0:
             raise failures.to_error(failures.parse(outcome.text, doing="resolving the requirements"))
@@ -200,15 +202,23 @@ class Environments:
         lines = [*recipe.options, text]
         (work.directory / "sync.txt").write_text("\n".join(lines) + "\n")
         async with _counted(self._programs.cache_dir, packages, work):
-            outcome = await self._uv(
-                *("pip", "sync", "sync.txt", "--python", made / "bin" / "python"),
-                *(("--require-hashes",) if requirements.all_hashed(lock.text) else ()),
-                *(("--compile-bytecode",) if self._compile_bytecode else ()),
-                *_flags(recipe),
-                work=work,
-            )
+            cached = await asyncio.to_thread(_cached, self._programs.cache_dir, packages) == len(packages)
+            # With everything in the cache the index need not be asked, and may be away.
+            outcome = await self._sync(lock, recipe, work, made, *(("--offline",) if cached else ()))
+            if outcome.returncode != 0 and cached:
+                outcome = await self._sync(lock, recipe, work, made)
         if outcome.returncode != 0:
             raise failures.to_error(failures.parse(outcome.text, doing="installing the packages"))
+
+    async def _sync(self, lock: Lock, recipe: Recipe, work: Work, made: Path, *arguments: str) -> Outcome:
+        return await self._uv(
+            *("pip", "sync", "sync.txt", "--python", str(made / "bin" / "python"), *arguments),
+            *(("--require-hashes",) if requirements.all_hashed(lock.text) else ()),
+            *(("--compile-bytecode",) if self._compile_bytecode else ()),
+            *_flags(recipe),
+            work=work,
+            recipe=recipe,
+        )
 
     async def _check(self, made: Path, work: Work) -> None:
         """Import BentoML, so that what cannot start fails here, with its reason."""
@@ -277,13 +287,19 @@ class Environments:
             kept[name] = target
         return kept
 
-    async def _uv(self, *arguments: str | os.PathLike[str], work: Work) -> Outcome:
+    async def _uv(self, *arguments: str | os.PathLike[str], work: Work, recipe: Recipe | None = None) -> Outcome:
         def line(text: str) -> None:
             # The resolver prints the lock that it also writes.
             if not re.match(r"\s*--hash=|[a-z0-9][-._a-z0-9\[\],]*(==\S+| @ \S+)( ;.*)?( \\)?$|\s*$", text):
                 work.say(text)
 
-        return await self._programs.uv(*arguments, cwd=work.directory, env=work.env, line=line)
+        # uv lets its variables win over what a requirements file says. The builder's are defaults, though: an index
+        # that the bento names goes first, and one that a secret names before both.
+        named = recipe is not None and any(
+            option.startswith(("--index-url", "--no-index")) for option in recipe.options
+        )
+        without = _DEFAULTS if named else ()
+        return await self._programs.uv(*arguments, cwd=work.directory, env=work.env, without=without, line=line)
 
     @contextlib.asynccontextmanager
     async def _turn(self, digest: str) -> AsyncIterator[None]:

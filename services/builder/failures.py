@@ -39,7 +39,7 @@ _MOST_CHARS = 1200
 def parse(text: str, *, doing: str) -> Failure:
     """The failure that uv's output tells of; `doing` completes "uv failed while …"."""
     flat = _flatten(text)
-    for read in (_disk, _hash, _unreachable, _not_in_index, _unsatisfiable, _backend, _missing_file, _invalid, _git):
+    for read in (_disk, _hash, _unreachable, _not_in_index, _unsatisfiable, _git, _backend, _missing_file, _invalid):
         failure = read(flat)
         if failure is not None:
             return failure

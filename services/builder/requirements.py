@@ -74,17 +74,17 @@ class Requirement:
 
 def logical_lines(text: str) -> Iterator[str]:
     """The lines of a file with continuations joined, comments and blank lines left out."""
-    joined = ""
+    joined: list[str] = []
     for raw in text.lstrip("\ufeff").splitlines():
-        line = _COMMENT.sub("", raw).rstrip() if not joined or "#" in raw else raw.rstrip()
-        if line.endswith("\\"):
-            joined += line[:-1].rstrip() + " "
-            continue
-        line, joined = (joined + line).strip(), ""
-        if line:
-            yield line
-    if joined.strip():
-        yield joined.strip()
+        line = _COMMENT.sub("", raw).strip()
+        goes_on = line.endswith("\\")
+        joined.append(line.removesuffix("\\").strip())
+        if not goes_on:
+            whole, joined = " ".join(filter(None, joined)), []
+            if whole:
+                yield whole
+    if any(joined):
+        yield " ".join(filter(None, joined))
 
 
 def parse(text: str) -> list[Option | Requirement]:

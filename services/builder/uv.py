@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,10 +82,11 @@ class Programs:
         *arguments: str | os.PathLike[str],
         cwd: Path,
         env: Mapping[str, str] | None = None,
+        without: Collection[str] = (),
         line: Callable[[str], None] | None = None,
     ) -> Outcome:
-        """Run uv to its end; see `run`."""
-        own = {name: value for name, value in os.environ.items() if name.startswith("UV_")}
+        """Run uv to its end, with the builder's own `UV_…` variables but those in `without`; see `run`."""
+        own = {name: value for name, value in os.environ.items() if name.startswith("UV_") and name not in without}
         fixed = {
             "UV_CACHE_DIR": str(self._cache_dir),
             "UV_PYTHON_INSTALL_DIR": str(self._pythons_dir),
