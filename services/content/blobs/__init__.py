@@ -6,9 +6,9 @@ The life of a blob:
    is the whole content in one piece; parts 1 to 10,000 are pieces of it. A part is there when `write` has
    returned, whole or not at all; writing a part again replaces it at once. A part counts until the
    machine restarts: what is not durable then is forgotten, not guessed.
-2. *`assemble`* joins the parts that the caller lists, hashes, and gives the result to the caller's check.
-   While it is open the upload takes no more parts. Leaving it without `commit` changes nothing.
-3. *`commit`* makes the blob durable and visible under its digest, in that order. The caller writes the row
+2. *`assemble`* joins the parts that the caller lists, hashes, gives the result to the caller's check and makes
+   it durable. While it is open the upload takes no more parts. Leaving it without `commit` changes nothing.
+3. *`commit`* makes the blob visible under its digest; that takes no time to speak of. The caller writes the row
    that names it afterwards: a crash between the two leaves a blob without a name, which is garbage.
 4. *`discard`* frees whatever an upload still holds.
 
@@ -60,7 +60,7 @@ class Assembly(Protocol):
     def size_bytes(self) -> int: ...
 
     async def commit(self) -> Blob:
-        """Make the blob durable and visible. A blob of the same digest that was there is replaced by its equal."""
+        """Make the blob visible, durably. A blob of the same digest that was there is replaced by its equal."""
         ...
 
 

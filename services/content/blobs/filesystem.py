@@ -202,6 +202,7 @@ class FilesystemBlobStore:
                 digest = Digest(records[0].digest or await ingest.sha256_of(records))
                 if check is not None and records[0].number != WHOLE:
                     await self._run(_check, check, path, 0, size_bytes)
+                await self._run(_sync, path)
             except OSError as exc:
                 raise storage_error(exc) from exc
             yield FileAssembly(self, ingest, path, digest, size_bytes)
@@ -255,20 +256,14 @@ class FileAssembly:
     size_bytes: int
 
     async def commit(self) -> Blob:
-        """Sync, rename to the digest, sync the folder. The upload's parts are used up by it."""
+        """Rename the synced file to its digest, sync the folder. The upload's parts are used up by it."""
         target = self.store.path(self.digest)
 
         def rename() -> os.stat_result:
-            fd = os.open(self.path, os.O_RDONLY)
-            try:
-                os.fsync(fd)
-                status = os.fstat(fd)
-            finally:
-                os.close(fd)
             make_folder(target.parent)
             self.path.rename(target)
             sync_folder(target.parent)
-            return status
+            return target.stat()
 
         self.ingest.records.clear()
         try:
@@ -292,6 +287,14 @@ def _check(check: Check, path: Path, offset: int, size_bytes: int) -> None:
     assert offset == 0
     with path.open("rb") as file:
         check(file)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _list_files(folder: Path) -> list[tuple[Path, os.stat_result]]:

@@ -1,0 +1,99 @@
+"""The registry, wired."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+from ekiben.identity.v1 import identity_pb2_grpc as identity
+from ekiben.registry.v1 import registry_pb2_grpc as registry
+from services.content import open_blobs
+from services.kernel.app import Component, Servicer
+from services.kernel.clock import SYSTEM, Clock
+from services.kernel.db import open_database
+from services.registry.accounts import Accounts
+from services.registry.audit import Audit
+from services.registry.bytes import Bytes, listen
+from services.registry.catalog import Catalog
+from services.registry.collector import Collector
+from services.registry.first_start import ensure_admin
+from services.registry.logins import Logins
+from services.registry.sealing import load_keys
+from services.registry.secrets import Secrets
+from services.registry.servicer.accounts import Accounts as AccountsServicer
+from services.registry.servicer.accounts import Logins as LoginsServicer
+from services.registry.servicer.bentos import Bentos as BentosServicer
+from services.registry.servicer.models import Models as ModelsServicer
+from services.registry.servicer.secrets import Audit as AuditServicer
+from services.registry.servicer.secrets import Secrets as SecretsServicer
+from services.registry.servicer.uploads import Uploads as UploadsServicer
+from services.registry.settings import Settings
+from services.registry.signing import Signer
+from services.registry.store.secrets import any_secret
+from services.registry.uploads import Uploads
+
+MIGRATIONS = "services.registry.migrations"
+
+
+@asynccontextmanager
+async def open_registry(settings: Settings, *, clock: Clock = SYSTEM) -> AsyncIterator[Component]:
+    """Everything the registry needs, opened in order and closed in reverse; the bytes endpoint listens by then."""
+    async with open_database(settings.database_url) as database, open_blobs(settings.blobs_url) as blobs:
+        await database.migrate(MIGRATIONS)
+        async with database.read() as connection:
+            sealed = await any_secret(connection)
+        keys = await asyncio.to_thread(load_keys, settings.secrets_key_file, may_make=not sealed)
+        await ensure_admin(
+            database,
+            clock,
+            organization=settings.organization,
+            admin=settings.admin_user,
+            admin_token_file=settings.admin_token_file,
+        )
+        grace = timedelta(seconds=settings.garbage_grace_s)
+        signer = Signer(keys.signing_key)
+        catalog = Catalog(database, clock)
+        accounts = Accounts(database, clock)
+        audit = Audit(database)
+        uploads = Uploads(
+            database, blobs, signer, clock, expire=timedelta(seconds=settings.upload_expire_s), garbage_grace=grace
+        )
+        collector = Collector(
+            database, blobs, uploads, clock, interval_s=settings.collect_interval_s, garbage_grace=grace
+        )
+        secrets = Secrets(database, keys, clock)
+        logins = Logins(database, clock)
+        async with listen(Bytes(uploads, blobs, signer, clock).app(), settings.blobs_listen):
+            yield Component(
+                "registry",
+                servicers=(
+                    Servicer(
+                        "ekiben.registry.v1.Models", registry.add_ModelsServicer_to_server, ModelsServicer(catalog)
+                    ),
+                    Servicer(
+                        "ekiben.registry.v1.Bentos", registry.add_BentosServicer_to_server, BentosServicer(catalog)
+                    ),
+                    Servicer(
+                        "ekiben.registry.v1.Uploads", registry.add_UploadsServicer_to_server, UploadsServicer(uploads)
+                    ),
+                    Servicer(
+                        "ekiben.identity.v1.Accounts",
+                        identity.add_AccountsServicer_to_server,
+                        AccountsServicer(accounts),
+                    ),
+                    Servicer(
+                        "ekiben.identity.v1.Logins", identity.add_LoginsServicer_to_server, LoginsServicer(logins)
+                    ),
+                    Servicer(
+                        "ekiben.identity.v1.Secrets", identity.add_SecretsServicer_to_server, SecretsServicer(secrets)
+                    ),
+                    Servicer(
+                        "ekiben.identity.v1.Audit", identity.add_AuditServicer_to_server, AuditServicer(audit, clock)
+                    ),
+                ),
+                loops=(collector.run, accounts.note_uses),
+                ready=database.ping,
+                authenticator=accounts,
+                auditor=audit,
+                drain=accounts.write_uses,
+            )

@@ -1,0 +1,287 @@
+"""Use cases over repositories and versions: each public method is one transaction.
+
+Both kinds of repository go the same way; `kind` says which is meant.
+"""
+
+import json
+import uuid
+from typing import Any, TypeVar
+
+from ekiben.errors import AlreadyExists, EkibenError, FailedPrecondition, InvalidArgument, NotFound
+from services.kernel.clock import Clock
+from services.kernel.db import Database
+from services.kernel.identity import Principal
+from services.kernel.updates import check_etag, etag_of
+from services.registry.domain import LATEST, ContentState, Draft, Facts, Kind, Repository, Version, read_manifest
+from services.registry.search import Subject, parse
+from services.registry.store import catalog as rows
+from services.registry.store.catalog import Found
+from services.registry.store.searches import Position
+from services.registry.store.tables import repositories, versions
+
+E = TypeVar("E", bound=EkibenError)
+
+_SUBJECTS = {
+    (Kind.MODEL, False): Subject.MODEL_REPOSITORIES,
+    (Kind.BENTO, False): Subject.BENTO_REPOSITORIES,
+    (Kind.MODEL, True): Subject.MODELS,
+    (Kind.BENTO, True): Subject.BENTOS,
+}
+
+
+def organization_of(caller: Principal) -> str:
+    """The id of the caller's organization, as rows hold it."""
+    return caller.organization.removeprefix("organizations/")
+
+
+def etag(resource: Repository | Version) -> str:
+    """Changes with each change of what callers write and with each new content."""
+    return etag_of(resource.uid, resource.revision)
+
+
+class Catalog:
+    """What exists."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+
+    # Repositories
+
+    async def get_repository(self, caller: Principal, kind: Kind, repository: str) -> Repository:
+        """One repository. Raises NotFound (MODEL_REPOSITORY_NOT_FOUND, BENTO_REPOSITORY_NOT_FOUND)."""
+        async with self._database.read() as connection:
+            found = await rows.repository(connection, organization_of(caller), kind, repository)
+        if found is None:
+            raise no_repository(kind, repository)
+        return found[1]
+
+    async def list_repositories(
+        self, caller: Principal, kind: Kind, text: str, size: int, after: Position | None
+    ) -> Found[Repository]:
+        """A page of repositories; `text` is a filter."""
+        search = parse(text, _SUBJECTS[kind, False], caller=caller.user)
+        async with self._database.read() as connection:
+            return await rows.list_repositories(connection, organization_of(caller), kind, search, size, after)
+
+    async def create_repository(self, caller: Principal, kind: Kind, repository: str, draft: Draft) -> Repository:
+        """A new repository. Raises AlreadyExists (MODEL_REPOSITORY_EXISTS, BENTO_REPOSITORY_EXISTS)."""
+        draft.check()
+        organization = organization_of(caller)
+        async with self._database.transaction() as connection:
+            if not await rows.add_repository(connection, organization, kind, repository, self._new(caller, draft)):
+                raise _about(
+                    AlreadyExists,
+                    f"{_title(kind)} repository {repository!r} exists already.",
+                    f"{kind.upper()}_REPOSITORY_EXISTS",
+                    f"{kind}_repository",
+                    kind.repository_name(repository),
+                )
+            created = await rows.repository(connection, organization, kind, repository)
+        assert created is not None
+        return created[1]
+
+    async def update_repository(
+        self, caller: Principal, kind: Kind, repository: str, draft: Draft, sent_etag: str
+    ) -> Repository:
+        """Change what `draft` gives. Raises Aborted (ETAG_MISMATCH), NotFound."""
+        draft.check()
+        organization = organization_of(caller)
+        async with self._database.transaction() as connection:
+            found = await rows.repository(connection, organization, kind, repository, lock=True)
+            if found is None:
+                raise no_repository(kind, repository)
+            check_etag(sent_etag, etag(found[1]))
+            if values := self._changes(caller, draft):
+                await rows.update(connection, repositories, found[0], values)
+                found = await rows.repository(connection, organization, kind, repository)
+        assert found is not None
+        return found[1]
+
+    async def delete_repository(
+        self, caller: Principal, kind: Kind, repository: str, sent_etag: str, *, force: bool
+    ) -> None:
+        """Delete a repository, with its versions when `force`.
+
+        Raises:
+            NotFound, Aborted (ETAG_MISMATCH).
+            FailedPrecondition: it holds versions (MODEL_REPOSITORY_NOT_EMPTY, BENTO_REPOSITORY_NOT_EMPTY).
+        """
+        async with self._database.transaction() as connection:
+            found = await rows.repository(connection, organization_of(caller), kind, repository, lock=True)
+            if found is None:
+                raise no_repository(kind, repository)
+            check_etag(sent_etag, etag(found[1]))
+            if (count := found[1].version_count) and not force:
+                raise FailedPrecondition(
+                    f"{_title(kind)} repository {repository!r} holds {count} {kind}s. Delete them first, or set force.",
+                    reason=f"{kind.upper()}_REPOSITORY_NOT_EMPTY",
+                    repository=found[1].name,
+                    count=count,
+                )
+            await rows.delete_repository(connection, found[0])
+
+    # Versions
+
+    async def get_version(self, caller: Principal, kind: Kind, repository: str, version: str) -> Version:
+        """One version; `latest` is the newest with content. Raises NotFound (MODEL_NOT_FOUND, BENTO_NOT_FOUND)."""
+        organization = organization_of(caller)
+        async with self._database.read() as connection:
+            if version == LATEST:
+                found = await rows.latest_version(connection, organization, kind, repository)
+            else:
+                row = await rows.version(connection, organization, kind, repository, version)
+                found = None if row is None else row[1]
+        if found is None:
+            raise no_version(kind, repository, version)
+        return found
+
+    async def list_versions(
+        self, caller: Principal, kind: Kind, repository: str | None, text: str, size: int, after: Position | None
+    ) -> Found[Version]:
+        """A page of the versions of a repository, or of all with None. Raises NotFound for an unknown repository."""
+        search = parse(text, _SUBJECTS[kind, True], caller=caller.user)
+        organization = organization_of(caller)
+        async with self._database.read() as connection:
+            if repository is not None and await rows.repository(connection, organization, kind, repository) is None:
+                raise no_repository(kind, repository)
+            return await rows.list_versions(connection, organization, kind, repository, search, size, after)
+
+    async def create_version(
+        self, caller: Principal, kind: Kind, repository: str, version: str, draft: Draft
+    ) -> Version:
+        """A new version, without content unless it needs none; a missing repository is created.
+
+        Raises:
+            AlreadyExists: MODEL_EXISTS, BENTO_EXISTS.
+            InvalidArgument: the id is `latest` (VERSION_RESERVED), or see Draft.check.
+        """
+        if version == LATEST:
+            raise InvalidArgument(
+                f"'{LATEST}' means the newest {kind} and cannot be the version of one. Choose another.",
+                reason="VERSION_RESERVED",
+                violations=[(f"{kind}_id", "must not be 'latest'")],
+            )
+        draft.check()
+        facts = read_manifest(draft.manifest or "")
+        external = kind is Kind.MODEL and facts.external
+        organization = organization_of(caller)
+        values = self._new(caller, draft) | _facts(facts)
+        values["manifest"] = draft.manifest or ""
+        values["build_time"] = draft.build_time
+        values["state"] = ContentState.EXTERNAL if external else ContentState.PENDING
+        empty = Draft(description="", labels={})
+        async with self._database.transaction() as connection:
+            await rows.add_repository(connection, organization, kind, repository, self._new(caller, empty))
+            parent = await rows.repository(connection, organization, kind, repository, lock=True)
+            assert parent is not None
+            added = await rows.add_version(connection, organization, kind, parent[0], repository, version, values)
+            if not added:
+                raise _about(
+                    AlreadyExists,
+                    f"{_title(kind)} '{repository}:{version}' exists already.",
+                    f"{kind.upper()}_EXISTS",
+                    kind,
+                    kind.version_name(repository, version),
+                )
+            created = await rows.version(connection, organization, kind, repository, version)
+        assert created is not None
+        return created[1]
+
+    async def update_version(
+        self, caller: Principal, kind: Kind, repository: str, version: str, draft: Draft, sent_etag: str
+    ) -> Version:
+        """Change what `draft` gives. Raises Aborted (ETAG_MISMATCH), NotFound; see Draft.check."""
+        draft.check()
+        organization = organization_of(caller)
+        async with self._database.transaction() as connection:
+            found = await rows.version(connection, organization, kind, repository, version, lock=True)
+            if found is None:
+                raise no_version(kind, repository, version)
+            check_etag(sent_etag, etag(found[1]))
+            values = self._changes(caller, draft)
+            if draft.manifest is not None:
+                facts = read_manifest(draft.manifest)
+                values |= _facts(facts) | {"manifest": draft.manifest}
+                if kind is Kind.MODEL and facts.external and not found[1].content.state.usable:
+                    values["state"] = ContentState.EXTERNAL
+            if values:
+                await rows.update(connection, versions, found[0], values)
+                found = await rows.version(connection, organization, kind, repository, version)
+        assert found is not None
+        return found[1]
+
+    async def delete_version(
+        self, caller: Principal, kind: Kind, repository: str, version: str, sent_etag: str
+    ) -> None:
+        """Delete a version; its blob is collected once nothing names it. Raises NotFound, Aborted (ETAG_MISMATCH)."""
+        async with self._database.transaction() as connection:
+            found = await rows.version(connection, organization_of(caller), kind, repository, version, lock=True)
+            if found is None:
+                raise no_version(kind, repository, version)
+            check_etag(sent_etag, etag(found[1]))
+            await rows.delete_version(connection, found[0])
+
+    def _new(self, caller: Principal, draft: Draft) -> dict[str, Any]:
+        now = self._clock.now()
+        return {
+            "uid": str(uuid.uuid4()),
+            "description": draft.description or "",
+            "labels": json.dumps(dict(draft.labels or {}), sort_keys=True),
+            "creator": caller.user,
+            "updater": caller.user,
+            "create_time": now,
+            "update_time": now,
+        }
+
+    def _changes(self, caller: Principal, draft: Draft) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        if draft.description is not None:
+            values["description"] = draft.description
+        if draft.labels is not None:
+            values["labels"] = json.dumps(dict(draft.labels), sort_keys=True)
+        if draft.build_time is not None:
+            values["build_time"] = draft.build_time
+        if values or draft.manifest is not None:
+            values |= {"updater": caller.user, "update_time": self._clock.now()}
+        return values
+
+
+def no_repository(kind: Kind, repository: str) -> NotFound:
+    """There is no repository of this name."""
+    return _about(
+        NotFound,
+        f"{_title(kind)} repository {repository!r} does not exist.",
+        f"{kind.upper()}_REPOSITORY_NOT_FOUND",
+        f"{kind}_repository",
+        kind.repository_name(repository),
+    )
+
+
+def no_version(kind: Kind, repository: str, version: str) -> NotFound:
+    """There is no version of this name, or none with content where `latest` is asked for."""
+    sentence = (
+        f"{_title(kind)} repository {repository!r} has no {kind} that is uploaded."
+        if version == LATEST
+        else f"{_title(kind)} '{repository}:{version}' does not exist."
+    )
+    return _about(NotFound, sentence, f"{kind.upper()}_NOT_FOUND", kind, kind.version_name(repository, version))
+
+
+def _about(cls: type[E], sentence: str, reason: str, key: str, name: str) -> E:
+    error = cls(sentence, reason=reason)
+    error.metadata[str(key)] = name
+    return error
+
+
+def _title(kind: Kind) -> str:
+    return kind.capitalize()
+
+
+def _facts(facts: Facts) -> dict[str, Any]:
+    return {
+        "module": facts.module,
+        "bentoml_version": facts.bentoml_version,
+        "development": facts.development,
+        "models": json.dumps(list(facts.models)),
+    }

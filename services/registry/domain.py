@@ -1,0 +1,279 @@
+"""What the registry knows, and its rules; all pure.
+
+A *repository* holds *versions*: a model repository holds models, a bento repository bentos. Both kinds follow the
+same rules, so they share these classes and differ in `kind`. A version has a manifest at once and content later:
+an *upload* brings it, and what was there before stays until the upload is whole.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from ekiben import names
+from ekiben.errors import InvalidArgument
+
+MAX_MANIFEST_BYTES = 4 << 20
+MAX_DESCRIPTION_BYTES = 3 << 20
+MAX_LABELS = 256
+MAX_LABEL_KEY = 128
+MAX_LABEL_VALUE = 1024
+LATEST = "latest"
+"""The id that means the newest version with content; no version can be created with it."""
+
+
+class Kind(StrEnum):
+    """What a repository holds."""
+
+    MODEL = "model"
+    BENTO = "bento"
+
+    def repository_name(self, repository: str) -> str:
+        """The resource name of a repository."""
+        return str(names.ModelRepository(repository) if self is Kind.MODEL else names.BentoRepository(repository))
+
+    def version_name(self, repository: str, version: str) -> str:
+        """The resource name of a version."""
+        return str(names.Model(repository, version) if self is Kind.MODEL else names.Bento(repository, version))
+
+
+class ContentState(StrEnum):
+    """How far the bytes of a version have come. See `Content.State` of the proto."""
+
+    PENDING = "PENDING"
+    UPLOADING = "UPLOADING"
+    READY = "READY"
+    FAILED = "FAILED"
+    EXTERNAL = "EXTERNAL"
+
+    @property
+    def usable(self) -> bool:
+        """Whether the version can be deployed: it has its bytes, or needs none."""
+        return self in (ContentState.READY, ContentState.EXTERNAL)
+
+    def when_opened(self) -> "ContentState":
+        """The state once an upload has been opened."""
+        return self if self.usable else ContentState.UPLOADING
+
+    def when_lost(self) -> "ContentState":
+        """The state once the last open upload has ended without content."""
+        return self if self.usable else ContentState.FAILED
+
+
+class UploadState(StrEnum):
+    """How far an upload is. Only OPEN changes, once, to one of the others."""
+
+    OPEN = "OPEN"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    ABORTED = "ABORTED"
+
+
+class BlobState(StrEnum):
+    """What the registry intends with a blob. See `store/blobs.py` for who moves it when."""
+
+    CLAIMED = "CLAIMED"
+    STORED = "STORED"
+    DELETING = "DELETING"
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A name under which versions are kept. `revision` counts its changes; `latest` is a version's id, or empty."""
+
+    kind: Kind
+    repository: str
+    uid: str
+    description: str
+    labels: Mapping[str, str]
+    create_time: datetime
+    update_time: datetime
+    creator: str
+    revision: int
+    latest: str = ""
+    version_count: int = 0
+
+    @property
+    def name(self) -> str:
+        """Its resource name."""
+        return self.kind.repository_name(self.repository)
+
+
+@dataclass(frozen=True)
+class Content:
+    """What bytes a version has. `digest` is `sha256:<hex>`, set when READY; `open_upload` an upload's id, or empty."""
+
+    state: ContentState
+    digest: str = ""
+    size_bytes: int = 0
+    failure: str = ""
+    upload_start_time: datetime | None = None
+    upload_end_time: datetime | None = None
+    open_upload: str = ""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the registry itself reads from a manifest; everything else in it is the client's business."""
+
+    module: str = ""
+    bentoml_version: str = ""
+    development: bool = False
+    external: bool = False
+    models: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Version:
+    """A model or a bento. `manifest` is the client's text, to the letter."""
+
+    kind: Kind
+    repository: str
+    version: str
+    uid: str
+    description: str
+    labels: Mapping[str, str]
+    create_time: datetime
+    update_time: datetime
+    creator: str
+    revision: int
+    manifest: str
+    facts: Facts
+    build_time: datetime | None
+    content: Content
+
+    @property
+    def name(self) -> str:
+        """Its resource name."""
+        return self.kind.version_name(self.repository, self.version)
+
+
+@dataclass(frozen=True)
+class Upload:
+    """One attempt to give a version its bytes. `size_bytes` None and `digest` empty: not announced."""
+
+    upload: str
+    organization: str
+    resource: str
+    digest: str
+    size_bytes: int | None
+    state: UploadState
+    failure: str
+    create_time: datetime
+    expire_time: datetime
+    creator: str
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What a caller may write of a repository or a version; None leaves a field as it is."""
+
+    description: str | None = None
+    labels: Mapping[str, str] | None = None
+    manifest: str | None = None
+    build_time: datetime | None = None
+
+    def check(self) -> None:
+        """Refuse what cannot be kept.
+
+        Raises:
+            InvalidArgument: DESCRIPTION_INVALID, LABELS_INVALID, MANIFEST_TOO_LARGE or MANIFEST_INVALID.
+        """
+        if self.description is not None:
+            check_text("description", self.description, MAX_DESCRIPTION_BYTES)
+        if self.labels is not None:
+            check_labels(self.labels)
+        if self.manifest is not None:
+            read_manifest(self.manifest)
+
+
+def check_text(name: str, text: str, max_bytes: int, reason: str = "DESCRIPTION_INVALID") -> None:
+    """Refuse text that is too long or holds the character NUL, which PostgreSQL cannot keep."""
+    if len(text.encode()) > max_bytes:
+        raise InvalidArgument(
+            f"The {name} has {len(text.encode()):,} bytes; at most {max_bytes:,} are kept.",
+            reason=reason,
+            violations=[(name, f"at most {max_bytes:,} bytes")],
+            field=name,
+        )
+    if "\0" in text:
+        raise InvalidArgument(
+            f"The {name} holds the character NUL, which cannot be kept.",
+            reason=reason,
+            violations=[(name, "holds the character NUL")],
+            field=name,
+        )
+
+
+def check_labels(labels: Mapping[str, str]) -> None:
+    """Refuse labels that are too many, too long or without a key (LABELS_INVALID)."""
+    faults: list[str] = []
+    if len(labels) > MAX_LABELS:
+        faults.append(f"there are {len(labels)}, more than {MAX_LABELS}")
+    for key, value in labels.items():
+        shown = repr(key[:40])
+        if not 1 <= len(key) <= MAX_LABEL_KEY:
+            faults.append(f"the key {shown} has {len(key)} characters, not 1 to {MAX_LABEL_KEY}")
+        if len(value) > MAX_LABEL_VALUE:
+            faults.append(f"the value of {shown} has {len(value):,} characters, more than {MAX_LABEL_VALUE:,}")
+        if "\0" in key + value:
+            faults.append(f"{shown} holds the character NUL")
+    if faults:
+        raise InvalidArgument(
+            f"The labels are refused: {'; '.join(faults[:5])}.",
+            reason="LABELS_INVALID",
+            violations=[("labels", fault) for fault in faults[:20]],
+        )
+
+
+def read_manifest(text: str) -> Facts:
+    """The facts of a manifest; an empty text has none. A field of an unexpected type counts as absent.
+
+    Raises:
+        InvalidArgument: over 4 MiB (MANIFEST_TOO_LARGE), or not JSON text of an object (MANIFEST_INVALID).
+    """
+    if not text:
+        return Facts()
+    if len(text) > MAX_MANIFEST_BYTES or len(text.encode()) > MAX_MANIFEST_BYTES:
+        raise InvalidArgument(
+            f"The manifest has more than {MAX_MANIFEST_BYTES:,} bytes, the most that is kept.",
+            reason="MANIFEST_TOO_LARGE",
+            violations=[("manifest", f"at most {MAX_MANIFEST_BYTES:,} bytes")],
+        )
+    try:
+        manifest = json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        why = "it is nested too deeply" if isinstance(exc, RecursionError) else str(exc)[:200]
+        raise InvalidArgument(
+            f"The manifest is not JSON: {why}.", reason="MANIFEST_INVALID", violations=[("manifest", why)], cause=why
+        ) from exc
+    if not isinstance(manifest, dict):
+        raise InvalidArgument(
+            "The manifest is not a JSON object.", reason="MANIFEST_INVALID", violations=[("manifest", "not an object")]
+        )
+    metadata = manifest.get("metadata")
+    return Facts(
+        module=_text(manifest.get("module")),
+        bentoml_version=_text(manifest.get("bentoml_version")),
+        development=manifest.get("dev") is True,
+        external=isinstance(metadata, dict) and metadata.get("registry") == "huggingface",
+        models=_models(manifest.get("models")),
+    )
+
+
+def _text(value: object) -> str:
+    return value[:200].replace("\0", "") if isinstance(value, str) else ""
+
+
+def _models(value: object) -> tuple[str, ...]:
+    """Resource names of the `name:version` tags in a bento's manifest; what is no tag is left out."""
+    found: dict[str, None] = {}
+    for tag in value if isinstance(value, list) else ():
+        if not isinstance(tag, str) or ":" not in tag:
+            continue
+        try:
+            found[str(names.Model.from_tag(tag))] = None
+        except InvalidArgument:
+            continue
+    return tuple(found)

@@ -1,0 +1,151 @@
+"""Repositories, models and bentos."""
+
+from collections.abc import Collection
+from datetime import UTC, datetime
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from ekiben.errors import InvalidArgument
+from ekiben.registry.v1 import registry_pb2 as pb
+from services.registry.catalog import etag
+from services.registry.domain import Content, Draft, Repository, Version
+from services.registry.store.searches import Position
+
+WRITABLE = frozenset({"description", "labels", "manifest"})
+"""What an update of a version may change."""
+REPOSITORY_WRITABLE = frozenset({"description", "labels"})
+
+
+def to_timestamp(moment: datetime | None) -> Timestamp | None:
+    """A timestamp, or nothing."""
+    if moment is None:
+        return None
+    stamp = Timestamp()
+    stamp.FromDatetime(moment)
+    return stamp
+
+
+def from_timestamp(stamp: Timestamp, field: str) -> datetime:
+    """An aware datetime, to the microsecond. Raises InvalidArgument beyond the years 1 to 9999 (TIME_INVALID)."""
+    try:
+        return stamp.ToDatetime(UTC)
+    except (ValueError, OverflowError) as exc:
+        raise InvalidArgument(
+            f"{field} is not a time between the years 1 and 9999.",
+            reason="TIME_INVALID",
+            violations=[(field, "not a time between the years 1 and 9999")],
+        ) from exc
+
+
+def position(decoded: object) -> Position | None:
+    """The position in a page token."""
+    if decoded is None:
+        return None
+    assert isinstance(decoded, list)
+    return int(decoded[0]), int(decoded[1])
+
+
+def repository_draft(
+    message: pb.ModelRepository | pb.BentoRepository, fields: Collection[str] = REPOSITORY_WRITABLE
+) -> Draft:
+    """What a caller wrote of a repository, in these fields."""
+    return Draft(
+        description=message.description if "description" in fields else None,
+        labels=dict(message.labels) if "labels" in fields else None,
+    )
+
+
+def version_draft(message: pb.Model | pb.Bento, fields: Collection[str] = WRITABLE) -> Draft:
+    """What a caller wrote of a version, in these fields; its build time where there is one."""
+    return Draft(
+        description=message.description if "description" in fields else None,
+        labels=dict(message.labels) if "labels" in fields else None,
+        manifest=message.manifest if "manifest" in fields else None,
+        build_time=(
+            from_timestamp(message.build_time, "build_time")
+            if "build_time" in fields and message.HasField("build_time")
+            else None
+        ),
+    )
+
+
+def model_repository(found: Repository) -> pb.ModelRepository:
+    """The message of a model repository."""
+    return pb.ModelRepository(
+        name=found.name,
+        uid=found.uid,
+        description=found.description,
+        labels=found.labels,
+        create_time=to_timestamp(found.create_time),
+        update_time=to_timestamp(found.update_time),
+        creator=found.creator,
+        etag=etag(found),
+        latest_model=found.kind.version_name(found.repository, found.latest) if found.latest else "",
+        model_count=found.version_count,
+    )
+
+
+def bento_repository(found: Repository) -> pb.BentoRepository:
+    """The message of a bento repository."""
+    return pb.BentoRepository(
+        name=found.name,
+        uid=found.uid,
+        description=found.description,
+        labels=found.labels,
+        create_time=to_timestamp(found.create_time),
+        update_time=to_timestamp(found.update_time),
+        creator=found.creator,
+        etag=etag(found),
+        latest_bento=found.kind.version_name(found.repository, found.latest) if found.latest else "",
+        bento_count=found.version_count,
+    )
+
+
+def content(found: Content) -> pb.Content:
+    """The message of a version's content."""
+    return pb.Content(
+        state=pb.Content.State.Value(found.state.value),
+        digest=found.digest,
+        size_bytes=found.size_bytes,
+        failure=found.failure,
+        upload_start_time=to_timestamp(found.upload_start_time),
+        upload_end_time=to_timestamp(found.upload_end_time),
+        open_upload=f"uploads/{found.open_upload}" if found.open_upload else "",
+    )
+
+
+def model(found: Version) -> pb.Model:
+    """The message of a model."""
+    return pb.Model(
+        name=found.name,
+        uid=found.uid,
+        description=found.description,
+        labels=found.labels,
+        create_time=to_timestamp(found.create_time),
+        update_time=to_timestamp(found.update_time),
+        creator=found.creator,
+        etag=etag(found),
+        manifest=found.manifest,
+        build_time=to_timestamp(found.build_time),
+        content=content(found.content),
+        module=found.facts.module,
+    )
+
+
+def bento(found: Version) -> pb.Bento:
+    """The message of a bento."""
+    return pb.Bento(
+        name=found.name,
+        uid=found.uid,
+        description=found.description,
+        labels=found.labels,
+        create_time=to_timestamp(found.create_time),
+        update_time=to_timestamp(found.update_time),
+        creator=found.creator,
+        etag=etag(found),
+        manifest=found.manifest,
+        build_time=to_timestamp(found.build_time),
+        content=content(found.content),
+        bentoml_version=found.facts.bentoml_version,
+        models=found.facts.models,
+    )

@@ -1,0 +1,4 @@
+from services.kernel.migrations import run
+from services.registry.store import metadata
+
+run(metadata)

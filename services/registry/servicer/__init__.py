@@ -1,0 +1,1 @@
+"""One class per gRPC service: parse, call one use case, format."""

@@ -1,0 +1,50 @@
+"""Settings of the registry."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.kernel.settings import SettingsError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Environment: `EKIBEN_REGISTRY_…`."""
+
+    database_url: str
+    """`sqlite:////folder/registry.db` or `postgresql://user@host/name`."""
+    blobs_url: str
+    """Where blobs are kept: `file:///absolute/folder`, owned by this process alone."""
+    secrets_key_file: Path
+    """The key that seals secrets and signs URLs; made with mode 0600 when absent. Losing it loses every secret: back
+    it up, apart from the database."""
+    admin_token_file: Path
+    """Where the first admin's API token is written, mode 0600. When the file is missing, a new token is made and the
+    old one stops working: delete it and restart to get back in."""
+    blobs_listen: str = "127.0.0.1:0"
+    """Where bytes are served over HTTP: `host:port` or `unix:/path`. The gateway forwards `/blobs/` to it."""
+    upload_expire_s: float = 24 * 3600
+    """Seconds after which an upload that was not completed is given up and its parts are freed. BentoML's client takes
+    at most ten hours for one PUT; a day leaves room for many."""
+    garbage_grace_s: float = 600
+    """Seconds for which a blob is kept after it was last uploaded, whoever names it: a download that was signed just
+    before the last name went still succeeds."""
+    collect_interval_s: float = 300
+    """Seconds between two rounds of the collector."""
+    organization: str = "default"
+    """Name of the one organization, made on first start."""
+    admin_user: str = "admin"
+    """Name of the first user, made on first start."""
+
+    def __post_init__(self) -> None:
+        faults = [
+            f"{name} is {value}; it must be positive."
+            for name, value in (
+                ("upload_expire_s", self.upload_expire_s),
+                ("collect_interval_s", self.collect_interval_s),
+            )
+            if not value > 0
+        ]
+        if self.garbage_grace_s < 0:
+            faults.append(f"garbage_grace_s is {self.garbage_grace_s}; it must not be negative.")
+        if faults:
+            raise SettingsError(faults)

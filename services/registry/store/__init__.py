@@ -1,0 +1,11 @@
+"""The registry's tables and queries: plain functions over a connection, so that a use case is one transaction.
+
+- `tables.py`: the tables; `metadata` is what migrations are compared with.
+- `catalog.py`: repositories, versions, labels; `searches.py` turns a filter into SQL.
+- `uploads.py`, `blobs.py`: uploads, and which blobs are held.
+- `accounts.py`: organizations, users, API tokens, logins; `secrets.py`; `audit.py`.
+"""
+
+from services.registry.store.tables import metadata
+
+__all__ = ["metadata"]

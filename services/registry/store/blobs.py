@@ -1,0 +1,125 @@
+"""Which blobs are held, so that none is deleted that somebody is about to name.
+
+A row says what the registry intends with a blob:
+
+- CLAIMED: an upload is about to store it. The row comes before the file.
+- STORED: the file is there, whole and durable.
+- DELETING: nobody names it and the collector deletes the file. The row goes after the file.
+
+`claim_end_time` keeps a blob from the collector whoever names it. An upload claims before it stores, and the
+transaction that names the blob moves the time too; both write the same row that the collector's `condemn`
+writes. So one of them comes first: either `condemn` sees a claim that has not ended, or the upload sees
+DELETING and waits until the row is gone. `condemn` alone looks at `versions`, and a naming that its snapshot does
+not show has moved the row's time, which PostgreSQL reads anew before it writes (READ COMMITTED, 13.2.1).
+"""
+
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services.registry.domain import BlobState
+from services.registry.store.tables import blobs, versions
+
+
+def _insert(connection: AsyncConnection) -> "postgresql.Insert | sqlite.Insert":
+    return postgresql.insert(blobs) if connection.dialect.name == "postgresql" else sqlite.insert(blobs)
+
+
+async def claim(connection: AsyncConnection, digest: str, until: datetime) -> bool:
+    """Keep the blob from the collector until then; False while it is being deleted."""
+    statement = _insert(connection).values(digest=digest, state=BlobState.CLAIMED, claim_end_time=until)
+    statement = statement.on_conflict_do_update(
+        index_elements=[blobs.c.digest],
+        set_={
+            "claim_end_time": sa.case(
+                (blobs.c.claim_end_time > statement.excluded.claim_end_time, blobs.c.claim_end_time),
+                else_=statement.excluded.claim_end_time,
+            )
+        },
+        where=blobs.c.state != BlobState.DELETING,
+    )
+    return (await connection.execute(statement.returning(blobs.c.digest))).first() is not None
+
+
+async def store(connection: AsyncConnection, digest: str, until: datetime, *, only_if_stored: bool = False) -> bool:
+    """Say that the file is there, and keep it until then. False when the row is not there to be held (any more).
+
+    Call it in the transaction that names the blob, before the naming: it takes the row's lock.
+    """
+    states = (BlobState.STORED,) if only_if_stored else (BlobState.CLAIMED, BlobState.STORED)
+    statement = (
+        blobs.update()
+        .where(blobs.c.digest == digest, blobs.c.state.in_(states))
+        .values(
+            state=BlobState.STORED,
+            claim_end_time=sa.case(
+                (blobs.c.claim_end_time > until, blobs.c.claim_end_time),
+                else_=sa.bindparam("until", until, blobs.c.claim_end_time.type),
+            ),
+        )
+    )
+    return (await connection.execute(statement)).rowcount == 1
+
+
+async def forget(connection: AsyncConnection, digest: str) -> None:
+    """The file turned out to be missing: let the next upload store it anew."""
+    await connection.execute(
+        blobs.update()
+        .where(blobs.c.digest == digest, blobs.c.state == BlobState.STORED)
+        .values(state=BlobState.CLAIMED)
+    )
+
+
+async def unheld(connection: AsyncConnection, now: datetime, limit: int) -> list[str]:
+    """Digests that look like garbage, or whose deletion began before a crash."""
+    named = sa.exists().where(versions.c.digest == blobs.c.digest)
+    statement = (
+        sa.select(blobs.c.digest)
+        .where(sa.or_(blobs.c.state == BlobState.DELETING, sa.and_(blobs.c.claim_end_time <= now, ~named)))
+        .order_by(blobs.c.claim_end_time)
+        .limit(limit)
+    )
+    return list((await connection.execute(statement)).scalars())
+
+
+async def condemn(connection: AsyncConnection, digest: str, now: datetime) -> bool:
+    """Decide that the blob goes, unless it is named or claimed. True also when that was decided before."""
+    named = sa.exists().where(versions.c.digest == blobs.c.digest)
+    await connection.execute(
+        blobs.update()
+        .where(
+            blobs.c.digest == digest,
+            blobs.c.state != BlobState.DELETING,
+            blobs.c.claim_end_time <= now,
+            ~named,
+        )
+        .values(state=BlobState.DELETING)
+    )
+    return await lock_condemned(connection, digest)
+
+
+async def lock_condemned(connection: AsyncConnection, digest: str) -> bool:
+    """Take the row's lock; whether it is (still) DELETING."""
+    statement = (
+        sa.select(blobs.c.digest).where(blobs.c.digest == digest, blobs.c.state == BlobState.DELETING).with_for_update()
+    )
+    return (await connection.execute(statement)).first() is not None
+
+
+async def delete(connection: AsyncConnection, digest: str) -> None:
+    """The file is gone: so goes the row."""
+    await connection.execute(blobs.delete().where(blobs.c.digest == digest, blobs.c.state == BlobState.DELETING))
+
+
+async def adopt(connection: AsyncConnection, digest: str, until: datetime) -> None:
+    """Take a file without a row into account, so that it is collected in its turn."""
+    statement = _insert(connection).values(digest=digest, state=BlobState.CLAIMED, claim_end_time=until)
+    await connection.execute(statement.on_conflict_do_nothing(index_elements=[blobs.c.digest]))
+
+
+async def known(connection: AsyncConnection, digests: list[str]) -> set[str]:
+    """Those of `digests` that have a row."""
+    statement = sa.select(blobs.c.digest).where(blobs.c.digest.in_(digests))
+    return set((await connection.execute(statement)).scalars())

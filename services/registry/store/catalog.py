@@ -1,0 +1,305 @@
+"""Repositories and versions as rows."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services.registry.domain import Content, ContentState, Facts, Kind, Repository, UploadState, Version
+from services.registry.search import Search
+from services.registry.store.searches import Position, beyond, conditions, order, sort_key
+from services.registry.store.tables import labels, repositories, uploads, versions
+
+T = TypeVar("T")
+
+_USABLE = (ContentState.READY, ContentState.EXTERNAL)
+MAX_PAGE_BYTES = 2 << 20
+"""Manifests and descriptions of one page together; a page ends early rather than pass it, since a message of
+gRPC has 4 MiB by default."""
+
+
+@dataclass(frozen=True)
+class Found(Generic[T]):
+    """A page of a list, the position after it (None at the end), and how many match in all."""
+
+    items: Sequence[T]
+    next: Position | None
+    total: int
+
+
+def _latest() -> sa.ScalarSelect[str]:
+    return (
+        sa.select(versions.c.version)
+        .where(versions.c.repository_id == repositories.c.id, versions.c.state.in_(_USABLE))
+        .order_by(versions.c.create_time.desc(), versions.c.id.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+
+
+def _count() -> sa.ScalarSelect[int]:
+    counted = sa.select(sa.func.count()).select_from(versions).where(versions.c.repository_id == repositories.c.id)
+    return counted.scalar_subquery()
+
+
+def _open_upload() -> sa.ScalarSelect[str]:
+    return (
+        sa.select(uploads.c.upload)
+        .where(uploads.c.version_id == versions.c.id, uploads.c.state == UploadState.OPEN)
+        .order_by(uploads.c.create_time.desc(), uploads.c.upload)
+        .limit(1)
+        .scalar_subquery()
+    )
+
+
+_REPOSITORY = (
+    *(repositories.c[name] for name in ("id", "kind", "repository", "uid", "description", "labels", "creator")),
+    *(repositories.c[name] for name in ("create_time", "update_time", "revision")),
+    _latest().label("latest"),
+    _count().label("version_count"),
+)
+_VERSION = (*(c for c in versions.c if c.name not in ("organization", "updater")), _open_upload().label("open_upload"))
+
+
+def _repository(row: sa.Row[Any]) -> Repository:
+    return Repository(
+        kind=Kind(row.kind),
+        repository=row.repository,
+        uid=row.uid,
+        description=row.description,
+        labels=json.loads(row.labels),
+        create_time=row.create_time,
+        update_time=row.update_time,
+        creator=row.creator,
+        revision=row.revision,
+        latest=row.latest or "",
+        version_count=row.version_count,
+    )
+
+
+def _version(row: sa.Row[Any]) -> Version:
+    return Version(
+        kind=Kind(row.kind),
+        repository=row.repository,
+        version=row.version,
+        uid=row.uid,
+        description=row.description,
+        labels=json.loads(row.labels),
+        create_time=row.create_time,
+        update_time=row.update_time,
+        creator=row.creator,
+        revision=row.revision,
+        manifest=row.manifest,
+        facts=Facts(row.module, row.bentoml_version, row.development, models=tuple(json.loads(row.models))),
+        build_time=row.build_time,
+        content=Content(
+            state=ContentState(row.state),
+            digest=row.digest or "",
+            size_bytes=row.size_bytes,
+            failure=row.failure,
+            upload_start_time=row.upload_start_time,
+            upload_end_time=row.upload_end_time,
+            open_upload=row.open_upload or "",
+        ),
+    )
+
+
+def _this_repository(organization: str, kind: Kind, repository: str) -> sa.ColumnElement[bool]:
+    return sa.and_(
+        repositories.c.organization == organization,
+        repositories.c.kind == kind,
+        repositories.c.repository == repository,
+    )
+
+
+async def repository(
+    connection: AsyncConnection, organization: str, kind: Kind, name: str, *, lock: bool = False
+) -> tuple[int, Repository] | None:
+    """Row id and repository, or None. `lock` keeps other writers of the row out until the transaction ends."""
+    if lock:
+        locked = sa.select(repositories.c.id).where(_this_repository(organization, kind, name)).with_for_update()
+        await connection.execute(locked)
+    statement = sa.select(*_REPOSITORY).where(_this_repository(organization, kind, name))
+    row = (await connection.execute(statement)).first()
+    return None if row is None else (row.id, _repository(row))
+
+
+async def version(
+    connection: AsyncConnection, organization: str, kind: Kind, repository: str, name: str, *, lock: bool = False
+) -> tuple[int, Version] | None:
+    """Row id and version, or None; `latest` is not known here. `lock` as of `repository`."""
+    here = sa.and_(
+        versions.c.organization == organization,
+        versions.c.kind == kind,
+        versions.c.repository == repository,
+        versions.c.version == name,
+    )
+    if lock:
+        await connection.execute(sa.select(versions.c.id).where(here).with_for_update())
+    row = (await connection.execute(sa.select(*_VERSION).where(here))).first()
+    return None if row is None else (row.id, _version(row))
+
+
+async def latest_version(connection: AsyncConnection, organization: str, kind: Kind, repository: str) -> Version | None:
+    """The newest version that has content or needs none."""
+    statement = (
+        sa.select(*_VERSION)
+        .where(
+            versions.c.organization == organization,
+            versions.c.kind == kind,
+            versions.c.repository == repository,
+            versions.c.state.in_(_USABLE),
+        )
+        .order_by(versions.c.create_time.desc(), versions.c.id.desc())
+        .limit(1)
+    )
+    row = (await connection.execute(statement)).first()
+    return None if row is None else _version(row)
+
+
+async def add_repository(
+    connection: AsyncConnection, organization: str, kind: Kind, name: str, values: Mapping[str, Any]
+) -> bool:
+    """Insert a repository; False when there is one of this name."""
+    row = {**values, "organization": organization, "kind": kind, "repository": name, "revision": 1}
+    row_id = await _insert(connection, repositories, row)
+    if row_id is not None:
+        await set_labels(connection, "repository", row_id, json.loads(row["labels"]))
+    return row_id is not None
+
+
+async def add_version(
+    connection: AsyncConnection,
+    organization: str,
+    kind: Kind,
+    repository_id: int,
+    repository: str,
+    name: str,
+    values: Mapping[str, Any],
+) -> bool:
+    """Insert a version; False when there is one of this name."""
+    row = {
+        **values,
+        "organization": organization,
+        "kind": kind,
+        "repository_id": repository_id,
+        "repository": repository,
+        "version": name,
+        "revision": 1,
+        "size_bytes": 0,
+        "failure": "",
+    }
+    row_id = await _insert(connection, versions, row)
+    if row_id is not None:
+        await set_labels(connection, "version", row_id, json.loads(row["labels"]))
+    return row_id is not None
+
+
+async def _insert(connection: AsyncConnection, table: sa.Table, row: Mapping[str, Any]) -> int | None:
+    insert = postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)
+    statement = insert.values(**row).on_conflict_do_nothing().returning(table.c.id)
+    row_id: int | None = (await connection.execute(statement)).scalar_one_or_none()
+    return row_id
+
+
+async def update(connection: AsyncConnection, table: sa.Table, row_id: int, values: Mapping[str, Any]) -> None:
+    """Write columns of a locked row and count its revision up. Labels among them are written to `labels` too."""
+    await connection.execute(table.update().where(table.c.id == row_id).values(**values, revision=table.c.revision + 1))
+    if "labels" in values:
+        owner = "repository" if table is repositories else "version"
+        await set_labels(connection, owner, row_id, json.loads(values["labels"]))
+
+
+async def set_labels(connection: AsyncConnection, owner: str, row_id: int, wanted: Mapping[str, str]) -> None:
+    """Replace all labels of a row, as they are searched."""
+    await connection.execute(labels.delete().where(labels.c.owner == owner, labels.c.owner_id == row_id))
+    if wanted:
+        rows = [{"owner": owner, "owner_id": row_id, "key": key, "value": value} for key, value in wanted.items()]
+        await connection.execute(labels.insert(), rows)
+
+
+async def delete_versions(connection: AsyncConnection, where: sa.ColumnElement[bool]) -> int:
+    """Delete versions, their labels and uploads; how many versions."""
+    doomed = sa.select(versions.c.id).where(where)
+    await connection.execute(labels.delete().where(labels.c.owner == "version", labels.c.owner_id.in_(doomed)))
+    return (await connection.execute(versions.delete().where(where))).rowcount
+
+
+async def delete_version(connection: AsyncConnection, row_id: int) -> None:
+    """Delete one version."""
+    await delete_versions(connection, versions.c.id == row_id)
+
+
+async def delete_repository(connection: AsyncConnection, row_id: int) -> None:
+    """Delete a repository and all in it."""
+    await delete_versions(connection, versions.c.repository_id == row_id)
+    await connection.execute(labels.delete().where(labels.c.owner == "repository", labels.c.owner_id == row_id))
+    await connection.execute(repositories.delete().where(repositories.c.id == row_id))
+
+
+async def list_repositories(
+    connection: AsyncConnection, organization: str, kind: Kind, search: Search, size: int, after: Position | None
+) -> Found[Repository]:
+    """A page of repositories."""
+    where = [
+        repositories.c.organization == organization,
+        repositories.c.kind == kind,
+        *conditions(search, "repository"),
+    ]
+    found = await _page(connection, repositories, where, search, size, after)
+    statement = sa.select(*_REPOSITORY).where(repositories.c.id.in_(found.items))
+    rows = {row.id: _repository(row) for row in (await connection.execute(statement)).all()}
+    return Found([rows[row_id] for row_id in found.items if row_id in rows], found.next, found.total)
+
+
+async def list_versions(
+    connection: AsyncConnection,
+    organization: str,
+    kind: Kind,
+    repository: str | None,
+    search: Search,
+    size: int,
+    after: Position | None,
+) -> Found[Version]:
+    """A page of the versions of a repository, or of all with None."""
+    where = [versions.c.organization == organization, versions.c.kind == kind, *conditions(search, "version")]
+    if repository is not None:
+        where.append(versions.c.repository == repository)
+    found = await _page(connection, versions, where, search, size, after)
+    statement = sa.select(*_VERSION).where(versions.c.id.in_(found.items))
+    rows = {row.id: _version(row) for row in (await connection.execute(statement)).all()}
+    return Found([rows[row_id] for row_id in found.items if row_id in rows], found.next, found.total)
+
+
+async def _page(
+    connection: AsyncConnection,
+    table: sa.Table,
+    where: Sequence[sa.ColumnElement[bool]],
+    search: Search,
+    size: int,
+    after: Position | None,
+) -> Found[int]:
+    """Ids of the rows of a page, without their texts; cut where the texts would grow too large together."""
+    total = (await connection.execute(sa.select(sa.func.count()).select_from(table).where(*where))).scalar_one()
+    texts: sa.ColumnElement[int] = sa.func.length(table.c.description)
+    if table is versions:
+        texts = texts + sa.func.length(table.c.manifest)
+    key = sort_key(search, table)
+    statement = sa.select(table.c.id, key.label("key"), texts.label("texts")).where(*where)
+    if after is not None:
+        statement = statement.where(beyond(search, table, after))
+    statement = statement.order_by(*order(search, table)).limit(size + 1)
+    rows = (await connection.execute(statement)).all()
+    taken = 0
+    kept: list[sa.Row[Any]] = []
+    for row in rows[:size]:
+        taken += row.texts
+        if kept and taken > MAX_PAGE_BYTES:
+            break
+        kept.append(row)
+    more = len(kept) < len(rows)
+    return Found([row.id for row in kept], (kept[-1].key, kept[-1].id) if more and kept else None, total)

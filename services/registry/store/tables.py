@@ -1,0 +1,210 @@
+"""The registry's tables. Lists and maps are kept as JSON text, states as words, times as microseconds."""
+
+import sqlalchemy as sa
+
+from services.kernel.db import UtcDateTime
+
+metadata = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# SQLite counts up only an INTEGER key.
+Serial = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+
+organizations = sa.Table(
+    "organizations",
+    metadata,
+    sa.Column("organization", sa.String(63), primary_key=True),
+    sa.Column("uid", sa.String(36), nullable=False),
+    sa.Column("description", sa.Text, nullable=False),
+    sa.Column("create_time", UtcDateTime, nullable=False),
+)
+
+users = sa.Table(
+    "users",
+    metadata,
+    sa.Column("organization", sa.String(63), sa.ForeignKey("organizations.organization"), primary_key=True),
+    sa.Column("user_id", sa.String(63), primary_key=True),
+    sa.Column("uid", sa.String(36), nullable=False),
+    sa.Column("email", sa.Text, nullable=False),
+    sa.Column("first_name", sa.Text, nullable=False),
+    sa.Column("last_name", sa.Text, nullable=False),
+    sa.Column("role", sa.Integer, nullable=False),
+    sa.Column("disabled", sa.Boolean, nullable=False),
+    sa.Column("create_time", UtcDateTime, nullable=False),
+    sa.Column("update_time", UtcDateTime, nullable=False),
+    sa.Column("revision", sa.Integer, nullable=False),
+)
+
+api_tokens = sa.Table(
+    "api_tokens",
+    metadata,
+    sa.Column("id", Serial, primary_key=True, autoincrement=True),
+    sa.Column("organization", sa.String(63), nullable=False),
+    sa.Column("api_token", sa.String(63), nullable=False, unique=True),
+    sa.Column("user_id", sa.String(63), nullable=False),
+    # sha256 in hex. The token is 256 random bits: no salt and no slow hash could make it harder to guess.
+    sa.Column("token_hash", sa.String(64), nullable=False, unique=True),
+    sa.Column("display_name", sa.String(128), nullable=False),
+    sa.Column("description", sa.Text, nullable=False),
+    sa.Column("role", sa.Integer, nullable=False),
+    sa.Column("scopes", sa.Text, nullable=False),
+    # True for the one that is kept in the admin token's file.
+    sa.Column("first", sa.Boolean, nullable=False),
+    sa.Column("create_time", UtcDateTime, nullable=False),
+    sa.Column("expire_time", UtcDateTime),
+    sa.Column("last_use_time", UtcDateTime),
+    sa.ForeignKeyConstraint(["organization", "user_id"], ["users.organization", "users.user_id"], ondelete="CASCADE"),
+    sa.Index(None, "organization", "user_id"),
+)
+
+logins = sa.Table(
+    "logins",
+    metadata,
+    sa.Column("code_hash", sa.String(64), primary_key=True),
+    sa.Column("organization", sa.String(63), nullable=False),
+    # Empty until somebody approves.
+    sa.Column("user_id", sa.String(63), nullable=False),
+    sa.Column("role", sa.Integer, nullable=False),
+    sa.Column("create_time", UtcDateTime, nullable=False),
+    sa.Column("expire_time", UtcDateTime, nullable=False, index=True),
+)
+
+secrets = sa.Table(
+    "secrets",
+    metadata,
+    sa.Column("organization", sa.String(63), primary_key=True),
+    sa.Column("secret", sa.String(63), primary_key=True),
+    sa.Column("uid", sa.String(36), nullable=False),
+    sa.Column("description", sa.Text, nullable=False),
+    sa.Column("kind", sa.Integer, nullable=False),
+    sa.Column("stage", sa.Integer, nullable=False),
+    sa.Column("path", sa.Text, nullable=False),
+    # Keys and sub paths in the clear, values only in `sealed`.
+    sa.Column("items", sa.Text, nullable=False),
+    sa.Column("key_id", sa.String(64), nullable=False),
+    sa.Column("sealed", sa.LargeBinary, nullable=False),
+    sa.Column("creator", sa.String(128), nullable=False),
+    sa.Column("create_time", UtcDateTime, nullable=False),
+    sa.Column("update_time", UtcDateTime, nullable=False),
+    sa.Column("revision", sa.Integer, nullable=False),
+)
+
+audit_entries = sa.Table(
+    "audit_entries",
+    metadata,
+    sa.Column("id", Serial, primary_key=True, autoincrement=True),
+    sa.Column("organization", sa.String(63), nullable=False),
+    sa.Column("entry", sa.String(64), nullable=False, unique=True),
+    sa.Column("create_time", UtcDateTime, nullable=False),
+    sa.Column("user_name", sa.String(128), nullable=False, index=True),
+    sa.Column("api_token", sa.String(128), nullable=False),
+    sa.Column("method", sa.String(256), nullable=False),
+    sa.Column("resource", sa.Text, nullable=False, index=True),
+    sa.Column("outcome", sa.String(64), nullable=False),
+    sa.Column("detail", sa.Text, nullable=False),
+    sa.Column("request_id", sa.String(128), nullable=False),
+    sa.Column("trace_id", sa.String(64), nullable=False),
+    sa.Column("peer", sa.String(256), nullable=False),
+)
+
+repositories = sa.Table(
+    "repositories",
+    metadata,
+    sa.Column("id", Serial, primary_key=True, autoincrement=True),
+    sa.Column("organization", sa.String(63), nullable=False),
+    sa.Column("kind", sa.String(8), nullable=False),
+    sa.Column("repository", sa.String(63), nullable=False),
+    sa.Column("uid", sa.String(36), nullable=False),
+    sa.Column("description", sa.Text, nullable=False),
+    sa.Column("labels", sa.Text, nullable=False),
+    sa.Column("creator", sa.String(128), nullable=False),
+    sa.Column("updater", sa.String(128), nullable=False),
+    sa.Column("create_time", UtcDateTime, nullable=False),
+    sa.Column("update_time", UtcDateTime, nullable=False),
+    sa.Column("revision", sa.Integer, nullable=False),
+    sa.UniqueConstraint("organization", "kind", "repository"),
+    sa.CheckConstraint("kind IN ('model', 'bento')", name="kind"),
+)
+
+versions = sa.Table(
+    "versions",
+    metadata,
+    sa.Column("id", Serial, primary_key=True, autoincrement=True),
+    sa.Column("repository_id", Serial, sa.ForeignKey("repositories.id"), nullable=False),
+    # The three of the repository again: a version is found by one index, without a join.
+    sa.Column("organization", sa.String(63), nullable=False),
+    sa.Column("kind", sa.String(8), nullable=False),
+    sa.Column("repository", sa.String(63), nullable=False),
+    sa.Column("version", sa.String(63), nullable=False),
+    sa.Column("uid", sa.String(36), nullable=False),
+    sa.Column("description", sa.Text, nullable=False),
+    sa.Column("labels", sa.Text, nullable=False),
+    sa.Column("creator", sa.String(128), nullable=False),
+    sa.Column("updater", sa.String(128), nullable=False),
+    sa.Column("create_time", UtcDateTime, nullable=False),
+    sa.Column("update_time", UtcDateTime, nullable=False),
+    sa.Column("revision", sa.Integer, nullable=False),
+    sa.Column("manifest", sa.Text, nullable=False),
+    sa.Column("module", sa.String(256), nullable=False),
+    sa.Column("bentoml_version", sa.String(256), nullable=False),
+    sa.Column("development", sa.Boolean, nullable=False),
+    sa.Column("models", sa.Text, nullable=False),
+    sa.Column("build_time", UtcDateTime),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("digest", sa.String(71)),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("failure", sa.Text, nullable=False),
+    sa.Column("upload_start_time", UtcDateTime),
+    sa.Column("upload_end_time", UtcDateTime),
+    sa.UniqueConstraint("organization", "kind", "repository", "version"),
+    sa.CheckConstraint("state IN ('PENDING', 'UPLOADING', 'READY', 'FAILED', 'EXTERNAL')", name="state"),
+    sa.CheckConstraint("(state = 'READY') = (digest IS NOT NULL)", name="ready_has_digest"),
+    sa.Index(None, "repository_id", "create_time"),
+    sa.Index(None, "digest"),
+)
+
+labels = sa.Table(
+    "labels",
+    metadata,
+    sa.Column("owner", sa.String(16), primary_key=True),
+    sa.Column("owner_id", Serial, primary_key=True, autoincrement=False),
+    sa.Column("key", sa.String(128), primary_key=True),
+    sa.Column("value", sa.String(1024), nullable=False),
+    # Not the value: PostgreSQL indexes no more than 2.7 KB.
+    sa.Index(None, "owner", "key"),
+)
+
+uploads = sa.Table(
+    "uploads",
+    metadata,
+    sa.Column("upload", sa.String(63), primary_key=True),
+    sa.Column("organization", sa.String(63), nullable=False),
+    sa.Column("version_id", Serial, sa.ForeignKey("versions.id", ondelete="CASCADE"), nullable=False, index=True),
+    sa.Column("resource", sa.String(256), nullable=False),
+    sa.Column("digest", sa.String(71), nullable=False),
+    sa.Column("size_bytes", sa.BigInteger),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("failure", sa.Text, nullable=False),
+    sa.Column("creator", sa.String(128), nullable=False),
+    sa.Column("create_time", UtcDateTime, nullable=False),
+    sa.Column("expire_time", UtcDateTime, nullable=False),
+    sa.CheckConstraint("state IN ('OPEN', 'COMPLETED', 'FAILED', 'ABORTED')", name="state"),
+    sa.Index(None, "state", "expire_time"),
+)
+
+blobs = sa.Table(
+    "blobs",
+    metadata,
+    sa.Column("digest", sa.String(71), primary_key=True),
+    sa.Column("state", sa.String(16), nullable=False),
+    # Not collected before, whoever names it or not.
+    sa.Column("claim_end_time", UtcDateTime, nullable=False),
+    sa.CheckConstraint("state IN ('CLAIMED', 'STORED', 'DELETING')", name="state"),
+)

@@ -1,0 +1,400 @@
+"""Use cases over uploads and downloads: bytes first, then the row that names them.
+
+The order in which an upload ends well, each step of which may be the last before a crash:
+
+1. The parts are joined, checked and synced beside the blobs; the digest is known.
+2. A row claims the digest, so that the collector keeps away from it.
+3. The file is renamed to its digest.
+4. One transaction marks the blob stored, the upload COMPLETED, and names the digest in the version.
+5. What is left of the parts is removed.
+
+After a crash before 4 the version is as it was, and the collector finds the file once the claim has ended.
+"""
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from typing import BinaryIO, TypeVar
+
+from ekiben import names
+from ekiben.errors import (
+    Aborted,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+)
+from services.content.archives import check_archive
+from services.content.blobs import MAX_PART_NUMBER, WHOLE, Assembly, BlobStore, Part
+from services.content.digest import Digest
+from services.kernel.clock import Clock
+from services.kernel.db import Database
+from services.kernel.identity import Principal
+from services.registry.catalog import no_version, organization_of
+from services.registry.domain import LATEST, ContentState, Kind, Upload, UploadState, Version
+from services.registry.signing import Signer
+from services.registry.store import blobs as held
+from services.registry.store import catalog as catalog_rows
+from services.registry.store import uploads as rows
+
+T = TypeVar("T")
+
+_CLAIM = timedelta(minutes=10)
+"""From a claim to the row that names the blob are a rename and a transaction; this is for a machine that sleeps."""
+_DELETING_PATIENCE_S = 30.0
+_DOWNLOAD_URL = timedelta(hours=12)
+
+
+@dataclass(frozen=True)
+class Signed:
+    """A URL and what is behind it."""
+
+    url: str
+    expire_time: datetime
+    digest: str = ""
+    size_bytes: int = 0
+
+
+def parse_resource(resource: str) -> tuple[Kind, str, str]:
+    """Kind, repository and version of a model's or a bento's resource name. Raises InvalidArgument (NAME_INVALID)."""
+    if resource.startswith("bentoRepositories/"):
+        bento = names.Bento.parse(resource)
+        return Kind.BENTO, bento.repository, bento.bento
+    model = names.Model.parse(resource)
+    return Kind.MODEL, model.repository, model.model
+
+
+class Uploads:
+    """Moves bytes in and out."""
+
+    def __init__(
+        self,
+        database: Database,
+        blobs: BlobStore,
+        signer: Signer,
+        clock: Clock,
+        *,
+        expire: timedelta,
+        garbage_grace: timedelta,
+    ) -> None:
+        self._database = database
+        self._blobs = blobs
+        self._signer = signer
+        self._clock = clock
+        self._expire = expire
+        self._garbage_grace = garbage_grace
+        self._turns: dict[str, tuple[asyncio.Lock, int]] = {}
+
+    async def create(self, caller: Principal, resource: str, digest: str, size_bytes: int | None) -> Upload:
+        """Open an upload; COMPLETED at once where content of this digest is stored.
+
+        Raises:
+            NotFound: no such model or bento.
+            InvalidArgument: DIGEST_INVALID, SIZE_INVALID; or the stored content does not fit (SIZE_MISMATCH,
+                ARCHIVE_INVALID).
+        """
+        kind, repository, version = parse_resource(resource)
+        if size_bytes is not None and size_bytes < 0:
+            raise InvalidArgument(
+                "size_bytes must not be negative.",
+                reason="SIZE_INVALID",
+                violations=[("upload.size_bytes", "must not be negative")],
+            )
+        wanted = Digest.parse(digest) if digest else None
+        stored = await self._fits(kind, wanted, size_bytes) if wanted else None
+        now = self._clock.now()
+        organization = organization_of(caller)
+        upload = Upload(
+            upload=secrets.token_hex(16),
+            organization=organization,
+            resource=resource,
+            digest=digest,
+            size_bytes=size_bytes,
+            state=UploadState.OPEN,
+            failure="",
+            create_time=now,
+            expire_time=now + self._expire,
+            creator=caller.user,
+        )
+        async with self._database.transaction() as connection:
+            found = await catalog_rows.version(connection, organization, kind, repository, version, lock=True)
+            if found is None:
+                raise no_version(kind, repository, version)
+            await rows.add(connection, upload, found[0])
+            await rows.set_opened(connection, found[0], now)
+            until = now + self._garbage_grace
+            if stored is not None and await held.store(connection, digest, until, only_if_stored=True):
+                await rows.leave_open(connection, upload.upload, UploadState.COMPLETED)
+                await rows.set_content(connection, found[0], digest, stored, now)
+        return (await self.get(caller, upload.upload))[0]
+
+    async def get(self, caller: Principal, upload: str) -> tuple[Upload, list[Part]]:
+        """An upload and its parts so far. Raises NotFound (UPLOAD_NOT_FOUND)."""
+        async with self._database.read() as connection:
+            found = await rows.get(connection, upload, organization_of(caller))
+        if found is None:
+            raise no_upload(upload)
+        opened = found[1].state is UploadState.OPEN
+        return found[1], await self._blobs.parts(upload) if opened else []
+
+    async def sign_upload(self, caller: Principal, upload: str, part_number: int) -> Signed:
+        """A URL for one part, valid as long as the upload is open.
+
+        Raises:
+            NotFound: UPLOAD_NOT_FOUND.
+            InvalidArgument: PART_NUMBER_INVALID.
+            FailedPrecondition: it is not open (UPLOAD_ENDED).
+        """
+        if not WHOLE <= part_number <= MAX_PART_NUMBER:
+            raise InvalidArgument(
+                f"part_number is {part_number}; it must be from 0 to {MAX_PART_NUMBER:,}.",
+                reason="PART_NUMBER_INVALID",
+                violations=[("part_number", f"from 0 to {MAX_PART_NUMBER:,}")],
+                part_number=part_number,
+            )
+        row, _ = await self.get(caller, upload)
+        self._must_be_open(row)
+        elsewhere = await self._blobs.write_url(upload, part_number, expire_time=row.expire_time)
+        path = f"/blobs/uploads/{upload}/{part_number}"
+        return Signed(elsewhere or self._signer.sign("PUT", path, row.expire_time), row.expire_time)
+
+    async def sign_download(self, caller: Principal, resource: str) -> Signed:
+        """A URL from which the content of a model or a bento (or of the `latest`) can be read.
+
+        Raises:
+            NotFound: MODEL_NOT_FOUND, BENTO_NOT_FOUND.
+            FailedPrecondition: nothing was uploaded yet (CONTENT_NOT_READY), or it has none (CONTENT_EXTERNAL).
+        """
+        kind, repository, version = parse_resource(resource)
+        found = await self._version(caller, kind, repository, version)
+        content = found.content
+        if content.state is ContentState.EXTERNAL:
+            raise FailedPrecondition(
+                f"{found.name} has no content here: it lies elsewhere.",
+                reason="CONTENT_EXTERNAL",
+                resource=found.name,
+            )
+        if content.state is not ContentState.READY:
+            raise FailedPrecondition(
+                f"The content of {found.name} is {content.state.lower()}: push it first.",
+                reason="CONTENT_NOT_READY",
+                resource=found.name,
+                state=content.state,
+            )
+        digest = Digest.parse(content.digest)
+        expire_time = self._clock.now() + _DOWNLOAD_URL
+        url = await self._blobs.read_url(digest, expire_time=expire_time)
+        url = url or self._signer.sign("GET", f"/blobs/content/{digest}", expire_time)
+        return Signed(url, expire_time, content.digest, content.size_bytes)
+
+    async def receive(
+        self, upload: str, part_number: int, chunks: AsyncIterator[bytes], size_bytes: int, digest: Digest | None
+    ) -> Part:
+        """Keep one part from whoever holds a signature for it. See BlobWriter.write for the errors."""
+        async with self._database.read() as connection:
+            found = await rows.get(connection, upload)
+        if found is None:
+            raise no_upload(upload)
+        row = found[1]
+        self._must_be_open(row)
+        check = None
+        if part_number == WHOLE:
+            check = _check_of(parse_resource(row.resource)[0])
+            self._check_size(row, size_bytes)
+            digest = digest or (Digest.parse(row.digest) if row.digest else None)
+        return await self._blobs.write(upload, part_number, chunks, size_bytes, digest=digest, check=check)
+
+    async def complete(self, caller: Principal, upload: str, parts: Sequence[tuple[int, str]]) -> Upload:
+        """Make the content visible. Completing again changes nothing.
+
+        Raises:
+            NotFound: UPLOAD_NOT_FOUND.
+            FailedPrecondition: a part is missing (UPLOAD_INCOMPLETE), and nothing changed; or it ended
+                otherwise before (UPLOAD_ENDED).
+            InvalidArgument: SIZE_MISMATCH, DIGEST_MISMATCH, ARCHIVE_INVALID; the upload is FAILED by that.
+            ResourceExhausted: STORAGE_FULL, and nothing changed.
+        """
+        async with self._turn(upload):
+            row, received = await self.get(caller, upload)
+            if row.state is UploadState.COMPLETED:
+                return row
+            self._must_be_open(row)
+            kind, repository, version = parse_resource(row.resource)
+            if not parts and not received and await self._may_be_empty(caller, kind, repository, version):
+                await self._name(row, None, 0)
+                return (await self.get(caller, upload))[0]
+            try:
+                async with self._blobs.assemble(upload, parts, check=_check_of(kind)) as assembly:
+                    self._check_size(row, assembly.size_bytes)
+                    if row.digest and row.digest != str(assembly.digest):
+                        raise InvalidArgument(
+                            f"The bytes sent have the digest {assembly.digest}, not {row.digest}. Send them again.",
+                            reason="DIGEST_MISMATCH",
+                            expected=row.digest,
+                            received=assembly.digest,
+                        )
+                    await _to_the_end(self._commit(row, assembly))
+            except (InvalidArgument, Aborted) as exc:
+                await self._end(upload, UploadState.FAILED, exc.message)
+                raise
+            await self._blobs.discard(upload)
+            return (await self.get(caller, upload))[0]
+
+    async def abort(self, caller: Principal, upload: str, failure: str) -> Upload:
+        """Give an upload up. One that ended without content before is left as it is.
+
+        Raises:
+            NotFound: UPLOAD_NOT_FOUND.
+            FailedPrecondition: it was completed (UPLOAD_ENDED).
+        """
+        async with self._turn(upload):
+            row, _ = await self.get(caller, upload)
+            if row.state is UploadState.COMPLETED:
+                self._must_be_open(row)
+            await self._end(upload, UploadState.ABORTED, failure[:4000].replace("\0", "") or "The client gave it up.")
+            return (await self.get(caller, upload))[0]
+
+    async def expire(self, limit: int = 100) -> int:
+        """Abort uploads whose time is over; how many."""
+        async with self._database.read() as connection:
+            late = await rows.expired(connection, self._clock.now(), limit)
+        for upload in late:
+            async with self._turn(upload):
+                await self._end(upload, UploadState.ABORTED, "The upload was not completed in time.")
+        return len(late)
+
+    # Steps
+
+    async def _commit(self, row: Upload, assembly: Assembly) -> None:
+        digest = str(assembly.digest)
+        await self._claim(digest)
+        await assembly.commit()
+        await self._name(row, digest, assembly.size_bytes)
+
+    async def _claim(self, digest: str) -> None:
+        deadline = self._clock.monotonic() + _DELETING_PATIENCE_S
+        while True:
+            async with self._database.transaction() as connection:
+                if await held.claim(connection, digest, self._clock.now() + _CLAIM):
+                    return
+            if self._clock.monotonic() >= deadline:
+                raise Unavailable(
+                    f"Blob {digest} is being deleted. Complete the upload again.", reason="BLOB_BUSY", digest=digest
+                )
+            await asyncio.sleep(0.05)
+
+    async def _name(self, row: Upload, digest: str | None, size_bytes: int) -> None:
+        """The transaction that makes content visible."""
+        now = self._clock.now()
+        async with self._database.transaction() as connection:
+            found = await rows.get(connection, row.upload, lock=True)
+            if found is None:
+                raise no_upload(row.upload)
+            if digest is not None and not await held.store(connection, digest, now + self._garbage_grace):
+                raise Aborted(
+                    "The content was collected before it was named: the registry's clock jumped. Push again.",
+                    reason="CLAIM_LOST",
+                )
+            if not await rows.leave_open(connection, row.upload, UploadState.COMPLETED):
+                self._must_be_open(found[1])
+            await rows.set_content(connection, found[0], digest, size_bytes, now)
+
+    async def _end(self, upload: str, state: UploadState, failure: str) -> None:
+        async with self._database.transaction() as connection:
+            found = await rows.get(connection, upload, lock=True)
+            if found is not None and await rows.leave_open(connection, upload, state, failure):
+                await rows.set_lost(connection, found[0], failure, self._clock.now())
+        await self._blobs.discard(upload)
+
+    async def _fits(self, kind: Kind, digest: Digest, size_bytes: int | None) -> int | None:
+        """Size of the stored content of this digest; None where there is none."""
+        try:
+            blob = await self._blobs.stat(digest)
+        except NotFound:
+            async with self._database.transaction() as connection:
+                await held.forget(connection, str(digest))
+            return None
+        if size_bytes is not None and size_bytes != blob.size_bytes:
+            raise _wrong_size(size_bytes, blob.size_bytes)
+        if (path := self._blobs.path(digest)) is not None:
+            await asyncio.to_thread(check_archive, path, kind.value)
+        return blob.size_bytes
+
+    async def _version(self, caller: Principal, kind: Kind, repository: str, version: str) -> Version:
+        organization = organization_of(caller)
+        async with self._database.read() as connection:
+            if version == LATEST:
+                found = await catalog_rows.latest_version(connection, organization, kind, repository)
+            else:
+                row = await catalog_rows.version(connection, organization, kind, repository, version)
+                found = None if row is None else row[1]
+        if found is None:
+            raise no_version(kind, repository, version)
+        return found
+
+    async def _may_be_empty(self, caller: Principal, kind: Kind, repository: str, version: str) -> bool:
+        return kind is Kind.BENTO and (await self._version(caller, kind, repository, version)).facts.development
+
+    def _must_be_open(self, row: Upload) -> None:
+        if row.state is UploadState.OPEN and row.expire_time > self._clock.now():
+            return
+        state = row.state.lower() if row.state is not UploadState.OPEN else "over its time"
+        raise FailedPrecondition(
+            f"Upload {row.upload!r} is {state}. Open another.", reason="UPLOAD_ENDED", upload=row.upload, state=state
+        )
+
+    @staticmethod
+    def _check_size(row: Upload, size_bytes: int) -> None:
+        if row.size_bytes is not None and row.size_bytes != size_bytes:
+            raise _wrong_size(row.size_bytes, size_bytes)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, upload: str) -> AsyncIterator[None]:
+        """One at a time for each upload: a client that retries waits for its first try."""
+        lock, waiting = self._turns.get(upload, (asyncio.Lock(), 0))
+        self._turns[upload] = (lock, waiting + 1)
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, waiting = self._turns[upload]
+            if waiting == 1:
+                del self._turns[upload]
+            else:
+                self._turns[upload] = (lock, waiting - 1)
+
+
+def no_upload(upload: str) -> NotFound:
+    """There is no upload of this id."""
+    return NotFound(f"Upload {upload!r} does not exist.", reason="UPLOAD_NOT_FOUND", upload=f"uploads/{upload}")
+
+
+def _wrong_size(wanted: int, got: int) -> InvalidArgument:
+    return InvalidArgument(
+        f"The content has {got:,} bytes where {wanted:,} were announced.",
+        reason="SIZE_MISMATCH",
+        expected_bytes=wanted,
+        received_bytes=got,
+    )
+
+
+def _check(kind: Kind, file: BinaryIO) -> None:
+    check_archive(file, kind.value)
+
+
+def _check_of(kind: Kind) -> "partial[None]":
+    return partial(_check, kind)
+
+
+async def _to_the_end(work: Awaitable[T]) -> T:
+    """Await work that is not left half done: a cancelled caller waits for it, then is cancelled."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
