@@ -12,6 +12,7 @@ A service that acts for a user it knows says so, for the audit log: `with on_beh
 import asyncio
 import hashlib
 import logging
+import secrets
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -171,6 +172,10 @@ class _ClientSpan(CallObserver):
             propagate.inject(carrier, context=trace.set_span_in_context(self._span))
         else:
             propagate.inject(carrier)
+        if "traceparent" not in carrier:
+            # A loop's own call, which no user caused. Unsampled, or else each poll would begin a trace at the server,
+            # and the few traces that somebody looks for would drown.
+            carrier["traceparent"] = f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-00"
         return carrier.items()
 
     def ended(self, code: str, error: EkibenError | None) -> None:
