@@ -1,9 +1,13 @@
 """What the recorder's tests share: databases of both kinds, and predictions and spans to record."""
 
 import asyncio
+import os
+import signal
 import socket
+import subprocess
+import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,6 +141,56 @@ async def recorder(tmp_path: Path) -> AsyncIterator[Recorder]:
     """A recorder on SQLite."""
     async with running_recorder(tmp_path) as running:
         yield running
+
+
+class Process:
+    """`python -m services.recorder` with its data in `folder`."""
+
+    def __init__(self, folder: Path, run_dir: Path) -> None:
+        self.address = f"unix:{run_dir}/grpc"
+        token_file = run_dir / "service-token"
+        token_file.write_text("eks_test")
+        self._log = run_dir / "log"
+        self._env = {
+            **os.environ,
+            "EKIBEN_RECORDER_DATABASE_URL": f"sqlite:///{folder}/recorder.db",
+            "EKIBEN_RECORDER_MIN_FREE_BYTES": "0",
+            "EKIBEN_SERVER_LISTEN": self.address,
+            "EKIBEN_SERVER_SERVICE_TOKEN_FILE": str(token_file),
+            "EKIBEN_PEERS_SERVICE_TOKEN_FILE": str(token_file),
+            "EKIBEN_PEERS_REGISTRY": f"unix:{run_dir}/nobody",
+            "EKIBEN_SERVER_OTLP_ENDPOINT": self.address,
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it; it may not listen yet."""
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen([sys.executable, "-m", "services.recorder"], env=self._env, stderr=log)
+
+    def end(self, how: signal.Signals = signal.SIGKILL) -> int:
+        """Send it a signal and wait for its end; its exit code."""
+        if self._process is None:
+            return 0
+        self._process.send_signal(how)
+        code = self._process.wait(30)
+        self._process = None
+        return code
+
+    @asynccontextmanager
+    async def predictions(self) -> AsyncIterator["PredictionsStub"]:
+        """A stub, as a service of the suite; calls wait for the process to listen."""
+        async with open_channel(self.address, token="eks_test", wait_for_ready=True, timeout_s=30) as channel:
+            yield PredictionsStub(channel)
+
+
+@pytest.fixture
+def recorder_process(tmp_path: Path) -> Iterator[Process]:
+    """A recorder as a process of its own, not started yet; killed at the end."""
+    with tempfile.TemporaryDirectory(prefix="ekr-", dir="/tmp") as run_dir:
+        process = Process(tmp_path, Path(run_dir))
+        yield process
+        process.end()
 
 
 def prediction(number: int = 0, **changes: Any) -> Prediction:

@@ -4,68 +4,19 @@ import asyncio
 import os
 import signal
 import subprocess
-import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from ekiben.channel import open_channel
 from ekiben.errors import EkibenError, ResourceExhausted, Unavailable
 from ekiben.recorder.v1 import recorder_pb2 as pb
 from ekiben.recorder.v1.recorder_pb2_grpc import PredictionsStub
 from services.recorder import messages
-from tests.fixtures_recorder import prediction
+from tests.fixtures_recorder import Process, prediction, recorder_process
 
-
-class Process:
-    """`python -m services.recorder` with its data in `folder`."""
-
-    def __init__(self, folder: Path, run_dir: Path) -> None:
-        self.address = f"unix:{run_dir}/grpc"
-        token_file = run_dir / "service-token"
-        token_file.write_text("eks_test")
-        self._log = run_dir / "log"
-        self._env = {
-            **os.environ,
-            "EKIBEN_RECORDER_DATABASE_URL": f"sqlite:///{folder}/recorder.db",
-            "EKIBEN_RECORDER_MIN_FREE_BYTES": "0",
-            "EKIBEN_SERVER_LISTEN": self.address,
-            "EKIBEN_SERVER_SERVICE_TOKEN_FILE": str(token_file),
-            "EKIBEN_PEERS_SERVICE_TOKEN_FILE": str(token_file),
-            "EKIBEN_PEERS_REGISTRY": f"unix:{run_dir}/nobody",
-        }
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Start it; it may not listen yet."""
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen([sys.executable, "-m", "services.recorder"], env=self._env, stderr=log)
-
-    def end(self, how: signal.Signals = signal.SIGKILL) -> int:
-        """Send it a signal and wait for its end; its exit code."""
-        if self._process is None:
-            return 0
-        self._process.send_signal(how)
-        code = self._process.wait(30)
-        self._process = None
-        return code
-
-    @asynccontextmanager
-    async def predictions(self) -> AsyncIterator["PredictionsStub"]:
-        """A stub, as a service of the suite; calls wait for the process to listen."""
-        async with open_channel(self.address, token="eks_test", wait_for_ready=True, timeout_s=30) as channel:
-            yield PredictionsStub(channel)
-
-
-@pytest.fixture
-def process(tmp_path: Path) -> Iterator[Process]:
-    with tempfile.TemporaryDirectory(prefix="ekr-", dir="/tmp") as run_dir:
-        process = Process(tmp_path, Path(run_dir))
-        yield process
-        process.end()
+__all__ = ["recorder_process"]
 
 
 def batch(first: int, size: int) -> pb.RecordPredictionsRequest:
@@ -86,7 +37,8 @@ async def every_name(stub: PredictionsStub) -> list[str]:
             return names
 
 
-async def test_a_killed_recorder_has_all_that_it_answered_for(process: Process) -> None:
+async def test_a_killed_recorder_has_all_that_it_answered_for(recorder_process: Process) -> None:
+    process = recorder_process
     answered = sent = 0
     for round_ in range(3):
         process.start()
