@@ -145,7 +145,9 @@ async def _front(
 @contextlib.asynccontextmanager
 async def _serve(app: web.Application, address: str) -> AsyncIterator[None]:
     """Serve the HTTP front for Envoy: on a Unix socket, or where the settings say on a port."""
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=2.0)
+    from services.gateway.http import http_runner
+
+    runner = http_runner(app)
     await runner.setup()
     try:
         site: web.BaseSite

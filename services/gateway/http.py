@@ -9,7 +9,7 @@ import inspect
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 from aiohttp import web
@@ -40,7 +40,7 @@ from services.kernel.peers import Peers, with_no_call, with_token
 log = logging.getLogger("services.access")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-Readiness = Callable[[], Awaitable[None]]
+Readiness = Callable[[], Awaitable[Mapping[str, str]]]
 Metrics = Callable[[], bytes | Awaitable[bytes]]
 
 _COMPONENTS = ("registry", "builder", "deployer", "recorder")
@@ -59,7 +59,7 @@ def build_http_app(settings: Settings, peers: Peers, *, metrics: Metrics, readin
         settings: of the gateway.
         peers: the other services; each request's calls carry its own token.
         metrics: everything that `/metrics` shows, in Prometheus' text format.
-        readiness: raises an error with a sentence while the gateway's own part is not ready.
+        readiness: for each of the gateway's own parts why it is not ready, empty for one that is.
     """
     app = web.Application(middlewares=[_observed, _answered], client_max_size=LARGEST_BODY_BYTES)
     front = _Front(peers, metrics, readiness)
@@ -80,7 +80,7 @@ def build_http_app(settings: Settings, peers: Peers, *, metrics: Metrics, readin
 
 def http_runner(app: web.Application) -> web.AppRunner:
     """A runner with what the application counts on: a client that leaves cancels its request."""
-    return web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=5.0)
+    return web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=2.0)
 
 
 class _Front:
@@ -108,9 +108,11 @@ class _Front:
     async def readyz(self, request: web.Request) -> web.Response:
         """200 once every part is ready; else 503 with what each part that is not says."""
         with with_no_call():
-            reasons = await asyncio.gather(self._own(), *(self._peer(name) for name in _COMPONENTS))
-        components = dict(zip(("gateway", *_COMPONENTS), (reason or "ready" for reason in reasons), strict=True))
-        ready = not any(reasons)
+            own = await self._readiness()
+            reasons = await asyncio.gather(*(self._peer(name) for name in _COMPONENTS))
+        parts = {**own, **dict(zip(_COMPONENTS, reasons, strict=True))}
+        ready = not any(parts.values())
+        components = {name: reason or "ready" for name, reason in parts.items()}
         return web.json_response({"ready": ready, "components": components}, status=200 if ready else 503)
 
     async def metrics(self, request: web.Request) -> web.Response:
@@ -125,13 +127,6 @@ class _Front:
             described = await asyncio.to_thread(document)
             self._document = json.dumps(described, ensure_ascii=False, separators=(",", ":")).encode()
         return web.Response(body=self._document, content_type="application/json")
-
-    async def _own(self) -> str:
-        try:
-            await self._readiness()
-        except EkibenError as error:
-            return error.message
-        return ""
 
     async def _peer(self, name: str) -> str:
         try:
