@@ -205,8 +205,9 @@ class _Feed:
 
     def peek(self, size: int) -> bytes:
         """The first bytes, left where they are."""
-        self._rest = self.read(size)
-        return self._rest
+        first = self.read(size)
+        self._rest = first + self._rest
+        return first
 
 
 def _unpack_stream(feed: _Feed, into: Path, digest: Digest) -> None:
