@@ -29,8 +29,9 @@ class Settings:
     """Bytes that the prediction log and the traces may hold together, about; the oldest are forgotten beyond.
     20 GiB by default: about ten million predictions of 1 KiB each way. 0 sets no limit."""
     min_free_bytes: int = 64 << 20
-    """SQLite only: with less space than this on its disk, recording answers UNAVAILABLE, and the rest of the machine
-    keeps running. 0 records until the disk is full."""
+    """SQLite only: with less space than this on its disk (or than a twentieth of the disk, where that is less), what
+    would make the database grow is refused, and the rest of the machine keeps running. 0 records until the disk is
+    full."""
     organization: str = "default"
     """Owner of spans and monitor entries whose sender names none (resource attribute `ekiben.organization`)."""
 

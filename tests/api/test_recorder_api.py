@@ -1,6 +1,7 @@
 """The recorder over real gRPC: recording, lists, tails, traces, and who may do what."""
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from services.recorder import messages
 from tests.fixtures_recorder import NOW_US, Recorder, prediction, recorder, running_recorder
 
 __all__ = ["recorder"]
+
+NEARLY_FULL = os.statvfs_result((4096, 4096, 1 << 20, 1000, 1000, 0, 0, 0, 0, 255))
+"""A disk of 4 GiB with 4 MiB left."""
 
 
 def captured(number: int, **changes: Any) -> pb.Prediction:
@@ -132,21 +136,14 @@ async def test_a_tail_gives_what_comes_once_and_in_order(recorder: Recorder) -> 
     call = recorder.predictions.TailPredictions(pb.TailPredictionsRequest(deployment="deployments/iris"))
     try:
         await call.initial_metadata()  # from here on it listens
-        seen: list[str] = []
-
-        async def read(count: int) -> None:
-            async for each in call:
-                seen.append(each.name)
-                assert each.request.body == b""
-                if len(seen) == count:
-                    return
-
+        stream = aiter(call)
         async with asyncio.timeout(10):
             await record(recorder, captured(3), captured(1), captured(8, deployment="deployments/other"))
-            await read(2)
+            seen = [await anext(stream), await anext(stream)]
             await record(recorder, captured(2))
-            await read(3)
-        assert seen == ["predictions/p3", "predictions/p1", "predictions/p2"]
+            seen.append(await anext(stream))
+        assert [each.name for each in seen] == [f"predictions/p{n}" for n in (3, 1, 2)]
+        assert {each.request.body for each in seen} == {b""}
     finally:
         call.cancel()
 
@@ -194,11 +191,18 @@ async def test_a_trace_that_is_not_there_is_not_found(recorder: Recorder) -> Non
         await recorder.traces.GetTrace(pb.GetTraceRequest(name="traces/5"))
 
 
-async def test_below_the_reserve_recording_is_refused_and_reading_works(tmp_path: Path) -> None:
-    async with running_recorder(tmp_path) as recorder:
+async def test_below_the_reserve_recording_is_refused_until_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_recorder(tmp_path, min_free_bytes=64 << 20) as recorder:
         await record(recorder, captured(1))
-    async with running_recorder(tmp_path, min_free_bytes=1 << 60) as recorder:
-        with pytest.raises(ResourceExhausted) as refused:
-            await record(recorder, captured(2))
-        assert refused.value.reason == "DISK_FULL"
-        assert len((await recorder.predictions.ListPredictions(pb.ListPredictionsRequest())).predictions) == 1
+        with monkeypatch.context() as scarce:
+            scarce.setattr("services.recorder.store.writes.os.statvfs", lambda _: NEARLY_FULL)
+            with pytest.raises(ResourceExhausted) as refused:
+                await record(recorder, captured(2))
+            assert refused.value.reason == "DISK_FULL"
+            # What retention frees inside of the database is used again.
+            scarce.setattr("services.recorder.store.writes._ENOUGH_FREE_BYTES", 0)
+            await record(recorder, captured(3))
+        await record(recorder, captured(2))
+        assert len((await recorder.predictions.ListPredictions(pb.ListPredictionsRequest())).predictions) == 3

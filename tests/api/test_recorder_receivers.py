@@ -26,6 +26,7 @@ from opentelemetry.trace import SpanKind
 
 from ekiben.recorder.v1 import recorder_pb2 as pb
 from services.recorder import receiver
+from tests.api.test_recorder_api import NEARLY_FULL
 from tests.fixtures_recorder import Recorder, eventually, free_port, recorder, running_recorder
 from tests.unit.test_recorder_otlp import SPAN, TRACE, OtlpSpan, export, monitor_record
 
@@ -157,8 +158,9 @@ async def test_bad_senders_get_a_clear_answer(recorder: Recorder, http: aiohttp.
         assert response.status == 200
 
 
-async def test_a_full_disk_asks_the_exporter_to_come_back(tmp_path: Path) -> None:
-    async with running_recorder(tmp_path, min_free_bytes=1 << 60) as recorder:
+async def test_a_full_disk_asks_the_exporter_to_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running_recorder(tmp_path, min_free_bytes=64 << 20) as recorder:
+        monkeypatch.setattr("services.recorder.store.writes.os.statvfs", lambda _: NEARLY_FULL)
         headers = {"authorization": f"Bearer {recorder.otlp_token}", "content-type": "application/x-protobuf"}
         async with aiohttp.ClientSession(recorder.otlp_http, headers=headers) as session:
             async with session.post("/v1/traces", data=one_span()) as response:

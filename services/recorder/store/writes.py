@@ -16,6 +16,10 @@ from services.recorder.store.tables import log_usage
 
 PREDICTIONS = "predictions"
 TRACES = "traces"
+# On a small disk the reserve is a twentieth of it.
+_RESERVE_SHARE = 20
+# One call brings at most a message, 16 MiB.
+_ENOUGH_FREE_BYTES = 16 << 20
 # Any two numbers that no other user of the database takes: they name locks.
 _ADVISORY_LOCKS = {PREDICTIONS: 0x656B6962_01, TRACES: 0x656B6962_02}
 
@@ -43,25 +47,35 @@ class Writer:
             Unavailable: the database does not answer (DATABASE_UNAVAILABLE).
         With either nothing was written: the sender keeps its data and sends it again.
         """
-        self._check_reserve()
+        scarce = self._space_is_scarce()
         async with self._database.transaction() as connection:
+            if scarce:
+                await _check_free_pages(connection)
             if self._database.dialect == "postgresql":
                 await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCKS[log]})
             yield connection
 
-    def _check_reserve(self) -> None:
+    def _space_is_scarce(self) -> bool:
         if self._folder is None or not self._min_free_bytes:
-            return
+            return False
         try:
             disk = os.statvfs(self._folder)
         except OSError:
-            return  # the write itself will tell
-        if disk.f_bavail * disk.f_frsize < self._min_free_bytes:
-            raise ResourceExhausted(
-                "The disk of the recorder's database is nearly full; free some space.",
-                reason="DISK_FULL",
-                retry_after_s=30.0,
-            )
+            return False  # the write itself will tell
+        reserve = min(self._min_free_bytes, disk.f_blocks * disk.f_frsize // _RESERVE_SHARE)
+        return disk.f_bavail * disk.f_frsize < reserve
+
+
+async def _check_free_pages(connection: AsyncConnection) -> None:
+    """Refuse to write where the database would have to grow: what retention freed may be used again."""
+    pages = (await connection.execute(text("PRAGMA freelist_count"))).scalar_one()
+    size_bytes = (await connection.execute(text("PRAGMA page_size"))).scalar_one()
+    if pages * size_bytes < _ENOUGH_FREE_BYTES:
+        raise ResourceExhausted(
+            "The disk of the recorder's database is nearly full; free some space.",
+            reason="DISK_FULL",
+            retry_after_s=30.0,
+        )
 
 
 def upsert(dialect: Dialect, table: Any) -> Any:
