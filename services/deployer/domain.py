@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from ekiben.errors import FailedPrecondition, InvalidArgument
@@ -165,3 +166,91 @@ def refuse(violations: Sequence[tuple[str, str]], *, reason: str = "FIELDS_INVAL
         field_, description = violations[0]
         more = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
         raise InvalidArgument(f"{field_}: {description}{more}.", reason=reason, violations=violations, field=field_)
+
+
+@dataclass(frozen=True)
+class Bento:
+    """The bento of a target, as it was when the revision was made."""
+
+    name: str
+    digest: str
+    manifest: str
+    models: tuple[tuple[str, str], ...] = ()
+    """Name and digest each."""
+
+    def parsed(self) -> BentoManifest:
+        """What of the manifest matters."""
+        return BentoManifest.parse(self.manifest, self.name.split("/")[1])
+
+
+@dataclass(frozen=True)
+class Revision:
+    """A template as it is rolled out. Never changes."""
+
+    deployment_uid: str
+    number: int
+    uid: str
+    template: str
+    """JSON of ekiben.deployer.v1.Template."""
+    bentos: Mapping[str, Bento]
+    """By target."""
+    creator: str
+    create_time: datetime
+    rolled_back_to: int = 0
+
+
+@dataclass(frozen=True)
+class Status:
+    """What was observed last."""
+
+    state: str
+    """Name of ekiben.deployer.v1.Deployment.State."""
+    conditions: tuple["Condition", ...] = ()
+    counts: Mapping[str, tuple[int, int, int, int]] = field(default_factory=dict)
+    """By service: desired, total, ready, ready of the latest revision."""
+    observed_generation: int = 0
+    serving_revision: int = 0
+    settled: bool = False
+    """Whether what runs is what is desired."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One thing that is so, or not, or not known."""
+
+    type: str
+    status: bool | None
+    reason: str
+    message: str = ""
+    transition_time: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What is desired, and what was observed last."""
+
+    name: str
+    """The id, without `deployments/`."""
+    uid: str
+    organization: str
+    labels: Mapping[str, str]
+    cluster: str
+    scaling: str
+    """JSON: Scaling by service."""
+    capture: str
+    """JSON of CapturePolicy; empty for none."""
+    access_authorization: bool
+    dev: bool
+    generation: int
+    latest_revision: int
+    terminated: bool
+    deleting: bool
+    port: int
+    """0 for none."""
+    build: str
+    traceparent: str
+    """Of the call that last changed what is desired."""
+    creator: str
+    create_time: datetime
+    update_time: datetime
+    status: Status

@@ -138,6 +138,10 @@ class Runtime(Protocol):
         """All sets."""
         ...
 
+    async def drain(self, grace_s: float) -> None:
+        """End all replicas at once, each having at most so long for its requests. For a runtime that stops with us."""
+        ...
+
     async def changed(self) -> None:
         """Return once something may differ from the last `observe`."""
         ...

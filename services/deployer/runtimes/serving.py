@@ -37,7 +37,13 @@ class Telemetry:
     """Where replicas send spans and monitored values."""
 
     endpoint: str = ""
-    token: str = ""
+    token_file: Path | None = None
+    """Read at each start of a replica: whoever makes it may start later."""
+
+    @property
+    def token(self) -> str:
+        """The token; empty where there is none."""
+        return self.token_file.read_text().strip() if self.token_file and self.token_file.exists() else ""
 
 
 def command(spec: SetSpec, places: Places, sockets: Mapping[str, Path], drain_s: float) -> list[str]:

@@ -1,0 +1,96 @@
+"""The deployer's parts, opened in order and closed in reverse."""
+
+import os
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from ekiben.builder.v1 import builder_pb2_grpc
+from ekiben.deployer.v1 import deployer_pb2_grpc
+from ekiben.identity.v1 import identity_pb2_grpc
+from ekiben.registry.v1 import registry_pb2_grpc
+from services.content.archives import fetch_content
+from services.deployer import domain
+from services.deployer.deployments import Deployments
+from services.deployer.reconciler import Reconciler
+from services.deployer.runtimes.process import open_process_runtime
+from services.deployer.runtimes.replica import Limits
+from services.deployer.runtimes.serving import Telemetry
+from services.deployer.servicer import DeploymentsServicer, InstanceTypesServicer, RoutesServicer
+from services.deployer.settings import Settings
+from services.deployer.store import Store
+from services.kernel.app import Component, Servicer
+from services.kernel.clock import SYSTEM, Clock
+from services.kernel.db import open_database
+from services.kernel.peers import Peers
+
+
+@asynccontextmanager
+async def open_deployer(settings: Settings, peers: Peers, *, clock: Clock = SYSTEM) -> AsyncIterator[Component]:
+    """Everything the deployer needs. Replicas that a former deployer left are adopted before this yields."""
+    uploads = registry_pb2_grpc.UploadsStub(peers.registry)
+
+    async def fetch(resource: str, into: Path) -> None:
+        await fetch_content(uploads, peers.blobs, resource, into)
+
+    limits = Limits(
+        probe_timeout_s=settings.probe_timeout_s,
+        start_timeout_s=settings.start_timeout_s,
+        liveness_s=settings.liveness_s,
+        orphan_grace_s=settings.orphan_grace_s,
+        log_max_bytes=settings.log_max_bytes,
+        log_keep=settings.log_keep,
+    )
+    async with (
+        open_database(settings.database_url) as database,
+        open_process_runtime(
+            settings.data_dir.absolute(),
+            settings.run_dir.absolute(),
+            fetch,
+            limits=limits,
+            telemetry=Telemetry(settings.otlp_http_endpoint.rstrip("/"), settings.otlp_token_file),
+            pass_environment={name: os.environ[name] for name in settings.pass_environment if name in os.environ},
+            clock=clock,
+        ) as runtime,
+    ):
+        await database.migrate("services.deployer.migrations")
+        store = Store(database)
+        cluster = await store.ensure_cluster(domain.DEFAULT_CLUSTER, str(uuid.uuid4()), clock.now())
+        vault = identity_pb2_grpc.SecretsStub(peers.registry)
+        instance_types = {one.name: one for one in map(domain.InstanceType.parse, settings.instance_types)}
+        reconciler = Reconciler(
+            store, runtime, builder_pb2_grpc.BuildsStub(peers.builder), vault, settings, instance_types, clock
+        )
+        deployments = Deployments(
+            store,
+            registry_pb2_grpc.BentosStub(peers.registry),
+            registry_pb2_grpc.ModelsStub(peers.registry),
+            vault,
+            settings,
+            clock,
+            reconciler.wake,
+        )
+        yield Component(
+            "deployer",
+            servicers=[
+                Servicer(
+                    "ekiben.deployer.v1.Deployments",
+                    deployer_pb2_grpc.add_DeploymentsServicer_to_server,
+                    DeploymentsServicer(deployments, reconciler, runtime, settings.host),
+                ),
+                Servicer(
+                    "ekiben.deployer.v1.InstanceTypes",
+                    deployer_pb2_grpc.add_InstanceTypesServicer_to_server,
+                    InstanceTypesServicer(list(instance_types.values()), cluster),
+                ),
+                Servicer(
+                    "ekiben.deployer.v1.Routes",
+                    deployer_pb2_grpc.add_RoutesServicer_to_server,
+                    RoutesServicer(reconciler),
+                ),
+            ],
+            loops=[reconciler.run],
+            ready=database.ping,
+            drain=reconciler.drain,
+        )

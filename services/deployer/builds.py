@@ -1,0 +1,106 @@
+"""Environments, asked of the builder: one task for each bento that is being waited for."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ekiben.builder.v1 import builder_pb2
+from ekiben.errors import EkibenError, NotFound
+from services.kernel import telemetry
+from services.kernel.clock import Clock
+from services.kernel.identity import Principal
+from services.kernel.peers import on_behalf_of
+
+log = logging.getLogger(__name__)
+
+AGAIN_S = 300.0
+"""A failed build is tried anew after this long: what failed may have been the network."""
+FIRST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 30.0
+
+
+@dataclass
+class Progress:
+    """How far an environment has come."""
+
+    build: str = ""
+    environment: str = ""
+    """Its place, once it is there."""
+    message: str = ""
+    failed: bool = False
+    reason: str = "BUILD_FAILED"
+
+
+class Builds:
+    """Environments by bento and secrets. `changed` is called whenever one of them comes further."""
+
+    def __init__(self, stub: Any, clock: Clock, changed: Callable[[], None]) -> None:
+        self._stub, self._clock, self._changed = stub, clock, changed
+        self._progress: dict[tuple[str, str, tuple[str, ...]], Progress] = {}
+
+    def want(
+        self, tasks: asyncio.TaskGroup, bento: str, digest: str, secrets: Sequence[str], caller: Principal, parent: str
+    ) -> Progress:
+        """The progress of an environment, which is asked for if it was not yet."""
+        key = (bento, digest, tuple(secrets))
+        progress = self._progress.get(key)
+        if progress is None:
+            progress = self._progress[key] = Progress()
+            tasks.create_task(self._follow(progress, bento, secrets, caller, parent))
+        return progress
+
+    def forget(self, environment: str) -> None:
+        """Ask anew for environments at this place: it is not there any more."""
+        for key, progress in list(self._progress.items()):
+            if progress.environment == environment:
+                del self._progress[key]
+
+    async def _follow(
+        self, progress: Progress, bento: str, secrets: Sequence[str], caller: Principal, parent: str
+    ) -> None:
+        pause = FIRST_PAUSE_S
+        while True:
+            try:
+                with telemetry.continue_trace(parent, "build environment", **{"ekiben.bento": bento}):
+                    with on_behalf_of(caller):
+                        build = await self._build(progress, bento, secrets)
+            except NotFound as exc:
+                self._fail(progress, str(exc), exc.reason)
+                pause = AGAIN_S
+            except EkibenError as exc:
+                progress.message = f"The builder cannot be asked: {exc}"
+                self._changed()
+                pause = min(LONGEST_PAUSE_S, pause * 2)
+            except Exception:
+                log.exception("build could not be followed", extra={"bento": bento})
+                self._fail(progress, "The environment cannot be built for a fault in the platform.", "INTERNAL")
+                pause = AGAIN_S
+            else:
+                if build.state == builder_pb2.Build.SUCCEEDED:
+                    progress.environment, progress.failed = build.environment.path, False
+                    self._changed()
+                    return
+                cancelled = build.state == builder_pb2.Build.CANCELLED
+                text = f"{build.name} was cancelled." if cancelled else f"{build.name}: {build.failure.message}"
+                self._fail(progress, text, "BUILD_CANCELLED" if cancelled else "BUILD_FAILED")
+                pause = AGAIN_S
+            await self._clock.sleep(pause)
+
+    def _fail(self, progress: Progress, message: str, reason: str) -> None:
+        progress.message, progress.failed, progress.reason = message, True, reason
+        self._changed()
+
+    async def _build(self, progress: Progress, bento: str, secrets: Sequence[str]) -> builder_pb2.Build:
+        build = await self._stub.CreateBuild(builder_pb2.CreateBuildRequest(bento=bento, secrets=secrets))
+        progress.build = build.name
+        while build.state in (builder_pb2.Build.QUEUED, builder_pb2.Build.RUNNING):
+            call = self._stub.WatchBuild(builder_pb2.WatchBuildRequest(name=build.name))
+            try:
+                async for build in call:
+                    progress.message = f"{build.name}: {build.step or 'queued'}."
+                    self._changed()
+            finally:
+                call.cancel()
+        return build  # type: ignore[no-any-return]

@@ -1,0 +1,466 @@
+"""Use cases over deployments and their revisions. Each checks everything before it writes anything."""
+
+import logging
+import re
+import secrets
+import socket
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ekiben import names
+from ekiben.deployer.v1 import deployer_pb2 as pb
+from ekiben.errors import Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
+from ekiben.identity.v1 import identity_pb2
+from ekiben.registry.v1 import registry_pb2
+from services.deployer import domain, messages
+from services.deployer.domain import MAIN, Bento, BentoManifest, Deployment, Revision, Status
+from services.deployer.settings import Settings
+from services.deployer.store import Store
+from services.kernel import telemetry, updates
+from services.kernel.clock import Clock
+from services.kernel.identity import Principal
+
+log = logging.getLogger(__name__)
+
+CHANGEABLE = (
+    "labels",
+    "template",
+    "template.bento",
+    "template.envs",
+    "template.secrets",
+    "template.services",
+    "template.canary",
+    "scaling",
+    "capture",
+    "access_authorization",
+)
+MAX_BODY_BYTES = 1 << 20
+ATTEMPTS = 5
+"""How often a create looks for another port, or another name made up by the server."""
+
+
+class Deployments:
+    """See the module. `changed` is called with the uid of a deployment whose desired state changed."""
+
+    def __init__(
+        self,
+        store: Store,
+        bentos: Any,
+        models: Any,
+        vault: Any,
+        settings: Settings,
+        clock: Clock,
+        changed: Callable[[str], None],
+    ) -> None:
+        self._store, self._settings, self._clock, self._changed = store, settings, clock, changed
+        self._bentos, self._models, self._vault = bentos, models, vault
+        self.instance_types = {
+            one.name: one for one in (domain.InstanceType.parse(text) for text in settings.instance_types)
+        }
+
+    # Reading
+
+    async def get(self, organization: str, name: str) -> tuple[Deployment, Revision]:
+        """A deployment with its latest revision."""
+        found = await self._store.get_deployment(organization, names.Deployment.parse(name).deployment)
+        if found is None:
+            raise _missing(name)
+        return found, await self._latest(found)
+
+    async def search(self, organization: str, filter: str) -> Sequence[Deployment]:
+        """Deployments that match, newest first."""
+        wanted = _filter(filter)
+        return [one for one in await self._store.list_deployments(organization) if wanted(one)]
+
+    async def latest(self, deployment: Deployment) -> Revision:
+        """Its newest revision."""
+        return await self._latest(deployment)
+
+    async def get_revision(self, organization: str, name: str) -> tuple[Deployment, Revision]:
+        """One revision and its deployment."""
+        parsed = names.Revision.parse(name)
+        deployment, _ = await self.get(organization, f"deployments/{parsed.deployment}")
+        return deployment, await self._revision(deployment, int(parsed.revision))
+
+    async def list_revisions(
+        self, organization: str, parent: str, below: int | None, limit: int
+    ) -> tuple[Deployment, Sequence[Revision]]:
+        """Revisions of a deployment, newest first."""
+        deployment, _ = await self.get(organization, parent)
+        return deployment, await self._store.list_revisions(deployment.uid, below=below, limit=limit)
+
+    # Changing
+
+    async def create(
+        self, sent: pb.Deployment, caller: Principal, *, validate_only: bool
+    ) -> tuple[Deployment, Revision]:
+        """Write a new deployment with its first revision."""
+        given = names.Deployment.parse(sent.name).deployment if sent.name else ""
+        cluster = names.Cluster.parse(sent.cluster).cluster if sent.cluster else domain.DEFAULT_CLUSTER
+        if cluster != domain.DEFAULT_CLUSTER:
+            raise NotFound(f"Cluster {cluster!r} does not exist.", reason="CLUSTER_NOT_FOUND", cluster=cluster)
+        template, bentos = await self._checked(sent)
+        if given and await self._store.get_deployment(caller.organization, given) is not None:
+            raise _taken(given)
+        now, uid = self._clock.now(), str(uuid.uuid4())
+        revision = Revision(uid, 1, str(uuid.uuid4()), messages.template_json(template), bentos, caller.user, now)
+        for _ in range(ATTEMPTS):
+            deployment = Deployment(
+                name=given or _made_up(template.bento),
+                uid=uid,
+                organization=caller.organization,
+                labels=dict(sent.labels),
+                cluster=cluster,
+                scaling=messages.scaling_json(sent.scaling),
+                capture=messages.capture_json(sent.capture if sent.HasField("capture") else None),
+                access_authorization=sent.access_authorization,
+                dev=sent.dev,
+                generation=1,
+                latest_revision=1,
+                terminated=False,
+                deleting=False,
+                port=await self._free_port(),
+                build="",
+                traceparent=telemetry.current_traceparent(),
+                creator=caller.user,
+                create_time=now,
+                update_time=now,
+                status=Status("DEPLOYING"),
+            )
+            if validate_only or await self._store.add_deployment(deployment, revision):
+                break
+            if given and await self._store.get_deployment(caller.organization, given) is not None:
+                raise _taken(given)
+        else:
+            raise Aborted("No free port could be claimed; try again.", reason="PORT_TAKEN")
+        if not validate_only:
+            log.info("deployment created", extra={"deployment": deployment.name, "port": deployment.port})
+            self._changed(uid)
+        return deployment, revision
+
+    async def update(
+        self, sent: pb.Deployment, mask: Any, caller: Principal, *, validate_only: bool
+    ) -> tuple[Deployment, Revision]:
+        """Change what is desired. Another template makes a revision; a terminated deployment starts again."""
+        before, latest = await self._changeable(caller.organization, sent.name)
+        paths = updates.paths(sent, mask, CHANGEABLE)
+        current = messages.deployment(before, latest, self._settings.host)
+        updates.check_etag(sent.etag, current.etag)
+        wanted = pb.Deployment()
+        wanted.CopyFrom(current)
+        for path in sorted(paths):
+            _copy(sent, wanted, path)
+        if not any(path.startswith("template") or path == "scaling" for path in paths):
+            template, bentos = messages.template(latest.template), latest.bentos
+            domain.refuse(self._violations(wanted))
+        elif any(path.startswith("template") for path in paths):
+            template, bentos = await self._checked(wanted, lenient="scaling" not in paths)
+        else:
+            template, bentos = messages.template(latest.template), latest.bentos
+            domain.refuse(self._violations(wanted) + _services(wanted, bentos[MAIN].parsed(), lenient=False))
+        text = messages.template_json(template)
+        new = None
+        if text != latest.template or _digests(bentos) != _digests(latest.bentos):
+            new = self._next(before, text, bentos, caller)
+        after = replace(
+            before,
+            labels=dict(wanted.labels),
+            scaling=messages.scaling_json(wanted.scaling),
+            capture=messages.capture_json(wanted.capture if wanted.HasField("capture") else None),
+            access_authorization=wanted.access_authorization,
+        )
+        return await self._write(before, after, latest, new, validate_only=validate_only)
+
+    async def rollback(self, organization: str, name: str, to: str, caller: Principal) -> tuple[Deployment, Revision]:
+        """A new revision with the template of an old one."""
+        before, latest = await self._changeable(organization, name)
+        number = before.latest_revision - 1
+        if to:
+            parsed = names.Revision.parse(to)
+            if parsed.deployment != before.name:
+                raise InvalidArgument(
+                    f"{to} is no revision of {name}.",
+                    reason="REVISION_OF_ANOTHER",
+                    violations=[("revision", f"must be a revision of {name}")],
+                )
+            number = int(parsed.revision)
+        if number < 1:
+            raise FailedPrecondition(
+                f"{name} has no earlier revision to go back to.", reason="NO_EARLIER_REVISION", deployment=name
+            )
+        old = await self._revision(before, number)
+        new = replace(self._next(before, old.template, old.bentos, caller), rolled_back_to=number)
+        return await self._write(before, before, latest, new)
+
+    async def scale(self, organization: str, name: str, service: str, count: int) -> tuple[Deployment, Revision]:
+        """Another number of replicas, in the same revision."""
+        before, latest = await self._changeable(organization, name)
+        if not 1 <= count <= domain.MAX_REPLICAS:
+            domain.refuse([("replicas", f"must be from 1 to {domain.MAX_REPLICAS}")])
+        manifest = latest.bentos[MAIN].parsed()
+        service = service or manifest.entry
+        if service not in {one.name for one in manifest.services}:
+            domain.refuse([("service", f"{service!r} is no service of {latest.bentos[MAIN].name}")])
+        scaling = messages.scaling(before.scaling)
+        one = scaling.setdefault(service, pb.Scaling())
+        one.min_replicas = count
+        if one.HasField("max_replicas"):
+            one.max_replicas = max(one.max_replicas, count)
+        return await self._write(before, replace(before, scaling=messages.scaling_json(scaling)), latest)
+
+    async def terminate(self, organization: str, name: str) -> tuple[Deployment, Revision]:
+        """Nothing of it should run."""
+        before, latest = await self._changeable(organization, name)
+        return await self._write(before, replace(before, terminated=True), latest, starts=False)
+
+    async def delete(self, organization: str, name: str, etag: str) -> tuple[Deployment, Revision]:
+        """Nothing of it should be left; replicas drain first."""
+        before, latest = await self.get(organization, name)
+        if before.deleting:
+            return before, latest
+        updates.check_etag(etag, messages.deployment(before, latest, self._settings.host).etag)
+        return await self._write(before, replace(before, deleting=True), latest, starts=False)
+
+    # Below
+
+    async def _write(
+        self,
+        before: Deployment,
+        after: Deployment,
+        latest: Revision,
+        new: Revision | None = None,
+        *,
+        starts: bool = True,
+        validate_only: bool = False,
+    ) -> tuple[Deployment, Revision]:
+        if starts:
+            after = replace(after, terminated=False)
+        if new is not None:
+            after = replace(after, latest_revision=new.number)
+        if after == before:
+            return before, latest
+        after = replace(
+            after,
+            generation=before.generation + 1,
+            update_time=self._clock.now(),
+            traceparent=telemetry.current_traceparent(),
+        )
+        if not validate_only:
+            await self._store.change_deployment(after, before.generation, new)
+            self._changed(after.uid)
+        return after, new or latest
+
+    def _next(self, of: Deployment, template: str, bentos: Mapping[str, Bento], caller: Principal) -> Revision:
+        now = self._clock.now()
+        return Revision(of.uid, of.latest_revision + 1, str(uuid.uuid4()), template, bentos, caller.user, now)
+
+    async def _changeable(self, organization: str, name: str) -> tuple[Deployment, Revision]:
+        deployment, latest = await self.get(organization, name)
+        if deployment.deleting:
+            raise FailedPrecondition(f"{name} is being deleted.", reason="DEPLOYMENT_DELETING", deployment=name)
+        return deployment, latest
+
+    async def _latest(self, deployment: Deployment) -> Revision:
+        return await self._revision(deployment, deployment.latest_revision)
+
+    async def _revision(self, deployment: Deployment, number: int) -> Revision:
+        found = await self._store.get_revision(deployment.uid, number)
+        if found is None:
+            name = f"deployments/{deployment.name}/revisions/{number}"
+            raise NotFound(f"{name} does not exist.", reason="REVISION_NOT_FOUND", revision=name)
+        return found
+
+    async def _checked(self, sent: pb.Deployment, *, lenient: bool = False) -> tuple[pb.Template, dict[str, Bento]]:
+        """The template with its bentos resolved, and these. Raises for anything that is wrong."""
+        template = pb.Template()
+        template.CopyFrom(sent.template)
+        if not template.bento:
+            domain.refuse([("deployment.template.bento", "is required")])
+        domain.refuse(self._violations(sent))
+        bentos = {MAIN: await self._resolve(template.bento)}
+        template.bento = bentos[MAIN].name
+        found = _services(sent, bentos[MAIN].parsed(), lenient=lenient)
+        for target in template.canary.versions:
+            version = template.canary.versions[target]
+            bentos[target] = await self._resolve(version.bento)
+            version.bento = bentos[target].name
+            found += _unknown(
+                f"deployment.template.canary.versions[{target}].services", version.services, bentos[target].parsed()
+            )
+        domain.refuse(found, reason="SERVICE_UNKNOWN")
+        wanted = [*template.secrets, *(s for v in template.canary.versions.values() for s in v.secrets)]
+        for secret in dict.fromkeys(wanted):
+            names.Secret.parse(secret)
+            await self._vault.GetSecret(identity_pb2.GetSecretRequest(name=secret))
+        return template, bentos
+
+    def _violations(self, sent: pb.Deployment) -> list[tuple[str, str]]:
+        found: list[tuple[str, str]] = []
+        for key, value in sent.labels.items():
+            if not 0 < len(key) <= 128 or len(value) > 1024:
+                found.append((f"deployment.labels[{key[:32]}]", "keys have 1 to 128 characters, values at most 1024"))
+        template = sent.template
+        found += self._template_violations("deployment.template", template.envs, template.services)
+        canary = template.canary
+        if canary.route_type not in domain.ROUTE_TYPES:
+            found.append(("deployment.template.canary.route_type", "must be random, header or query"))
+        if canary.route_type in ("header", "query") and not canary.route_by:
+            found.append(("deployment.template.canary.route_by", f"is required for {canary.route_type}"))
+        share = 0
+        for target, version in canary.versions.items():
+            path = f"deployment.template.canary.versions[{target}]"
+            if target == MAIN or not re.fullmatch(r"[A-Za-z0-9]([-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?", target):
+                found.append((path, f"{target!r} cannot be the name of a version"))
+            if not version.bento:
+                found.append((f"{path}.bento", "is required"))
+            if not 0 <= version.weight_percent <= 100:
+                found.append((f"{path}.weight_percent", "must be from 0 to 100"))
+            share += max(0, version.weight_percent)
+            found += self._template_violations(path, version.envs, version.services)
+        if share > 100:
+            found.append(("deployment.template.canary.versions", f"the weights add up to {share}, more than 100"))
+        for service, scaling in sent.scaling.items():
+            found += domain.check_scaling(
+                f"deployment.scaling[{service}]",
+                scaling.min_replicas if scaling.HasField("min_replicas") else None,
+                scaling.max_replicas if scaling.HasField("max_replicas") else None,
+            )
+        capture = sent.capture
+        if capture.HasField("sample_percent") and not 0 <= capture.sample_percent <= 100:
+            found.append(("deployment.capture.sample_percent", "must be from 0 to 100"))
+        if capture.HasField("max_body_bytes") and not 0 <= capture.max_body_bytes <= MAX_BODY_BYTES:
+            found.append(("deployment.capture.max_body_bytes", f"must be from 0 to {MAX_BODY_BYTES}"))
+        return found
+
+    def _template_violations(self, path: str, envs: Any, services: Any) -> list[tuple[str, str]]:
+        found = domain.check_envs(f"{path}.envs", (env.name for env in envs))
+        for name, service in services.items():
+            here = f"{path}.services[{name}]"
+            found += domain.check_envs(f"{here}.envs", (env.name for env in service.envs))
+            found += domain.check_strategy(f"{here}.deployment_strategy", service.deployment_strategy)
+            kind = service.instance_type
+            if kind and kind not in self.instance_types:
+                known = ", ".join(self.instance_types)
+                raise InvalidArgument(
+                    f"There is no instance type {kind!r}; these there are: {known}.",
+                    reason="INSTANCE_TYPE_UNKNOWN",
+                    violations=[(f"{here}.instance_type", f"must be one of {known}")],
+                    instance_type=kind,
+                )
+        return found
+
+    async def _resolve(self, name: str) -> Bento:
+        names.Bento.parse(name)
+        bento = await self._bentos.GetBento(registry_pb2.GetBentoRequest(name=name))
+        if bento.content.state != registry_pb2.Content.READY:
+            raise FailedPrecondition(
+                f"{bento.name} has no content yet; push it first.", reason="BENTO_NOT_UPLOADED", bento=bento.name
+            )
+        models = []
+        for model in bento.models:
+            found = await self._models.GetModel(registry_pb2.GetModelRequest(name=model))
+            if found.content.state == registry_pb2.Content.EXTERNAL:
+                continue  # A hub has it, and BentoML fetches it itself.
+            if found.content.state != registry_pb2.Content.READY:
+                raise FailedPrecondition(
+                    f"{model}, which {bento.name} needs, has no content yet; push it first.",
+                    reason="MODEL_NOT_UPLOADED",
+                    model=model,
+                    bento=bento.name,
+                )
+            models.append((found.name, found.content.digest))
+        resolved = Bento(bento.name, bento.content.digest, bento.manifest, tuple(models))
+        resolved.parsed()
+        return resolved
+
+    async def _free_port(self) -> int:
+        if not self._settings.port_range:
+            return 0
+        first, last = self._settings.ports
+        taken = await self._store.ports()
+        for port in range(first, last + 1):
+            if port not in taken and _bindable(self._settings.host, port):
+                return port
+        raise ResourceExhausted(
+            f"No port from {first} to {last} is free; delete a deployment or widen the range.",
+            reason="PORTS_EXHAUSTED",
+            port_range=self._settings.port_range,
+        )
+
+
+def _bindable(host: str, port: int) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def _copy(source: pb.Deployment, target: pb.Deployment, path: str) -> None:
+    *parents, field = path.split(".")
+    one: Any = source
+    other: Any = target
+    for parent in parents:
+        one, other = getattr(one, parent), getattr(other, parent)
+    other.ClearField(field)
+    partial = type(one)()
+    partial.CopyFrom(one)
+    for descriptor, _ in one.ListFields():
+        if descriptor.name != field:
+            partial.ClearField(descriptor.name)
+    other.MergeFrom(partial)
+
+
+def _digests(bentos: Mapping[str, Bento]) -> dict[str, object]:
+    return {target: (bento.name, bento.digest, bento.models) for target, bento in bentos.items()}
+
+
+def _services(sent: pb.Deployment, manifest: BentoManifest, *, lenient: bool) -> list[tuple[str, str]]:
+    found = _unknown("deployment.template.services", sent.template.services, manifest)
+    if not lenient:
+        found += _unknown("deployment.scaling", sent.scaling, manifest)
+    return found
+
+
+def _unknown(path: str, services: Any, manifest: BentoManifest) -> list[tuple[str, str]]:
+    known = [service.name for service in manifest.services]
+    return [
+        (f"{path}[{name}]", f"the bento has the services {', '.join(known)}") for name in services if name not in known
+    ]
+
+
+def _made_up(bento: str) -> str:
+    slug = re.sub(r"[^a-z0-9]+", "-", bento.split("/")[1].lower()).strip("-")[:50].rstrip("-")
+    if not slug or not slug[0].isalpha():
+        slug = f"bento-{slug}".rstrip("-")
+    return f"{slug}-{secrets.token_hex(2)}"
+
+
+def _filter(text: str) -> Callable[[Deployment], bool]:
+    tests: list[Callable[[Deployment], bool]] = []
+    for word in text.split():
+        kind, _, value = word.partition(":")
+        if kind == "label" and value:
+            key, equals, wanted = value.partition("=")
+            tests.append(lambda d, k=key, e=equals, w=wanted: k in d.labels and (not e or d.labels[k] == w))  # type: ignore[misc]
+        elif word == "is:dev":
+            tests.append(lambda d: d.dev)
+        else:
+            tests.append(lambda d, w=word: w.lower() in d.name)  # type: ignore[misc]
+    return lambda deployment: all(test(deployment) for test in tests)
+
+
+def _missing(name: str) -> NotFound:
+    return NotFound(f"{name} does not exist.", reason="DEPLOYMENT_NOT_FOUND", deployment=name)
+
+
+def _taken(name: str) -> AlreadyExists:
+    return AlreadyExists(
+        f"deployments/{name} exists already; update it, or choose another name.",
+        reason="DEPLOYMENT_EXISTS",
+        deployment=f"deployments/{name}",
+    )

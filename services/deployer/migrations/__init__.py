@@ -1,0 +1,1 @@
+"""Alembic revisions of the deployer's tables; see services.kernel.migrations."""

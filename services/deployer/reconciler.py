@@ -1,0 +1,520 @@
+"""The loop: look at everything anew, decide by pure functions, act so that doing it twice does no harm."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from ekiben.api.v1 import annotations_pb2
+from ekiben.deployer.v1 import deployer_pb2 as pb
+from ekiben.errors import EkibenError, NotFound
+from ekiben.identity.v1 import identity_pb2
+from services.deployer import messages, rollout, specs, status
+from services.deployer.builds import Builds, Progress
+from services.deployer.domain import MAIN, Condition, Deployment, InstanceType, Revision
+from services.deployer.rollout import SetView
+from services.deployer.routes import Routes
+from services.deployer.runtimes import Phase, Runtime, SetStatus
+from services.deployer.settings import Settings
+from services.deployer.specs import Version
+from services.deployer.status import Facts, ServiceFact
+from services.deployer.store import Store
+from services.kernel import telemetry
+from services.kernel.clock import Clock
+from services.kernel.identity import Principal
+from services.kernel.watches import Signal, Topic
+
+log = logging.getLogger(__name__)
+
+PASS_S = 1.0
+"""At the latest after so long everything is looked at again, whoever forgot to say that something changed."""
+DRAIN_ACK_S = 3.0
+"""At shutdown gateways may stop before they acknowledge; a person is waiting."""
+SHARES = 100
+"""A weight is multiplied by this before it is shared among revisions, so that the shares stay whole."""
+
+_seconds = Histogram("ekiben_reconcile_duration_seconds", "Time of one pass over all deployments.")
+_failures = Counter("ekiben_reconcile_failures_total", "Passes over one deployment that ended in an error.")
+_replicas = Gauge("ekiben_replicas", "Replicas by what is seen of them.", ["phase"])
+
+
+@dataclass
+class _View:
+    """What one pass knows of one deployment."""
+
+    deployment: Deployment
+    revision: Revision
+    sets: list[SetStatus]
+    services: list[ServiceFact] = field(default_factory=list)
+    problem: Condition | None = None
+    building: bool = False
+    building_message: str = ""
+    build: str = ""
+    acted: list[str] = field(default_factory=list)
+
+
+class Reconciler:
+    """See the module."""
+
+    def __init__(
+        self,
+        store: Store,
+        runtime: Runtime,
+        builds: Any,
+        vault: Any,
+        settings: Settings,
+        instance_types: dict[str, InstanceType],
+        clock: Clock,
+    ) -> None:
+        self._store, self._runtime, self._vault = store, runtime, vault
+        self._settings, self._instance_types, self._clock = settings, instance_types, clock
+        self._signal = Signal()
+        self.topic = Topic()
+        """Changes of deployments, by uid."""
+        self.routes = Routes(store.next_route_version, clock, self._signal.notify)
+        self._builds = Builds(builds, clock, self._signal.notify)
+        self._revisions: dict[tuple[str, int], Revision] = {}
+        self._versions: dict[tuple[str, int], list[Version]] = {}
+        self._applied: set[str] = set()
+        self._restored: set[str] = set()
+        self._observed: list[SetStatus] = []
+        self._stopping = False
+        self._tasks: asyncio.TaskGroup
+
+    def wake(self, uid: str) -> None:
+        """The desired state of a deployment changed."""
+        self.topic.notify(uid)
+        self._signal.notify()
+
+    def observed(self, uid: str) -> Sequence[SetStatus]:
+        """The replica sets of a deployment, as of the last pass."""
+        return [one for one in self._observed if one.deployment_uid == uid]
+
+    # The loop
+
+    async def run(self) -> None:
+        """Reconcile until cancelled."""
+        async with asyncio.TaskGroup() as self._tasks:
+            self._tasks.create_task(self._listen())
+            while True:
+                try:
+                    with telemetry.untraced(), _seconds.time():
+                        await self._pass()
+                except EkibenError as exc:
+                    log.warning("deployments could not be reconciled", extra={"reason": exc.reason, "error": str(exc)})
+                    await self._clock.sleep(PASS_S)
+                await self._signal.wait(at_most_s=PASS_S)
+
+    async def drain(self) -> None:
+        """Take every replica out of the routes, then stop them all; what is desired stays."""
+        self._stopping = True
+        with contextlib.suppress(EkibenError, TimeoutError):
+            async with asyncio.timeout(DRAIN_ACK_S):
+                await self.routes.publish(self._without_endpoints())
+                ids = [replica.replica for one in self._observed for replica in one.replicas]
+                while not all(self.routes.unrouted(id) for id in ids):
+                    await self._clock.sleep(0.05)
+        await self._runtime.release([replica.replica for one in self._observed for replica in one.replicas])
+        await self._runtime.drain(self._settings.shutdown_drain_s)
+
+    async def _listen(self) -> None:
+        while True:
+            await self._runtime.changed()
+            self._signal.notify()
+            # Probes of many replicas come in bursts; one pass does for all of them.
+            await asyncio.sleep(0.05)
+
+    async def _pass(self) -> None:
+        observed = await self._runtime.observe()
+        if self._stopping:
+            return
+        deployments = await self._store.list_deployments()
+        known = {deployment.uid for deployment in deployments}
+        for one in observed:
+            if one.deployment_uid not in known:
+                await self._runtime.scale(one.key, 0)
+        views = []
+        for deployment in deployments:
+            sets = [one for one in observed if one.deployment_uid == deployment.uid]
+            try:
+                views.append(await self._reconcile(deployment, sets))
+            except Exception as exc:
+                # One broken deployment must not keep the others from being looked after.
+                _failures.inc()
+                level = logging.WARNING if isinstance(exc, EkibenError) else logging.ERROR
+                log.log(
+                    level, "deployment could not be reconciled", exc_info=exc, extra={"deployment": deployment.name}
+                )
+                with contextlib.suppress(EkibenError):
+                    views.append(
+                        _View(deployment, await self._revision(deployment.uid, deployment.latest_revision), sets)
+                    )
+        self._observed = observed
+        if self._stopping:
+            return
+        routes = [await self._route(view) for view in views if view is not None and not view.deployment.deleting]
+        await self.routes.publish(routes)
+        await self._release(observed)
+        for phase in Phase:
+            _replicas.labels(phase.value).set(sum(one.count(phase) for one in observed))
+
+    async def _release(self, observed: Sequence[SetStatus]) -> None:
+        replicas = [replica for one in observed for replica in one.replicas]
+        free = [one.replica for one in replicas if one.phase is Phase.DRAINING and self.routes.unrouted(one.replica)]
+        if free:
+            await self._runtime.release(free)
+        self.routes.forget(one.replica for one in replicas)
+
+    # One deployment
+
+    async def _reconcile(self, deployment: Deployment, sets: list[SetStatus]) -> _View | None:
+        if deployment.terminated or deployment.deleting:
+            return await self._leave(deployment, sets)
+        revision = await self._revision(deployment.uid, deployment.latest_revision)
+        view = _View(deployment, revision, sets)
+        versions = self._versions_of(revision)
+        environments = {}
+        for version in versions:
+            progress = self._environment(view, version)
+            secrets = await self._secrets(view, version)
+            if progress.environment and secrets is not None and view.problem is None:
+                environments[version.target] = (progress.environment, secrets)
+        await self._restore(view)
+        for version in versions:
+            for service in version.manifest.services:
+                await self._service(view, version, service.name, environments.get(version.target))
+        await self._obsolete(view, versions)
+        await self._revive(view)
+        await self._report(view)
+        return view
+
+    async def _leave(self, deployment: Deployment, sets: list[SetStatus]) -> _View | None:
+        for one in sets:
+            if one.asked or one.replicas:
+                await self._runtime.scale(one.key, 0)
+        left = sum(len(one.replicas) for one in sets)
+        if deployment.deleting and not left:
+            await self._runtime.forget(deployment.uid)
+            await self._store.remove_deployment(deployment.uid)
+            self._restored.discard(deployment.uid)
+            self.topic.notify(deployment.uid)
+            log.info("deployment deleted", extra={"deployment": deployment.name})
+            return None
+        facts = Facts(deployment.generation, deployment.latest_revision, leaving=True, left=left)
+        await self._write(deployment, status.summarize(facts, deployment.status, self._clock.now()))
+        return _View(deployment, await self._revision(deployment.uid, deployment.latest_revision), sets)
+
+    def _environment(self, view: _View, version: Version) -> Progress:
+        progress = self._wanted(view.deployment, version)
+        if version.target == MAIN:
+            view.build = progress.build
+        if progress.failed:
+            view.problem = Condition("Built", False, progress.reason, progress.message)
+        elif not progress.environment:
+            view.building, view.building_message = True, progress.message
+        return progress
+
+    def _wanted(self, deployment: Deployment, version: Version) -> Progress:
+        caller = Principal(deployment.creator, deployment.organization, annotations_pb2.ROLE_SERVICE)
+        return self._builds.want(
+            self._tasks, version.bento, version.digest, version.secrets, caller, deployment.traceparent
+        )
+
+    async def _secrets(self, view: _View, version: Version) -> list[identity_pb2.Secret] | None:
+        secrets: list[identity_pb2.Secret] = []
+        if version.secrets:
+            try:
+                answer = await self._vault.RevealSecrets(identity_pb2.RevealSecretsRequest(names=version.secrets))
+            except NotFound as exc:
+                view.problem = view.problem or Condition("Available", False, "SECRET_NOT_FOUND", str(exc))
+                return None
+            secrets = list(answer.secrets)
+        view.problem = view.problem or specs.problem_of(version, secrets)
+        return secrets
+
+    async def _service(
+        self, view: _View, version: Version, service: str, given: tuple[str, list[identity_pb2.Secret]] | None
+    ) -> None:
+        deployment, latest = view.deployment, view.revision.number
+        key = specs.key_of(deployment.uid, latest, version.target, service)
+        new = next((one for one in view.sets if one.key == key), None)
+        old = [
+            one
+            for one in sorted(view.sets, key=lambda one: one.revision)
+            if one.target == version.target and one.service == service and one.revision != latest
+        ]
+        template = version.services.get(service, pb.ServiceTemplate())
+        called = bool(version.manifest.dependents(service))
+        plan = rollout.plan_of(template.deployment_strategy, specs.desired_of(deployment, service), called=called)
+        seen_new, seen_old = _seen(new, key), [_seen(one, one.key) for one in old]
+        fact = ServiceFact(
+            version.target,
+            service,
+            plan.desired,
+            service == version.manifest.entry,
+            rollout.complete(plan, seen_new, seen_old),
+            new,
+            tuple(old),
+        )
+        view.services.append(fact)
+        if given is None:
+            return
+        spec = specs.spec_of(
+            deployment,
+            latest,
+            version,
+            service,
+            environment=given[0],
+            secrets=given[1],
+            instance_types=self._instance_types,
+            drain_s=self._settings.drain_s,
+        )
+        may_start = (new is not None and new.asked > 0) or self._reachable(view, version, service)
+        may_end = not any([await self._is_called(view, one) for one in old])
+        steps = rollout.next_steps(plan, seen_new, seen_old, may_start=may_start, may_end=may_end)
+        asked = {step.key: step.replicas for step in steps}
+        if key in asked or (new is not None and key not in self._applied):
+            await self._runtime.apply(spec, asked.get(key, seen_new.asked))
+            self._applied.add(key)
+        for one in old:
+            if one.key in asked:
+                await self._runtime.scale(one.key, asked[one.key])
+        for changed, replicas in asked.items():
+            view.acted.append(f"{service} {'new' if changed == key else 'old'} {replicas}")
+
+    def _reachable(self, view: _View, version: Version, service: str) -> bool:
+        """Whether all that the service calls is there, and gateways know the way."""
+        for name in version.manifest.service(service).dependencies:
+            key = specs.key_of(view.deployment.uid, view.revision.number, version.target, name)
+            one = next((one for one in view.sets if one.key == key), None)
+            if one is None:
+                return False
+            ready = [replica.replica for replica in one.replicas if replica.phase is Phase.READY]
+            if not any(self.routes.routed(replica) for replica in ready):
+                return False
+        return True
+
+    async def _is_called(self, view: _View, one: SetStatus) -> bool:
+        """Whether services of the same revision may still call this set."""
+        revision = await self._revision(one.deployment_uid, one.revision)
+        bento = revision.bentos.get(one.target)
+        callers = bento.parsed().dependents(one.service) if bento is not None else ()
+        return any(
+            other.revision == one.revision and other.target == one.target and other.service in callers
+            for other in view.sets
+            if other.replicas or other.asked
+        )
+
+    async def _obsolete(self, view: _View, versions: Sequence[Version]) -> None:
+        """End sets of targets and services which the latest revision does not have, once it is rolled out."""
+        wanted = {(version.target, one.name) for version in versions for one in version.manifest.services}
+        complete = all(fact.complete for fact in view.services) and bool(view.services)
+        targets = {version.target for version in versions}
+        for one in view.sets:
+            if (one.target, one.service) in wanted or (one.target in targets and not complete):
+                continue
+            if one.asked and not await self._is_called(view, one):
+                await self._runtime.scale(one.key, 0)
+
+    async def _restore(self, view: _View) -> None:
+        """Bring back what served before a restart, where the latest revision has not taken over yet."""
+        deployment = view.deployment
+        if deployment.uid in self._restored:
+            return
+        serving, latest = deployment.status.serving_revision, deployment.latest_revision
+        if serving in (0, latest) or any(one.revision == serving and one.asked for one in view.sets):
+            self._restored.add(deployment.uid)
+            return
+        for version in self._versions_of(await self._revision(deployment.uid, serving)):
+            progress = self._wanted(deployment, version)
+            if progress.failed:
+                continue
+            if not progress.environment:
+                return
+            for service in version.manifest.services:
+                await self._apply_old(view, serving, version, service.name, specs.desired_of(deployment, service.name))
+        self._restored.add(deployment.uid)
+        view.sets[:] = [one for one in await self._runtime.observe() if one.deployment_uid == deployment.uid]
+
+    async def _revive(self, view: _View) -> None:
+        """Tell the runtime again what adopted sets of former revisions run, so that it can start them again."""
+        for one in view.sets:
+            if one.revision == view.revision.number or one.key in self._applied or not one.asked:
+                continue
+            for version in self._versions_of(await self._revision(one.deployment_uid, one.revision)):
+                if version.target == one.target and self._wanted(view.deployment, version).environment:
+                    await self._apply_old(view, one.revision, version, one.service, one.asked)
+
+    async def _apply_old(self, view: _View, revision: int, version: Version, service: str, replicas: int) -> None:
+        secrets = await self._secrets(_View(view.deployment, view.revision, []), version)
+        if secrets is None:
+            return
+        spec = specs.spec_of(
+            view.deployment,
+            revision,
+            version,
+            service,
+            environment=self._wanted(view.deployment, version).environment,
+            secrets=secrets,
+            instance_types=self._instance_types,
+            drain_s=self._settings.drain_s,
+        )
+        await self._runtime.apply(spec, replicas)
+        self._applied.add(spec.key)
+
+    async def _report(self, view: _View) -> None:
+        deployment, before = view.deployment, view.deployment.status
+        ready = []
+        for one in view.sets:
+            if one.target == MAIN and one.count(Phase.READY):
+                manifest = (await self._revision(one.deployment_uid, one.revision)).bentos[MAIN].parsed()
+                if one.service == manifest.entry:
+                    ready.append(one.revision)
+        complete = bool(view.services) and all(fact.complete for fact in view.services)
+        complete = complete and view.problem is None and not view.building
+        facts = Facts(
+            deployment.generation,
+            deployment.latest_revision,
+            tuple(view.services),
+            view.building,
+            view.building_message,
+            view.problem,
+            serving_revision=status.serving_revision(
+                deployment.latest_revision, before.serving_revision, complete, ready
+            ),
+            crashes_until_failed=self._settings.crashes_until_failed,
+        )
+        after = status.summarize(facts, before, self._clock.now())
+        if view.build and view.build != deployment.build:
+            await self._store.write_build(deployment.uid, view.build)
+            self.topic.notify(deployment.uid)
+        if view.acted or after.state != before.state:
+            with telemetry.continue_trace(
+                deployment.traceparent,
+                "reconcile deployment",
+                **{"ekiben.deployment": f"deployments/{deployment.name}", "ekiben.state": after.state},
+            ) as span:
+                span.set_attribute("ekiben.steps", view.acted)
+                log.info(
+                    "deployment reconciled",
+                    extra={"deployment": deployment.name, "state": after.state, "steps": "; ".join(view.acted)},
+                )
+        await self._write(deployment, after)
+
+    async def _write(self, deployment: Deployment, after: Any) -> None:
+        if after != deployment.status:
+            await self._store.write_status(deployment.uid, after)
+            self.topic.notify(deployment.uid)
+
+    async def _revision(self, uid: str, number: int) -> Revision:
+        found = self._revisions.get((uid, number))
+        if found is None:
+            found = await self._store.get_revision(uid, number)
+            if found is None:
+                raise NotFound(f"Revision {number} of {uid} does not exist.", reason="REVISION_NOT_FOUND")
+            if len(self._revisions) > 1000:
+                self._revisions.clear()
+                self._versions.clear()
+            self._revisions[uid, number] = found
+        return found
+
+    def _versions_of(self, revision: Revision) -> list[Version]:
+        key = (revision.deployment_uid, revision.number)
+        if key not in self._versions:
+            self._versions[key] = specs.versions_of(revision)
+        return self._versions[key]
+
+    # Routes
+
+    async def _route(self, view: _View) -> pb.Route:
+        deployment = view.deployment
+        route = pb.Route(
+            deployment=f"deployments/{deployment.name}",
+            uid=deployment.uid,
+            organization=deployment.organization,
+            hosts=[f"{deployment.name}-{self._settings.namespace}.{self._settings.domain}"],
+            port=deployment.port,
+            access_authorization=deployment.access_authorization,
+            capture=messages.capture(deployment.capture),
+            not_ready_detail=self._not_ready(view),
+        )
+        canary = messages.template(view.revision.template).canary
+        route.route_type, route.route_by = canary.route_type, canary.route_by
+        weights = {version.target: version.weight for version in self._versions_of(view.revision)}
+        for one in sorted(view.sets, key=lambda one: (one.target != MAIN, one.target, one.revision, one.service)):
+            endpoints = [
+                pb.Endpoint(replica=replica.replica, address=replica.address)
+                for replica in one.replicas
+                if replica.phase is Phase.READY
+            ]
+            name = f"deployments/{deployment.name}/revisions/{one.revision}"
+            version = next(
+                (
+                    version
+                    for version in self._versions_of(await self._revision(deployment.uid, one.revision))
+                    if version.target == one.target
+                ),
+                None,
+            )
+            if version is None:
+                continue
+            if one.service != version.manifest.entry:
+                route.internal_routes.add(
+                    revision=name,
+                    service=one.service,
+                    socket_path=one.socket_path,
+                    endpoints=endpoints,
+                    target=one.target,
+                )
+            elif endpoints and one.target in weights:
+                route.targets.add(
+                    target=one.target,
+                    revision=name,
+                    bento=version.bento,
+                    models=[model for model, _ in version.models],
+                    weight=weights[one.target] * SHARES,
+                    service=one.service,
+                    endpoints=endpoints,
+                )
+        _share(route)
+        return route
+
+    def _not_ready(self, view: _View) -> str:
+        if view.deployment.terminated:
+            return f"deployments/{view.deployment.name} was terminated."
+        for condition in view.deployment.status.conditions:
+            if condition.type == "Available" and condition.status is False:
+                return condition.message
+        return f"deployments/{view.deployment.name} is starting."
+
+    def _without_endpoints(self) -> list[pb.Route]:
+        routes = []
+        for known in self.routes.current().routes:
+            route = pb.Route()
+            route.CopyFrom(known)
+            route.ClearField("targets")
+            for internal in route.internal_routes:
+                internal.ClearField("endpoints")
+            route.not_ready_detail = "The platform is stopping."
+            routes.append(route)
+        return routes
+
+
+def _share(route: pb.Route) -> None:
+    """Share the weight of a target among its revisions by their endpoints, for the time of a rollout."""
+    total: dict[str, int] = {}
+    for target in route.targets:
+        total[target.target] = total.get(target.target, 0) + len(target.endpoints)
+    for target in route.targets:
+        target.weight = target.weight * len(target.endpoints) // total[target.target]
+
+
+def _seen(one: SetStatus | None, key: str) -> SetView:
+    if one is None:
+        return SetView(key, 0)
+    draining = one.count(Phase.DRAINING)
+    return SetView(key, one.asked, len(one.replicas) - draining, one.count(Phase.READY), draining)

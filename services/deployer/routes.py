@@ -1,0 +1,108 @@
+"""The route table: where requests go, who follows it, and what each follower routes by.
+
+A version once given is never given to another table, over restarts too. A gateway acknowledges the version that its
+data plane uses; a replica that a table leaves out can be stopped once every gateway has acknowledged it. Where no
+gateway has watched for a while there is nobody whose requests could be lost.
+"""
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+
+from ekiben.deployer.v1 import deployer_pb2 as pb
+from services.kernel.clock import Clock
+from services.kernel.watches import Topic
+
+log = logging.getLogger(__name__)
+
+NOBODY_S = 2.0
+"""After so long without a gateway its absence is no restart of its connection."""
+
+
+class Routes:
+    """See the module."""
+
+    def __init__(self, next_version: Callable[[], Awaitable[int]], clock: Clock, wake: Callable[[], None]) -> None:
+        self._next_version, self._clock, self._wake = next_version, clock, wake
+        self._table = pb.RouteTable()
+        self._published = False
+        self._acknowledged: dict[str, int] = {}
+        self._watchers: dict[str, int] = {}
+        self._alone_since = clock.monotonic()
+        self._topic = Topic()
+        self._included: dict[str, int] = {}
+        self._excluded: dict[str, int] = {}
+
+    async def publish(self, routes: Iterable[pb.Route]) -> None:
+        """Make these the routes, if they differ from those there are."""
+        table = pb.RouteTable(version=self._table.version, routes=sorted(routes, key=lambda route: route.deployment))
+        if self._published and table == self._table:
+            return
+        table.version = await self._next_version()
+        there = set(_replicas(table))
+        for replica in there - self._included.keys():
+            self._included[replica] = table.version
+            self._excluded.pop(replica, None)
+        for replica in self._included.keys() - there:
+            del self._included[replica]
+            self._excluded[replica] = table.version
+        self._table, self._published = table, True
+        self._topic.notify()
+
+    def current(self) -> pb.RouteTable:
+        """The table as it was published last."""
+        return self._table
+
+    async def watch(self, gateway: str) -> AsyncIterator[pb.RouteTable]:
+        """The table now and after each change."""
+        self._watchers[gateway] = self._watchers.get(gateway, 0) + 1
+        self._acknowledged.setdefault(gateway, 0)
+        sent = -1
+        try:
+            # Now and then even without a change: a gateway that is gone shows by the failing write.
+            async for _ in self._topic.changes(at_most_s=15.0):
+                if self._published and self._table.version != sent:
+                    sent = self._table.version
+                    yield self._table
+        finally:
+            self._watchers[gateway] -= 1
+            if not self._watchers[gateway]:
+                del self._watchers[gateway]
+                self._acknowledged.pop(gateway, None)
+                self._alone_since = self._clock.monotonic()
+                self._wake()
+
+    def acknowledge(self, gateway: str, version: int) -> None:
+        """A gateway routes by this version."""
+        if gateway in self._watchers:
+            self._acknowledged[gateway] = max(version, self._acknowledged.get(gateway, 0))
+            self._wake()
+
+    def routed(self, replica: str) -> bool:
+        """Whether every gateway can reach the replica."""
+        return replica in self._included and self._used() >= self._included[replica]
+
+    def unrouted(self, replica: str) -> bool:
+        """Whether no gateway sends requests to the replica any more."""
+        return replica not in self._included and self._used() >= self._excluded.get(replica, self._table.version)
+
+    def forget(self, living: Iterable[str]) -> None:
+        """Drop what is known of replicas that are gone."""
+        kept = set(living)
+        for replica in self._excluded.keys() - kept:
+            del self._excluded[replica]
+
+    def _used(self) -> int:
+        """The oldest version that any gateway may still use."""
+        if self._watchers:
+            return min(self._acknowledged.get(gateway, 0) for gateway in self._watchers)
+        if self._clock.monotonic() - self._alone_since >= NOBODY_S:
+            return self._table.version
+        return 0
+
+
+def _replicas(table: pb.RouteTable) -> Iterable[str]:
+    for route in table.routes:
+        for target in route.targets:
+            yield from (endpoint.replica for endpoint in target.endpoints)
+        for internal in route.internal_routes:
+            yield from (endpoint.replica for endpoint in internal.endpoints)

@@ -1,0 +1,210 @@
+"""The deployer's gRPC services: parse, call a use case, format."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Any
+
+from google.protobuf.empty_pb2 import Empty
+
+from ekiben import names
+from ekiben.deployer.v1 import deployer_pb2 as pb
+from ekiben.deployer.v1 import deployer_pb2_grpc as stubs
+from ekiben.errors import InvalidArgument, NotFound
+from services.deployer import domain, messages
+from services.deployer.deployments import Deployments
+from services.deployer.domain import Deployment, Revision
+from services.deployer.reconciler import Reconciler
+from services.deployer.runtimes import Runtime
+from services.kernel import pages
+from services.kernel.identity import current_principal
+
+WATCH_S = 5.0
+"""A watch looks at the rows this often even when nobody says that they changed: another process may have."""
+
+
+class DeploymentsServicer(stubs.DeploymentsServicer):
+    """ekiben.deployer.v1.Deployments."""
+
+    def __init__(self, deployments: Deployments, reconciler: Reconciler, runtime: Runtime, host: str) -> None:
+        self._deployments, self._reconciler, self._runtime, self._host = deployments, reconciler, runtime, host
+
+    def _formatted(self, found: tuple[Deployment, Revision]) -> pb.Deployment:
+        return messages.deployment(*found, self._host)
+
+    async def GetDeployment(self, request: pb.GetDeploymentRequest, context: Any) -> pb.Deployment:
+        """One deployment."""
+        return self._formatted(await self._deployments.get(current_principal().organization, request.name))
+
+    async def ListDeployments(self, request: pb.ListDeploymentsRequest, context: Any) -> pb.ListDeploymentsResponse:
+        """A page of deployments."""
+        size, after = pages.page_size(request.page_size), pages.decode(request)
+        found = await self._deployments.search(current_principal().organization, request.filter)
+        rest = [one for one in found if after is None or _position(one) > tuple(after)]
+        page = rest[:size]
+        token = pages.encode(request, _position(page[-1])) if len(rest) > size else ""
+        shown = [self._formatted((one, await self._deployments.latest(one))) for one in page]
+        return pb.ListDeploymentsResponse(deployments=shown, next_page_token=token, total_size=len(found))
+
+    async def CreateDeployment(self, request: pb.CreateDeploymentRequest, context: Any) -> pb.Deployment:
+        """A new deployment."""
+        found = await self._deployments.create(
+            request.deployment, current_principal(), validate_only=request.validate_only
+        )
+        return self._formatted(found)
+
+    async def UpdateDeployment(self, request: pb.UpdateDeploymentRequest, context: Any) -> pb.Deployment:
+        """A changed deployment."""
+        found = await self._deployments.update(
+            request.deployment,
+            request.update_mask if request.HasField("update_mask") else None,
+            current_principal(),
+            validate_only=request.validate_only,
+        )
+        return self._formatted(found)
+
+    async def RollbackDeployment(self, request: pb.RollbackDeploymentRequest, context: Any) -> pb.Deployment:
+        """Back to an old revision."""
+        caller = current_principal()
+        return self._formatted(
+            await self._deployments.rollback(caller.organization, request.name, request.revision, caller)
+        )
+
+    async def ScaleDeployment(self, request: pb.ScaleDeploymentRequest, context: Any) -> pb.Deployment:
+        """Another number of replicas."""
+        organization = current_principal().organization
+        found = await self._deployments.scale(organization, request.name, request.service, request.replicas)
+        return self._formatted(found)
+
+    async def TerminateDeployment(self, request: pb.TerminateDeploymentRequest, context: Any) -> pb.Deployment:
+        """Nothing of it runs any more."""
+        return self._formatted(await self._deployments.terminate(current_principal().organization, request.name))
+
+    async def DeleteDeployment(self, request: pb.DeleteDeploymentRequest, context: Any) -> pb.Deployment:
+        """Nothing of it is left."""
+        organization = current_principal().organization
+        return self._formatted(await self._deployments.delete(organization, request.name, request.etag))
+
+    async def WatchDeployment(self, request: pb.WatchDeploymentRequest, context: Any) -> AsyncIterator[pb.Deployment]:
+        """The deployment now and after each change; ends when it is gone."""
+        organization = current_principal().organization
+        uid = (await self._deployments.get(organization, request.name))[0].uid
+        sent = None
+        async with contextlib.aclosing(self._reconciler.topic.changes(uid, at_most_s=WATCH_S)) as changes:  # type: ignore[type-var]
+            async for _ in changes:
+                try:
+                    found = await self._deployments.get(organization, request.name)
+                except NotFound:
+                    if sent is None:
+                        raise
+                    return
+                if found[0].uid != uid:
+                    return
+                shown = self._formatted(found)
+                if shown != sent:
+                    sent = shown
+                    yield shown
+
+    async def GetRevision(self, request: pb.GetRevisionRequest, context: Any) -> pb.Revision:
+        """One revision."""
+        deployment, revision = await self._deployments.get_revision(current_principal().organization, request.name)
+        return messages.revision(revision, deployment.name, deployment.status)
+
+    async def ListRevisions(self, request: pb.ListRevisionsRequest, context: Any) -> pb.ListRevisionsResponse:
+        """A page of revisions."""
+        size, below = pages.page_size(request.page_size), pages.decode(request)
+        deployment, found = await self._deployments.list_revisions(
+            current_principal().organization, request.parent, below, size + 1
+        )
+        token = pages.encode(request, found[size - 1].number) if len(found) > size else ""
+        shown = [messages.revision(one, deployment.name, deployment.status) for one in found[:size]]
+        return pb.ListRevisionsResponse(revisions=shown, next_page_token=token)
+
+    async def ListReplicas(self, request: pb.ListReplicasRequest, context: Any) -> pb.ListReplicasResponse:
+        """The replicas that there are."""
+        deployment, _ = await self._deployments.get(current_principal().organization, request.parent)
+        shown = [
+            messages.replica(replica, one)
+            for one in self._reconciler.observed(deployment.uid)
+            for replica in one.replicas
+        ]
+        shown.sort(key=lambda replica: (replica.service, replica.start_time.ToNanoseconds(), replica.replica))
+        return pb.ListReplicasResponse(replicas=shown)
+
+    async def ReadLogs(self, request: pb.ReadLogsRequest, context: Any) -> AsyncIterator[pb.LogLine]:
+        """Lines that replicas printed."""
+        deployment, _ = await self._deployments.get(current_principal().organization, request.name)
+        lines = self._runtime.logs(
+            deployment.uid,
+            service=request.service,
+            replica=request.replica,
+            tail=request.tail_lines or 100,
+            follow=request.follow,
+        )
+        async with contextlib.aclosing(lines):  # type: ignore[type-var]
+            async for line in lines:
+                yield messages.line(line)
+
+
+class InstanceTypesServicer(stubs.InstanceTypesServicer):
+    """ekiben.deployer.v1.InstanceTypes."""
+
+    def __init__(self, instance_types: list[domain.InstanceType], cluster: tuple[str, datetime]) -> None:
+        self._instance_types = instance_types
+        uid, create_time = cluster
+        self._cluster = pb.Cluster(
+            name=f"clusters/{domain.DEFAULT_CLUSTER}",
+            uid=uid,
+            description="This machine.",
+            runtime="process",
+            create_time=messages.time(create_time),
+        )
+
+    async def ListInstanceTypes(
+        self, request: pb.ListInstanceTypesRequest, context: Any
+    ) -> pb.ListInstanceTypesResponse:
+        """All instance types."""
+        if request.cluster:
+            self._check(request.cluster)
+        return pb.ListInstanceTypesResponse(
+            instance_types=[messages.instance_type(one) for one in self._instance_types]
+        )
+
+    async def GetCluster(self, request: pb.GetClusterRequest, context: Any) -> pb.Cluster:
+        """One cluster."""
+        self._check(request.name)
+        return self._cluster
+
+    async def ListClusters(self, request: pb.ListClustersRequest, context: Any) -> pb.ListClustersResponse:
+        """All clusters."""
+        return pb.ListClustersResponse(clusters=[self._cluster])
+
+    def _check(self, name: str) -> None:
+        if names.Cluster.parse(name).cluster != domain.DEFAULT_CLUSTER:
+            raise NotFound(f"{name} does not exist.", reason="CLUSTER_NOT_FOUND", cluster=name)
+
+
+class RoutesServicer(stubs.RoutesServicer):
+    """ekiben.deployer.v1.Routes."""
+
+    def __init__(self, reconciler: Reconciler) -> None:
+        self._routes = reconciler.routes
+
+    async def WatchRoutes(self, request: pb.WatchRoutesRequest, context: Any) -> AsyncIterator[pb.RouteTable]:
+        """The route table now and after each change."""
+        if not request.gateway:
+            raise InvalidArgument(
+                "gateway is required.", reason="FIELDS_INVALID", violations=[("gateway", "is required")]
+            )
+        async with contextlib.aclosing(self._routes.watch(request.gateway)) as tables:  # type: ignore[type-var]
+            async for table in tables:
+                yield table
+
+    async def AcknowledgeRoutes(self, request: pb.AcknowledgeRoutesRequest, context: Any) -> Empty:
+        """A gateway routes by a version."""
+        self._routes.acknowledge(request.gateway, request.version)
+        return Empty()
+
+
+def _position(deployment: Deployment) -> tuple[int, str]:
+    return -round(deployment.create_time.timestamp() * 1e6), deployment.name

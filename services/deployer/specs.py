@@ -1,0 +1,172 @@
+"""A revision to the replica sets that run it. Pure but for the secrets, which are given."""
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf import json_format
+
+from ekiben.deployer.v1 import deployer_pb2 as pb
+from ekiben.identity.v1 import identity_pb2
+from services.deployer import messages
+from services.deployer.domain import MAIN, BentoManifest, Condition, Deployment, InstanceType, Revision, replicas_of
+from services.deployer.runtimes import SecretFile, SetSpec
+
+CLOUD_ENVS = ("BENTO_CLOUD_API_KEY", "BENTO_CLOUD_API_ENDPOINT")
+
+
+@dataclass(frozen=True)
+class Version:
+    """One target of a revision: a bento and how its services are run."""
+
+    target: str
+    bento: str
+    digest: str
+    models: tuple[tuple[str, str], ...]
+    manifest: BentoManifest
+    envs: Mapping[str, str]
+    secrets: tuple[str, ...]
+    services: Mapping[str, pb.ServiceTemplate]
+    weight: int
+
+
+def versions_of(revision: Revision) -> list[Version]:
+    """The targets of a revision, main first. What main is not given by canaries is its weight."""
+    template = messages.template(revision.template)
+    canaries = template.canary.versions
+    rest = 100 - sum(version.weight_percent for version in canaries.values())
+    found = [_version(revision, MAIN, template, rest)]
+    for target, version in sorted(canaries.items()):
+        found.append(_version(revision, target, version, version.weight_percent))
+    return found
+
+
+def _version(revision: Revision, target: str, of: Any, weight: int) -> Version:
+    bento = revision.bentos[target]
+    return Version(
+        target,
+        bento.name,
+        bento.digest,
+        bento.models,
+        bento.parsed(),
+        {env.name: env.value for env in of.envs},
+        tuple(of.secrets),
+        dict(of.services),
+        weight,
+    )
+
+
+def desired_of(deployment: Deployment, service: str) -> int:
+    """How many replicas a service should have."""
+    scaling = messages.scaling(deployment.scaling).get(service)
+    least = scaling.min_replicas if scaling is not None and scaling.HasField("min_replicas") else None
+    return replicas_of(least)
+
+
+def key_of(uid: str, revision: int, target: str, service: str) -> str:
+    """The key of a replica set: the same for the same things, and short enough for the path of a socket."""
+    digest = hashlib.sha256("\0".join((uid, str(revision), target, service)).encode()).digest()
+    return base64.b32encode(digest).decode().lower()[:16]
+
+
+def problem_of(version: Version, secrets: Sequence[identity_pb2.Secret]) -> Condition | None:
+    """Why this cannot run, if it cannot."""
+    given = {**_secret_envs(secrets), **version.envs}
+    entry = version.services.get(version.manifest.entry)
+    given |= {env.name: env.value for env in entry.envs} if entry is not None else {}
+    missing = [name for name in version.manifest.env_required if name not in given]
+    if missing:
+        names = ", ".join(missing)
+        text = f"{version.bento} requires the environment variables {names}; give them with the deployment or a secret."
+        return Condition("Available", False, "ENV_MISSING", text)
+    called = sorted({name for service in version.manifest.services for name in service.deployments})
+    if called and not all(name in given for name in CLOUD_ENVS):
+        text = (
+            f"{version.bento} calls the deployment {', '.join(called)}, for which its replicas need an API token of a "
+            f"viewer: give {' and '.join(CLOUD_ENVS)} with a secret."
+        )
+        return Condition("Available", False, "API_TOKEN_MISSING", text)
+    return None
+
+
+def spec_of(
+    deployment: Deployment,
+    revision: int,
+    version: Version,
+    service: str,
+    *,
+    environment: str,
+    secrets: Sequence[identity_pb2.Secret],
+    instance_types: Mapping[str, InstanceType],
+    drain_s: float,
+) -> SetSpec:
+    """What the replicas of one service run."""
+    manifest = version.manifest
+    entry = service == manifest.entry
+    template = version.services.get(service, pb.ServiceTemplate())
+    size = instance_types.get(template.instance_type)
+    envs = {
+        # A dependency's own defaults are in its code only; it is started with a program that puts them in.
+        **(manifest.env_defaults if entry else {}),
+        **_secret_envs(secrets),
+        **version.envs,
+        **{env.name: env.value for env in template.envs},
+    }
+    overrides = json_format.MessageToDict(template.config_overrides) if template.HasField("config_overrides") else {}
+    return SetSpec(
+        key=key_of(deployment.uid, revision, version.target, service),
+        deployment=f"deployments/{deployment.name}",
+        deployment_uid=deployment.uid,
+        revision=revision,
+        target=version.target,
+        service=service,
+        entry=entry,
+        legacy=manifest.legacy,
+        bento=version.bento,
+        bento_digest=version.digest,
+        models=version.models,
+        environment=environment,
+        envs=envs,
+        files=tuple(_secret_files(secrets)),
+        config=_whole(overrides),
+        dependencies=tuple(
+            (name, key_of(deployment.uid, revision, version.target, name))
+            for name in manifest.service(service).dependencies
+        ),
+        cpu_millicores=size.cpu_millicores if size else 0,
+        memory_bytes=size.memory_bytes if size else 0,
+        drain_s=drain_s,
+    )
+
+
+def _runtime(secrets: Sequence[identity_pb2.Secret]) -> list[identity_pb2.Secret]:
+    return [secret for secret in secrets if secret.stage != identity_pb2.Secret.BUILD]
+
+
+def _secret_envs(secrets: Sequence[identity_pb2.Secret]) -> dict[str, str]:
+    return {
+        item.key: item.value
+        for secret in _runtime(secrets)
+        if secret.kind != identity_pb2.Secret.MOUNT_FILE
+        for item in secret.items
+    }
+
+
+def _secret_files(secrets: Sequence[identity_pb2.Secret]) -> list[SecretFile]:
+    return [
+        SecretFile(f"{secret.path.rstrip('/')}/{item.sub_path or item.key}", item.value)
+        for secret in _runtime(secrets)
+        if secret.kind == identity_pb2.Secret.MOUNT_FILE
+        for item in secret.items
+    ]
+
+
+def _whole(value: Any) -> Any:
+    """Numbers of a Struct are floats; BentoML wants integers where they are whole."""
+    if isinstance(value, dict):
+        return {key: _whole(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_whole(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -1,0 +1,197 @@
+"""What is observed of a deployment, to a state and conditions in words. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from services.deployer.domain import MAIN, Condition, Status
+from services.deployer.runtimes import Phase, ReplicaStatus, SetStatus
+
+
+@dataclass(frozen=True)
+class ServiceFact:
+    """One service of one target of the latest revision."""
+
+    target: str
+    service: str
+    desired: int
+    entry: bool
+    complete: bool
+    new: SetStatus | None
+    old: tuple[SetStatus, ...] = ()
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything that a state is made from."""
+
+    generation: int
+    latest_revision: int
+    services: tuple[ServiceFact, ...] = ()
+    building: bool = False
+    """Whether an environment is not there yet."""
+    building_message: str = ""
+    problem: Condition | None = None
+    """What keeps the latest revision from starting at all."""
+    leaving: bool = False
+    """Whether nothing should run."""
+    left: int = 0
+    """How many replicas are there nevertheless."""
+    serving_revision: int = 0
+    crashes_until_failed: int = 3
+
+
+def summarize(facts: Facts, before: Status, now: datetime) -> Status:
+    """The status to show."""
+    if facts.leaving:
+        return _left(facts, before, now)
+    complete = bool(facts.services) and all(fact.complete for fact in facts.services) and facts.problem is None
+    complete = complete and not facts.building
+    crashed = _worst(facts.services)
+    ran = facts.serving_revision == facts.latest_revision
+    failed = crashed is not None and crashed.failed_starts >= facts.crashes_until_failed
+    if complete:
+        state = "RUNNING"
+    elif facts.problem is not None:
+        state = "FAILED"
+    elif facts.building:
+        state = "BUILDING"
+    elif ran and crashed is not None:
+        state = "UNHEALTHY"
+    elif failed:
+        state = "FAILED"
+    else:
+        state = "DEPLOYING"
+    conditions = (_built(facts), _available(facts, crashed), _progressing(facts, state, crashed))
+    counts = {
+        fact.service: _counts(fact)
+        for fact in sorted(facts.services, key=lambda fact: fact.target == MAIN)  # main's counts win
+    }
+    return Status(
+        state,
+        _dated(conditions, before.conditions, now),
+        counts,
+        facts.generation,
+        facts.serving_revision,
+        complete,
+    )
+
+
+def serving_revision(latest: int, before: int, complete: bool, ready: Sequence[int]) -> int:
+    """The revision that gets the requests: the latest once it is complete, the former one while it can.
+
+    Args:
+        latest: the newest revision.
+        before: what was given the last time; 0 for none.
+        complete: whether the latest is rolled out.
+        ready: revisions whose entry service has a ready replica.
+    """
+    if complete:
+        return latest
+    if before in ready or not ready:
+        return before
+    return max(ready)
+
+
+def _left(facts: Facts, before: Status, now: datetime) -> Status:
+    if facts.left:
+        text = f"{facts.left} replicas finish their requests."
+        conditions = (
+            Condition("Available", False, "TERMINATING", text),
+            Condition("Progressing", True, "TERMINATING", text),
+        )
+        return Status("TERMINATING", _dated(conditions, before.conditions, now), {}, facts.generation, 0, False)
+    text = "It was terminated. Update it to start it again."
+    conditions = (
+        Condition("Available", False, "TERMINATED", text),
+        Condition("Progressing", False, "TERMINATED", text),
+    )
+    return Status("TERMINATED", _dated(conditions, before.conditions, now), {}, facts.generation, 0, True)
+
+
+def _counts(fact: ServiceFact) -> tuple[int, int, int, int]:
+    sets = [*([fact.new] if fact.new else []), *fact.old]
+    ready = sum(one.count(Phase.READY) for one in sets)
+    updated = fact.new.count(Phase.READY) if fact.new else 0
+    return fact.desired, sum(len(one.replicas) for one in sets), ready, updated
+
+
+def _worst(services: Sequence[ServiceFact]) -> ReplicaStatus | None:
+    """The replica of the latest revision that is most in trouble; None where all merely start."""
+    troubled = [
+        replica
+        for fact in services
+        if fact.new is not None
+        for replica in fact.new.replicas
+        if replica.phase in (Phase.CRASHED, Phase.UNREADY)
+        or (replica.phase is Phase.STARTING and (replica.failed_starts or replica.restart_count))
+    ]
+    return max(troubled, key=lambda replica: (replica.failed_starts, replica.restart_count), default=None)
+
+
+def _built(facts: Facts) -> Condition:
+    if facts.problem is not None and facts.problem.type == "Built":
+        return facts.problem
+    if facts.building:
+        return Condition("Built", None, "BUILDING", facts.building_message or "The environment is being built.")
+    return Condition("Built", True, "BUILT", "")
+
+
+def _available(facts: Facts, crashed: ReplicaStatus | None) -> Condition:
+    lacking = []
+    for fact in facts.services:
+        _, _, ready, _ = _counts(fact)
+        if ready < 1:
+            name = fact.service if fact.target == MAIN else f"{fact.service} of {fact.target}"
+            lacking.append(f"{name} has no ready replica")
+    notes = sorted({fact.new.note for fact in facts.services if fact.new and fact.new.note})
+    note = f" Note: {'; '.join(notes)}." if notes else ""
+    if facts.services and not lacking:
+        shown = ", ".join(
+            f"{fact.service} {_counts(fact)[2]}/{fact.desired}" for fact in facts.services if fact.target == MAIN
+        )
+        return Condition("Available", True, "REPLICAS_READY", f"Ready: {shown}.{note}")
+    if facts.problem is not None:
+        return Condition("Available", False, facts.problem.reason, facts.problem.message)
+    if crashed is not None:
+        return Condition("Available", False, _reason(crashed), _told(crashed) + note)
+    if facts.building:
+        return Condition("Available", False, "BUILDING", "The environment is being built.")
+    text = "; ".join(lacking) or "nothing is started yet"
+    return Condition("Available", False, "REPLICAS_STARTING", f"{text[:1].upper()}{text[1:]}.{note}")
+
+
+def _progressing(facts: Facts, state: str, crashed: ReplicaStatus | None) -> Condition:
+    if state == "RUNNING":
+        return Condition("Progressing", False, "ROLLED_OUT", f"Revision {facts.latest_revision} is rolled out.")
+    if state == "FAILED":
+        if facts.problem is not None:
+            return Condition("Progressing", False, facts.problem.reason, facts.problem.message)
+        assert crashed is not None
+        text = f"Revision {facts.latest_revision} does not start; it is tried again. {_told(crashed)}"
+        return Condition("Progressing", False, _reason(crashed), text)
+    if crashed is not None:
+        return Condition("Progressing", True, _reason(crashed), _told(crashed))
+    done = sum(fact.new.count(Phase.READY) if fact.new else 0 for fact in facts.services)
+    wanted = sum(fact.desired for fact in facts.services)
+    text = f"Revision {facts.latest_revision}: {done} of {wanted} replicas are ready."
+    return Condition("Progressing", True, "ROLLING_OUT", text)
+
+
+def _reason(replica: ReplicaStatus) -> str:
+    return "REPLICA_UNREADY" if replica.phase is Phase.UNREADY else "REPLICA_CRASHED"
+
+
+def _told(replica: ReplicaStatus) -> str:
+    again = f" It was started {replica.restart_count + 1} times." if replica.restart_count else ""
+    return f"Replica {replica.replica}: {replica.message}{again}"
+
+
+def _dated(conditions: Sequence[Condition], before: Sequence[Condition], now: datetime) -> tuple[Condition, ...]:
+    known = {condition.type: condition for condition in before}
+    dated = []
+    for condition in conditions:
+        former = known.get(condition.type)
+        kept = former is not None and former.status == condition.status
+        dated.append(replace(condition, transition_time=former.transition_time if former and kept else now))
+    return tuple(dated)

@@ -1,0 +1,253 @@
+"""Tables and queries of the deployer."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from ekiben.errors import Aborted
+from services.deployer.domain import Bento, Condition, Deployment, Revision, Status
+from services.kernel.db import Database, UtcDateTime
+
+metadata = sa.MetaData()
+
+deployments = sa.Table(
+    "deployments",
+    metadata,
+    sa.Column("uid", sa.String(36), primary_key=True),
+    sa.Column("organization", sa.String(128), nullable=False),
+    sa.Column("name", sa.String(63), nullable=False),
+    sa.Column("labels", sa.Text, nullable=False),
+    sa.Column("cluster", sa.String(63), nullable=False),
+    sa.Column("scaling", sa.Text, nullable=False),
+    sa.Column("capture", sa.Text, nullable=False),
+    sa.Column("access_authorization", sa.Boolean, nullable=False),
+    sa.Column("dev", sa.Boolean, nullable=False),
+    sa.Column("generation", sa.BigInteger, nullable=False),
+    sa.Column("latest_revision", sa.Integer, nullable=False),
+    sa.Column("terminated", sa.Boolean, nullable=False),
+    sa.Column("deleting", sa.Boolean, nullable=False),
+    sa.Column("port", sa.Integer, nullable=True),
+    sa.Column("build", sa.String(128), nullable=False),
+    sa.Column("traceparent", sa.String(64), nullable=False),
+    sa.Column("creator", sa.String(128), nullable=False),
+    sa.Column("create_time", UtcDateTime, nullable=False),
+    sa.Column("update_time", UtcDateTime, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.UniqueConstraint("organization", "name", name="deployments_name"),
+    sa.UniqueConstraint("port", name="deployments_port"),
+)
+revisions = sa.Table(
+    "revisions",
+    metadata,
+    sa.Column("deployment_uid", sa.String(36), sa.ForeignKey("deployments.uid", ondelete="CASCADE"), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("uid", sa.String(36), nullable=False),
+    sa.Column("template", sa.Text, nullable=False),
+    sa.Column("bentos", sa.Text, nullable=False),
+    sa.Column("creator", sa.String(128), nullable=False),
+    sa.Column("create_time", UtcDateTime, nullable=False),
+    sa.Column("rolled_back_to", sa.Integer, nullable=False),
+)
+route_tables = sa.Table(
+    "route_tables",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("version", sa.BigInteger, nullable=False),
+)
+clusters = sa.Table(
+    "clusters",
+    metadata,
+    sa.Column("name", sa.String(63), primary_key=True),
+    sa.Column("uid", sa.String(36), nullable=False),
+    sa.Column("create_time", UtcDateTime, nullable=False),
+)
+
+
+class Store:
+    """Rows in and out. Reads and single writes are transactions of their own."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def list_deployments(self, organization: str | None = None) -> list[Deployment]:
+        """Deployments, newest first; of every organization when none is named."""
+        query = sa.select(deployments).order_by(deployments.c.create_time.desc(), deployments.c.name)
+        if organization is not None:
+            query = query.where(deployments.c.organization == organization)
+        async with self._database.read() as connection:
+            return [_deployment(row) for row in (await connection.execute(query)).mappings()]
+
+    async def get_deployment(self, organization: str, name: str) -> Deployment | None:
+        """One deployment by its id."""
+        query = sa.select(deployments).where(deployments.c.organization == organization, deployments.c.name == name)
+        async with self._database.read() as connection:
+            row = (await connection.execute(query)).mappings().one_or_none()
+        return None if row is None else _deployment(row)
+
+    async def add_deployment(self, deployment: Deployment, revision: Revision) -> bool:
+        """Insert both; False when the name is taken or the port is."""
+        async with self._database.transaction() as connection:
+            taken = sa.select(deployments.c.uid).where(
+                sa.or_(
+                    sa.and_(
+                        deployments.c.organization == deployment.organization, deployments.c.name == deployment.name
+                    ),
+                    deployments.c.port == (deployment.port or -1),
+                )
+            )
+            if (await connection.execute(taken)).first() is not None:
+                return False
+            try:
+                await connection.execute(sa.insert(deployments).values(**_values(deployment)))
+            except sa.exc.IntegrityError:
+                await connection.rollback()
+                return False
+            await _insert_revision(connection, revision)
+        return True
+
+    async def change_deployment(self, deployment: Deployment, before: int, revision: Revision | None = None) -> None:
+        """Write what is desired, where the generation still is `before`; status and build are left.
+
+        Raises:
+            Aborted: it has changed meanwhile (DEPLOYMENT_CHANGED).
+        """
+        values = _values(deployment)
+        for observed in ("status", "build", "uid"):
+            values.pop(observed)
+        async with self._database.transaction() as connection:
+            changed = await connection.execute(
+                sa.update(deployments)
+                .where(deployments.c.uid == deployment.uid, deployments.c.generation == before)
+                .values(**values)
+            )
+            if changed.rowcount != 1:
+                raise Aborted("The deployment changed meanwhile; try again.", reason="DEPLOYMENT_CHANGED")
+            if revision is not None:
+                await _insert_revision(connection, revision)
+
+    async def write_status(self, uid: str, status: Status) -> None:
+        """Write what is observed."""
+        await self._set(uid, status=json.dumps(_status_json(status)))
+
+    async def write_build(self, uid: str, build: str) -> None:
+        """Write which build the latest revision needs."""
+        await self._set(uid, build=build)
+
+    async def remove_deployment(self, uid: str) -> None:
+        """Delete a deployment and its revisions."""
+        async with self._database.transaction() as connection:
+            await connection.execute(sa.delete(revisions).where(revisions.c.deployment_uid == uid))
+            await connection.execute(sa.delete(deployments).where(deployments.c.uid == uid))
+
+    async def get_revision(self, deployment_uid: str, number: int) -> Revision | None:
+        """One revision."""
+        query = sa.select(revisions).where(revisions.c.deployment_uid == deployment_uid, revisions.c.number == number)
+        async with self._database.read() as connection:
+            row = (await connection.execute(query)).mappings().one_or_none()
+        return None if row is None else _revision(row)
+
+    async def list_revisions(self, deployment_uid: str, *, below: int | None, limit: int) -> list[Revision]:
+        """Revisions newest first, with numbers below `below`."""
+        query = sa.select(revisions).where(revisions.c.deployment_uid == deployment_uid)
+        if below is not None:
+            query = query.where(revisions.c.number < below)
+        query = query.order_by(revisions.c.number.desc()).limit(limit)
+        async with self._database.read() as connection:
+            return [_revision(row) for row in (await connection.execute(query)).mappings()]
+
+    async def ports(self) -> set[int]:
+        """Ports that deployments have."""
+        query = sa.select(deployments.c.port).where(deployments.c.port.is_not(None))
+        async with self._database.read() as connection:
+            return set((await connection.execute(query)).scalars())
+
+    async def next_route_version(self) -> int:
+        """A version greater than any before, over restarts too."""
+        async with self._database.transaction() as connection:
+            changed = await connection.execute(
+                sa.update(route_tables).where(route_tables.c.id == 1).values(version=route_tables.c.version + 1)
+            )
+            if changed.rowcount == 0:
+                await connection.execute(sa.insert(route_tables).values(id=1, version=1))
+            version = await connection.execute(sa.select(route_tables.c.version).where(route_tables.c.id == 1))
+            return int(version.scalar_one())
+
+    async def ensure_cluster(self, name: str, uid: str, now: datetime) -> tuple[str, datetime]:
+        """uid and creation time of a cluster, which is made when it is not there."""
+        async with self._database.transaction() as connection:
+            query = sa.select(clusters.c.uid, clusters.c.create_time).where(clusters.c.name == name)
+            row = (await connection.execute(query)).one_or_none()
+            if row is None:
+                await connection.execute(sa.insert(clusters).values(name=name, uid=uid, create_time=now))
+                return uid, now
+            return row[0], row[1]
+
+    async def _set(self, uid: str, **values: object) -> None:
+        async with self._database.transaction() as connection:
+            await connection.execute(sa.update(deployments).where(deployments.c.uid == uid).values(**values))
+
+
+async def _insert_revision(connection: AsyncConnection, revision: Revision) -> None:
+    await connection.execute(
+        sa.insert(revisions).values(
+            deployment_uid=revision.deployment_uid,
+            number=revision.number,
+            uid=revision.uid,
+            template=revision.template,
+            bentos=json.dumps({target: asdict(bento) for target, bento in revision.bentos.items()}),
+            creator=revision.creator,
+            create_time=revision.create_time,
+            rolled_back_to=revision.rolled_back_to,
+        )
+    )
+
+
+def _values(deployment: Deployment) -> dict[str, Any]:
+    values = {column.name: getattr(deployment, column.name) for column in deployments.columns}
+    values["labels"] = json.dumps(dict(deployment.labels))
+    values["status"] = json.dumps(_status_json(deployment.status))
+    values["port"] = deployment.port or None
+    return values
+
+
+def _deployment(row: Any) -> Deployment:
+    values = dict(row)
+    values["labels"] = json.loads(row["labels"])
+    values["port"] = row["port"] or 0
+    values["status"] = _status(json.loads(row["status"]))
+    return Deployment(**values)
+
+
+def _revision(row: Any) -> Revision:
+    values = dict(row)
+    values["bentos"] = {
+        target: Bento(b["name"], b["digest"], b["manifest"], tuple(tuple(pair) for pair in b["models"]))
+        for target, b in json.loads(row["bentos"]).items()
+    }
+    return Revision(**values)
+
+
+def _status_json(status: Status) -> dict[str, Any]:
+    values = asdict(status)
+    for condition in values["conditions"]:
+        time = condition["transition_time"]
+        condition["transition_time"] = time.isoformat() if time else None
+    return values
+
+
+def _status(values: dict[str, Any]) -> Status:
+    conditions = []
+    for item in values["conditions"]:
+        time = item["transition_time"]
+        condition = Condition(**{**item, "transition_time": None})
+        conditions.append(replace(condition, transition_time=datetime.fromisoformat(time) if time else None))
+    counts = {service: tuple(counts) for service, counts in values["counts"].items()}
+    return Status(**{**values, "conditions": tuple(conditions), "counts": counts})
+
+
+__all__: Sequence[str] = ("Store", "metadata")
