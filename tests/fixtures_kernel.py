@@ -59,6 +59,7 @@ class Running:
     stop: asyncio.Event
     tokens: Tokens = field(default_factory=Tokens)
     audit: Entries = field(default_factory=Entries)
+    task: "asyncio.Task[None] | None" = None
 
     @property
     def peers(self) -> PeerSettings:
@@ -110,6 +111,7 @@ async def run_server(folder: Path, *components: Component, **options: Any) -> As
             **serve_options,
         )
     )
+    running.task = task
     waiting = asyncio.create_task(up.wait())
     await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
     if task.done():

@@ -51,13 +51,14 @@ class Telemetry:
     def __init__(self, provider: TracerProvider, former: trace.TracerProvider) -> None:
         self._provider = provider
         self._former = former
+        self._patience_s = 2.0
 
     async def flush(self) -> None:
         """Export what has ended so far, waiting at most two seconds."""
         await self._patiently(self._provider.force_flush)
 
     async def close(self) -> None:
-        """Export the rest and stop, waiting at most two seconds."""
+        """Export the rest and stop, waiting at most two seconds, and no more after a `flush` that waited in vain."""
         global _provider
         if _provider is self._provider:
             _provider = self._former
@@ -79,9 +80,10 @@ class Telemetry:
 
         threading.Thread(target=run, daemon=True, name="ekiben-telemetry").start()
         try:
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(self._patience_s):
                 await done.wait()
         except TimeoutError:
+            self._patience_s = 0.1  # one wait is enough for a receiver that is away
             log.warning("the trace receiver did not take the last spans in time")
 
 

@@ -4,6 +4,7 @@ import asyncio
 from datetime import timedelta
 
 from services.kernel.clock import SYSTEM, ManualClock
+from tests.fixtures_kernel import until
 
 
 async def test_sleepers_wake_in_their_order_and_see_their_own_time(manual_clock: ManualClock) -> None:
@@ -16,8 +17,7 @@ async def test_sleepers_wake_in_their_order_and_see_their_own_time(manual_clock:
     async with asyncio.TaskGroup() as group:
         for name, seconds in (("late", 3.0), ("soon", 1.0), ("never", 9.0)):
             group.create_task(sleeper(name, seconds))
-        while manual_clock.sleepers < 3:
-            await asyncio.sleep(0)
+        await until(lambda: manual_clock.sleepers == 3, "three sleepers")
         await manual_clock.advance(5)
         assert woken == [("soon", 1.0), ("late", 3.0)]
         assert manual_clock.monotonic() == 5

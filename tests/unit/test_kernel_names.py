@@ -51,8 +51,17 @@ def test_no_text_makes_parse_fail_with_anything_but_name_invalid(text: str) -> N
 
 @pytest.mark.parametrize(
     "bad",
-    ["", "models/a", "modelRepositories/", "modelRepositories/A", "modelRepositories/a/", "modelRepositories/-"]
-    + ["modelRepositories/../models", "modelRepositories/a\n", "modelRepositories/" + "a" * 300],
+    [
+        "",
+        "models/a",
+        "modelRepositories/",
+        "modelRepositories/A",
+        "modelRepositories/a/",
+        "modelRepositories/-",
+        "modelRepositories/../models",
+        "modelRepositories/a\n",
+        "modelRepositories/" + "a" * 300,
+    ],
 )
 def test_bad_names_are_refused_with_the_form_that_was_expected(bad: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
