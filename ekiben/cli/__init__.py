@@ -58,10 +58,10 @@ SECTIONS = (
 EXAMPLES = (
     ("ekiben up", "start everything on http://127.0.0.1:7400"),
     ("ekiben login", "keep that server and its admin token"),
-    ("ekiben bentos push summarizer:latest", "upload from the local BentoML store"),
-    ("ekiben deployments create summarizer --name demo", "build it, run it, wait until it answers"),
-    ("ekiben predictions tail --deployment demo", "see what is asked and answered"),
-    ("ekiben models list -o json | jq '.[].name'", "for programs"),
+    ("ekiben bentos push summarizer", "upload from the local BentoML store"),
+    ("ekiben deployments create summarizer", "build it, run it, wait until it answers"),
+    ("ekiben predictions tail", "see what is asked and answered"),
+    ("ekiben models list -o json", "for programs"),
 )
 
 

@@ -10,7 +10,7 @@ import click
 from ekiben import contexts as kept
 from ekiben.api.v1 import annotations_pb2
 from ekiben.cli.groups import NounGroup
-from ekiben.cli.options import confirm, yes_option
+from ekiben.cli.options import confirm, output_option, yes_option
 from ekiben.cli.output import dump, last, said, table
 from ekiben.cli.progress import Steps
 from ekiben.cli.session import finish, new_traceparent
@@ -135,7 +135,7 @@ def contexts() -> None:
 
 
 @contexts.command("list")
-@click.option("-o", "--output", type=click.Choice(["table", "json", "yaml", "name"]), default="table")
+@output_option
 def list_contexts(output: str) -> None:
     """List contexts; tokens are not shown."""
     found = kept.load()

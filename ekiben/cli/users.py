@@ -74,8 +74,8 @@ async def get(client: Client, user: str | None, output: str) -> None:
 @click.argument("user")
 @click.option("--role", type=ROLES, default="developer", show_default=True, help="What the user may do.")
 @click.option("--email", default="", help="E-mail address.")
-@click.option("--first-name", default="")
-@click.option("--last-name", default="")
+@click.option("--first-name", default="", help="First name.")
+@click.option("--last-name", default="", help="Last name.")
 @output_option
 @run
 async def create(
@@ -97,8 +97,8 @@ async def create(
 @click.argument("user")
 @click.option("--role", type=ROLES, help="What the user may do.")
 @click.option("--email", help="E-mail address.")
-@click.option("--first-name")
-@click.option("--last-name")
+@click.option("--first-name", help="First name.")
+@click.option("--last-name", help="Last name.")
 @click.option("--disable/--enable", "disabled", default=None, help="Refuse, or accept again, the user's tokens.")
 @output_option
 @run
