@@ -4,21 +4,44 @@ The index is a real HTTP server with the simple API, hashes included; the wheels
 is a stand-in that can be imported, so an environment is made in half a second and without the internet.
 """
 
+import asyncio
 import base64
 import contextlib
 import hashlib
 import http.server
 import io
 import tarfile
+import tempfile
 import threading
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import aiohttp
 import pytest
 import yaml
+from grpc import aio
+
+from ekiben.builder.v1 import builder_pb2 as pb
+from ekiben.builder.v1.builder_pb2_grpc import BuildsStub
+from ekiben.channel import open_channel
+from ekiben.identity.v1 import identity_pb2
+from ekiben.identity.v1.identity_pb2_grpc import SecretsStub
+from ekiben.registry.v1 import registry_pb2
+from ekiben.registry.v1.registry_pb2_grpc import BentosStub, UploadsStub
+from services.builder.app import open_builder
+from services.builder.settings import Settings
+from services.kernel.app import Component, serve
+from services.kernel.peers import Peers, open_peers
+from services.kernel.settings import PeerSettings, ServerSettings
+from services.registry.app import open_registry
+from services.registry.settings import Settings as RegistrySettings
+
+if TYPE_CHECKING:
+    from ekiben.builder.v1.builder_pb2_grpc import BuildsAsyncStub
 
 
 def wheel(name: str, version: str, requires: Sequence[str] = (), code: str = "") -> bytes:
@@ -198,3 +221,155 @@ def archive(folder: Path) -> bytes:
     with tarfile.open(fileobj=out, mode="w:") as tar:
         tar.add(folder, arcname="./")
     return out.getvalue()
+
+
+@asynccontextmanager
+async def served(
+    component: AbstractAsyncContextManager[Component], server: ServerSettings, peers: Peers | None = None
+) -> AsyncIterator[None]:
+    """A component on a real server, until the block ends."""
+    stop, started = asyncio.Event(), asyncio.Event()
+
+    async def note() -> None:
+        started.set()
+
+    task = asyncio.create_task(serve([component], server, stop=stop, started=note, peers=peers))
+    waiting = asyncio.create_task(started.wait())
+    await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if task.done():
+        task.result()
+    try:
+        yield
+    finally:
+        stop.set()
+        await task
+
+
+@dataclass
+class Registry:
+    """A real registry in this process, on Unix sockets."""
+
+    folder: Path
+    run_dir: Path
+    channel: aio.Channel
+    """As the admin."""
+
+    @property
+    def peers(self) -> PeerSettings:
+        """How the builder finds it."""
+        return PeerSettings(
+            service_token_file=self.folder / "service-token",
+            registry=f"unix:{self.run_dir}/registry",
+            blobs=f"unix:{self.run_dir}/blobs",
+        )
+
+    @property
+    def admin_token(self) -> str:
+        """The first admin's."""
+        return (self.folder / "admin-token").read_text().strip()
+
+    async def push(self, folder: Path, version: str = "v1") -> str:
+        """Upload a bento as a client does. Gives its name."""
+        bentos, uploads = BentosStub(self.channel), UploadsStub(self.channel)
+        parent = "bentoRepositories/hello"
+        name = f"{parent}/bentos/{version}"
+        with contextlib.suppress(Exception):
+            await bentos.CreateBento(
+                registry_pb2.CreateBentoRequest(parent=parent, bento_id=version, bento=registry_pb2.Bento(manifest="{}"))
+            )
+        upload = await uploads.CreateUpload(registry_pb2.CreateUploadRequest(upload=registry_pb2.Upload(resource=name)))
+        signed = await uploads.SignUpload(registry_pb2.SignUploadRequest(name=upload.name))
+        async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(f"{self.run_dir}/blobs")) as session:
+            async with session.put(f"http://registry{signed.url}", data=archive(folder)) as response:
+                assert response.status == 200, await response.text()
+        await uploads.CompleteUpload(registry_pb2.CompleteUploadRequest(name=upload.name))
+        return name
+
+    async def keep_secret(self, name: str, stage: "identity_pb2.Secret.Stage.ValueType", **values: str) -> str:
+        """Create a secret of environment variables. Gives its name."""
+        items = [identity_pb2.Secret.Item(key=key, value=value) for key, value in values.items()]
+        secret = identity_pb2.Secret(name=f"secrets/{name}", kind=identity_pb2.Secret.ENV, stage=stage, items=items)
+        await SecretsStub(self.channel).CreateSecret(identity_pb2.CreateSecretRequest(secret=secret))
+        return secret.name
+
+
+@asynccontextmanager
+async def running_registry(folder: Path) -> AsyncIterator[Registry]:
+    """A registry with its data in `folder`."""
+    folder.mkdir(exist_ok=True)
+    (folder / "service-token").write_text("eks_for-the-builder-s-tests")
+    with tempfile.TemporaryDirectory(prefix="ekb-", dir="/tmp") as run:
+        settings = RegistrySettings(
+            database_url=f"sqlite:///{folder}/registry.db",
+            blobs_url=f"file://{folder}/blobs",
+            secrets_key_file=folder / "secrets.key",
+            admin_token_file=folder / "admin-token",
+            blobs_listen=f"unix:{run}/blobs",
+        )
+        address = f"unix:{run}/registry"
+        server = ServerSettings(listen=address, service_token_file=folder / "service-token", grace_s=1)
+        async with served(open_registry(settings), server):
+            token = (folder / "admin-token").read_text().strip()
+            async with open_channel(address, token=token) as channel:
+                yield Registry(folder, Path(run), channel)
+
+
+@dataclass
+class Builder:
+    """A builder in this process, on a Unix socket, and its API as the admin sees it."""
+
+    data_dir: Path
+    builds: "BuildsAsyncStub"
+    registry: Registry
+
+    async def ended(self, name: str) -> pb.Build:
+        """The build once it has ended, as its watch gives it."""
+        async with asyncio.timeout(60):
+            return [build async for build in self.builds.WatchBuild(pb.WatchBuildRequest(name=name))][-1]
+
+    async def log(self, name: str, **request: Any) -> list[str]:
+        """The lines of a log."""
+        lines = self.builds.ReadBuildLog(pb.ReadBuildLogRequest(name=name, **request))
+        return [line.text async for line in lines]
+
+    async def build(self, bento: str, **request: Any) -> pb.Build:
+        """Ask for a build and wait for its end."""
+        return await self.ended((await self.builds.CreateBuild(pb.CreateBuildRequest(bento=bento, **request))).name)
+
+
+async def no_fault(_step: str) -> None:
+    """Passes every failpoint."""
+
+
+@asynccontextmanager
+async def running_builder(
+    registry: Registry,
+    folder: Path,
+    failpoint: Callable[[str], Awaitable[None]] = no_fault,
+    token: str = "",
+    **settings: Any,
+) -> AsyncIterator[Builder]:
+    """A builder with its data in `folder`, beside the registry."""
+    values = {"database_url": f"sqlite:///{folder}/builder.db", "data_dir": folder, "run_dir": registry.run_dir / "b"}
+    address = f"unix:{registry.run_dir}/builder"
+    server = ServerSettings(listen=address, service_token_file=registry.folder / "service-token", grace_s=1)
+    async with open_peers(registry.peers, caller="builder") as peers:
+        component = open_builder(Settings(**(values | settings)), peers, failpoint=failpoint)
+        async with served(component, server, peers):
+            async with open_channel(address, token=token or registry.admin_token) as channel:
+                yield Builder(folder, BuildsStub(channel), registry)
+
+
+@pytest.fixture
+async def registry(tmp_path: Path) -> AsyncIterator[Registry]:
+    """A registry of this test's own."""
+    async with running_registry(tmp_path / "registry") as running:
+        yield running
+
+
+@pytest.fixture
+async def builder(registry: Registry, index: PackageIndex, tmp_path: Path) -> AsyncIterator[Builder]:
+    """A builder of this test's own, with its registry and its index."""
+    async with running_builder(registry, tmp_path / "builder") as running:
+        yield running
