@@ -56,7 +56,7 @@ SECTIONS = (
 )
 
 EXAMPLES = (
-    ("ekiben up", "start everything on http://127.0.0.1:7400"),
+    ("ekiben up", "start everything on this machine"),
     ("ekiben login", "keep that server and its admin token"),
     ("ekiben bentos push summarizer", "upload from the local BentoML store"),
     ("ekiben deployments create summarizer", "build it, run it, wait until it answers"),

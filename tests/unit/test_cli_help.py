@@ -62,7 +62,7 @@ Other:
   version         Print the versions of this command and what it runs on.
 
 Examples:
-  ekiben up                             start everything on http://127.0.0.1:7400
+  ekiben up                             start everything on this machine
   ekiben login                          keep that server and its admin token
   ekiben bentos push summarizer         upload from the local BentoML store
   ekiben deployments create summarizer  build it, run it, wait until it answers
