@@ -4,7 +4,7 @@ import asyncio
 import io
 import tarfile
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,17 +88,13 @@ class Registry:
     async def new_model(self, stubs: Stubs, repository: str, version: str, **fields: Any) -> pb.Model:
         """A model without content."""
         return await stubs.models.CreateModel(
-            pb.CreateModelRequest(
-                parent=f"modelRepositories/{repository}", model_id=version, model=pb.Model(**fields)
-            )
+            pb.CreateModelRequest(parent=f"modelRepositories/{repository}", model_id=version, model=pb.Model(**fields))
         )
 
     async def new_bento(self, stubs: Stubs, repository: str, version: str, **fields: Any) -> pb.Bento:
         """A bento without content."""
         return await stubs.bentos.CreateBento(
-            pb.CreateBentoRequest(
-                parent=f"bentoRepositories/{repository}", bento_id=version, bento=pb.Bento(**fields)
-            )
+            pb.CreateBentoRequest(parent=f"bentoRepositories/{repository}", bento_id=version, bento=pb.Bento(**fields))
         )
 
 
@@ -142,8 +138,18 @@ async def run_registry(
         yield running
 
 
-@pytest.fixture
-async def running(tmp_path: Path) -> AsyncIterator[Registry]:
+async def until(condition: Callable[[], Any], timeout_s: float = 10) -> None:
+    """Wait until the condition (or what it awaits) is true."""
+    async with asyncio.timeout(timeout_s):
+        while True:
+            held = condition()
+            if await held if isinstance(held, Awaitable) else held:
+                return
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture(name="running")
+async def running_registry(tmp_path: Path) -> AsyncIterator[Registry]:
     """A registry on SQLite, with the collector standing by."""
     async with run_registry(tmp_path, garbage_grace_s=0.0) as running:
         yield running
@@ -173,6 +179,3 @@ def model_archive(content: bytes = b"weights", **files: bytes) -> bytes:
 def bento_archive(content: bytes = b"import bentoml\n") -> bytes:
     """The archive of a bento."""
     return archive_of({"bento.yaml": b"service: service:Iris\n", "src/service.py": content})
-
-
-

@@ -43,8 +43,9 @@ from services.registry.store import uploads as rows
 
 T = TypeVar("T")
 
-_CLAIM = timedelta(minutes=10)
-"""From a claim to the row that names the blob are a rename and a transaction; this is for a machine that sleeps."""
+_CLAIM = timedelta(minutes=1)
+"""From a claim to the row that names the blob are a rename and a transaction. A machine that sleeps longer in between
+loses the claim, and the upload says so."""
 _DELETING_PATIENCE_S = 30.0
 _DOWNLOAD_URL = timedelta(hours=12)
 
@@ -279,7 +280,7 @@ class Uploads:
         deadline = self._clock.monotonic() + _DELETING_PATIENCE_S
         while True:
             async with self._database.transaction() as connection:
-                if await held.claim(connection, digest, self._clock.now() + _CLAIM):
+                if await held.claim(connection, digest, self._clock.now() + max(_CLAIM, self._garbage_grace)):
                     return
             if self._clock.monotonic() >= deadline:
                 raise Unavailable(

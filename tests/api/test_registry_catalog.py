@@ -17,7 +17,7 @@ from ekiben.errors import (
     PermissionDenied,
 )
 from ekiben.registry.v1 import registry_pb2 as pb
-from tests.fixtures_registry import Registry, bento_archive, model_archive, running  # noqa: F401
+from tests.fixtures_registry import Registry, bento_archive, model_archive, running_registry  # noqa: F401
 
 MANIFEST = '{"module": "bentoml.sklearn",  "bentoml_version":"1.4.39", "metadata": {"ü": [1.0, 2e5]}, "size_bytes": 12}'
 
@@ -29,7 +29,7 @@ async def refused(call: Awaitable[object], cls: type[EkibenError], reason: str) 
     return caught.value
 
 
-async def test_a_model_is_kept_as_it_was_sent(running: Registry) -> None:  # noqa: F811
+async def test_a_model_is_kept_as_it_was_sent(running: Registry) -> None:
     created = await running.new_model(
         running.admin, "iris", "v1", manifest=MANIFEST, description="about", labels={"team": "risk"}
     )
@@ -47,7 +47,7 @@ async def test_a_model_is_kept_as_it_was_sent(running: Registry) -> None:  # noq
     assert repository.latest_model == ""
 
 
-async def test_latest_is_the_newest_with_content(running: Registry) -> None:  # noqa: F811
+async def test_latest_is_the_newest_with_content(running: Registry) -> None:
     await refused(
         running.admin.models.GetModel(pb.GetModelRequest(name="modelRepositories/iris/models/latest")),
         NotFound,
@@ -64,7 +64,7 @@ async def test_latest_is_the_newest_with_content(running: Registry) -> None:  # 
     await refused(running.new_model(running.admin, "iris", "latest"), InvalidArgument, "VERSION_RESERVED")
 
 
-async def test_a_model_of_a_hub_has_no_content_of_its_own(running: Registry) -> None:  # noqa: F811
+async def test_a_model_of_a_hub_has_no_content_of_its_own(running: Registry) -> None:
     manifest = json.dumps({"module": "", "metadata": {"registry": "huggingface"}})
     model = await running.new_model(running.admin, "llama", "v1", manifest=manifest)
     assert model.content.state == pb.Content.EXTERNAL
@@ -77,12 +77,10 @@ async def test_a_model_of_a_hub_has_no_content_of_its_own(running: Registry) -> 
     )
 
 
-async def test_a_bento_under_development_completes_without_content(running: Registry) -> None:  # noqa: F811
+async def test_a_bento_under_development_completes_without_content(running: Registry) -> None:
     for version, manifest, state in (("dev", '{"dev": true}', pb.Content.EXTERNAL), ("real", "{}", None)):
         bento = await running.new_bento(running.admin, "iris", version, manifest=manifest)
-        opened = await running.admin.uploads.CreateUpload(
-            pb.CreateUploadRequest(upload=pb.Upload(resource=bento.name))
-        )
+        opened = await running.admin.uploads.CreateUpload(pb.CreateUploadRequest(upload=pb.Upload(resource=bento.name)))
         complete = running.admin.uploads.CompleteUpload(pb.CompleteUploadRequest(name=opened.name))
         if state is None:
             await refused(complete, FailedPrecondition, "UPLOAD_INCOMPLETE")
@@ -92,7 +90,7 @@ async def test_a_bento_under_development_completes_without_content(running: Regi
             assert read.content.state == state
 
 
-async def test_models_of_a_bento_are_read_from_its_manifest(running: Registry) -> None:  # noqa: F811
+async def test_models_of_a_bento_are_read_from_its_manifest(running: Registry) -> None:
     manifest = json.dumps({"bentoml_version": "1.4.39", "models": ["iris:v1", "bad tag", 7, "iris:v1", "gpt:x"]})
     bento = await running.new_bento(running.admin, "svc", "v1", manifest=manifest)
     assert list(bento.models) == ["modelRepositories/iris/models/v1", "modelRepositories/gpt/models/x"]
@@ -114,20 +112,29 @@ async def test_models_of_a_bento_are_read_from_its_manifest(running: Registry) -
     ],
 )
 async def test_what_cannot_be_kept_is_refused_and_changes_nothing(
-    running: Registry, fields: dict[str, object], reason: str  # noqa: F811
+    running: Registry,
+    fields: dict[str, object],
+    reason: str,
 ) -> None:
     await refused(running.new_model(running.admin, "iris", "v1", **fields), InvalidArgument, reason)
     listed = await running.admin.models.ListModelRepositories(pb.ListModelRepositoriesRequest())
     assert listed.total_size == 0
 
 
-async def test_names_follow_bentoml(running: Registry) -> None:  # noqa: F811
-    for repository, version in (("I", "v1"), ("a" * 64, "v1"), ("iris", "v/1"), ("iris", ""), ("-", "v1"), ("iris", "é")):
+async def test_names_follow_bentoml(running: Registry) -> None:
+    for repository, version in (
+        ("I", "v1"),
+        ("a" * 64, "v1"),
+        ("iris", "v/1"),
+        ("iris", ""),
+        ("-", "v1"),
+        ("iris", "é"),
+    ):
         await refused(running.new_model(running.admin, repository, version), InvalidArgument, "NAME_INVALID")
     await running.new_model(running.admin, "a" * 63, "1.0_b-c")
 
 
-async def test_an_update_changes_what_its_mask_names(running: Registry) -> None:  # noqa: F811
+async def test_an_update_changes_what_its_mask_names(running: Registry) -> None:
     model = await running.new_model(running.admin, "iris", "v1", labels={"a": "1", "b": "2"}, description="old")
     updated = await running.admin.models.UpdateModel(
         pb.UpdateModelRequest(
@@ -146,13 +153,11 @@ async def test_an_update_changes_what_its_mask_names(running: Registry) -> None:
     assert (cleared.description, dict(cleared.labels)) == ("", {})
 
 
-async def test_a_repository_with_versions_is_deleted_by_force_only(running: Registry) -> None:  # noqa: F811
+async def test_a_repository_with_versions_is_deleted_by_force_only(running: Registry) -> None:
     await running.new_bento(running.admin, "iris", "v1", labels={"a": "b"})
     name = "bentoRepositories/iris"
     delete = running.admin.bentos.DeleteBentoRepository
-    await refused(
-        delete(pb.DeleteBentoRepositoryRequest(name=name)), FailedPrecondition, "BENTO_REPOSITORY_NOT_EMPTY"
-    )
+    await refused(delete(pb.DeleteBentoRepositoryRequest(name=name)), FailedPrecondition, "BENTO_REPOSITORY_NOT_EMPTY")
     await delete(pb.DeleteBentoRepositoryRequest(name=name, force=True))
     await refused(
         running.admin.bentos.GetBento(pb.GetBentoRequest(name=f"{name}/bentos/v1")), NotFound, "BENTO_NOT_FOUND"
@@ -162,14 +167,14 @@ async def test_a_repository_with_versions_is_deleted_by_force_only(running: Regi
     )
 
 
-async def test_what_exists_is_not_made_again(running: Registry) -> None:  # noqa: F811
+async def test_what_exists_is_not_made_again(running: Registry) -> None:
     await running.new_model(running.admin, "iris", "v1", description="first")
     await refused(running.new_model(running.admin, "iris", "v1"), AlreadyExists, "MODEL_EXISTS")
     again = pb.CreateModelRepositoryRequest(model_repository=pb.ModelRepository(name="modelRepositories/iris"))
     await refused(running.admin.models.CreateModelRepository(again), AlreadyExists, "MODEL_REPOSITORY_EXISTS")
 
 
-async def test_a_viewer_reads_and_changes_nothing(running: Registry) -> None:  # noqa: F811
+async def test_a_viewer_reads_and_changes_nothing(running: Registry) -> None:
     viewer = await running.stubs_of_role("vera", Role.ROLE_VIEWER)
     model = await running.new_model(running.admin, "iris", "v1")
     assert (await viewer.models.GetModel(pb.GetModelRequest(name=model.name))).name == model.name
@@ -181,7 +186,7 @@ async def test_a_viewer_reads_and_changes_nothing(running: Registry) -> None:  #
         await refused(call, PermissionDenied, "ROLE_TOO_LOW")
 
 
-async def test_lists_end_and_neither_repeat_nor_skip(running: Registry) -> None:  # noqa: F811
+async def test_lists_end_and_neither_repeat_nor_skip(running: Registry) -> None:
     names = [f"v{number}" for number in range(23)]
     for version in names:
         await running.new_model(running.admin, "iris", version)
@@ -200,7 +205,7 @@ async def test_lists_end_and_neither_repeat_nor_skip(running: Registry) -> None:
         assert found == wanted
 
 
-async def test_a_page_ends_early_rather_than_grow_past_a_message(running: Registry) -> None:  # noqa: F811
+async def test_a_page_ends_early_rather_than_grow_past_a_message(running: Registry) -> None:
     manifest = json.dumps({"big": "x" * 1_500_000})
     for version in ("a", "b", "c"):
         await running.new_bento(running.admin, "big", version, manifest=manifest)
@@ -210,7 +215,7 @@ async def test_a_page_ends_early_rather_than_grow_past_a_message(running: Regist
     assert page.next_page_token
 
 
-async def test_an_unknown_term_says_what_is_allowed(running: Registry) -> None:  # noqa: F811
+async def test_an_unknown_term_says_what_is_allowed(running: Registry) -> None:
     error = await refused(
         running.admin.models.ListModels(pb.ListModelsRequest(parent="modelRepositories/-", filter="colour:red")),
         InvalidArgument,
@@ -219,7 +224,7 @@ async def test_an_unknown_term_says_what_is_allowed(running: Registry) -> None: 
     assert "label:" in error.message
 
 
-async def test_a_forced_push_leaves_the_former_content_until_it_is_whole(running: Registry) -> None:  # noqa: F811
+async def test_a_forced_push_leaves_the_former_content_until_it_is_whole(running: Registry) -> None:
     bento = await running.new_bento(running.admin, "iris", "v1")
     await running.push(running.admin, bento.name, bento_archive(b"one"))
     before = await running.admin.bentos.GetBento(pb.GetBentoRequest(name=bento.name))
