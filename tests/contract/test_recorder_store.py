@@ -1,5 +1,6 @@
 """The recorder's store keeps its promises on SQLite and PostgreSQL alike."""
 
+import asyncio
 import dataclasses
 import random
 import re
@@ -7,7 +8,7 @@ import re
 import pytest
 from sqlalchemy import event
 
-from services.kernel.db import Database
+from services.kernel.db import Database, open_database
 from services.recorder import domain
 from services.recorder.domain import MonitorEntry, PredictionFilter, StatusFilter, TraceFilter
 from services.recorder.store import PredictionStore, TraceStore, UsageStore, Writer, metadata
@@ -283,3 +284,35 @@ async def test_every_filter_of_a_list_walks_an_index_in_the_order_of_the_list(
                 sorted_on_purpose = "FROM spans" in statement or "FROM monitor_entries" in statement
                 assert not re.search(r"SCAN (?!(\d+ )?CONSTANT)", steps), (statement, steps)
                 assert "TEMP B-TREE" not in steps or sorted_on_purpose, (statement, steps)
+
+
+async def test_a_tail_misses_nothing_of_writers_beside_one_another(
+    predictions: PredictionStore, recorder_database: Database, database_url: str
+) -> None:
+    async with open_database(database_url) as second:
+        other = PredictionStore(second, Writer(second))
+        written = 0
+
+        async def write(store: PredictionStore, first: int) -> None:
+            nonlocal written
+            for start in range(first, first + 100, 5):
+                added = await store.add([prediction(n) for n in range(start, start + 5)], NOW_US)
+                written += added
+
+        async def read() -> list[str]:
+            seen: list[str] = []
+            sequence = 0
+            while not (written == 400 and len(seen) >= 400):
+                rows, sequence = await predictions.after(EVERYTHING, sequence, limit=7, bodies=False)
+                seen += [row.prediction.id for row in rows]
+            return seen
+
+        async with asyncio.timeout(60):
+            seen, *_ = await asyncio.gather(
+                read(),
+                *(
+                    write(store, first)
+                    for store, first in zip([predictions, other] * 2, range(0, 400, 100), strict=True)
+                ),
+            )
+        assert sorted(seen) == sorted(f"p{n}" for n in range(400))
