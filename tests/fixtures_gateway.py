@@ -206,3 +206,12 @@ async def echo(request: web.Request) -> web.Response:
             "sha256": hashlib.sha256(body).hexdigest(),
         }
     )
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
+    """Wait until something is so."""
+    async with asyncio.timeout(timeout_s):
+        while True:
+            if condition():
+                return
+            await asyncio.sleep(0.02)

@@ -1,10 +1,10 @@
 """The gateway's wiring."""
 
-import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -16,6 +16,7 @@ from services.gateway import listeners, messages, routes
 from services.gateway.admission import Admission, serve_admission
 from services.gateway.captures import CaptureLog, Captures
 from services.gateway.envoy import Envoy
+from services.gateway.http import build_http_app, http_runner
 from services.gateway.metrics import Metrics
 from services.gateway.settings import Settings
 from services.gateway.watcher import Watcher, why_not_bindable
@@ -95,7 +96,7 @@ async def open_gateway(settings: Settings, peers: Peers, *, clock: Clock = SYSTE
 
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(serve_admission(admission, settings.admission_socket))
-        front = await stack.enter_async_context(_front(settings, peers, metrics=metrics.render, readiness=parts))
+        front = build_http_app(settings, peers, metrics=metrics.render, readiness=parts)
         await stack.enter_async_context(_serve(front, settings.http_address))
         await watcher.restore()
         await envoy.start()
@@ -130,32 +131,17 @@ def suite(settings: Settings, peers: Peers) -> list[messages.Peer]:
 
 
 @contextlib.asynccontextmanager
-async def _front(
-    settings: Settings,
-    peers: Peers,
-    *,
-    metrics: Callable[[], Awaitable[bytes]],
-    readiness: Callable[[], Awaitable[Mapping[str, str]]],
-) -> AsyncIterator[web.Application]:
-    from services.gateway.http import build_http_app
-
-    yield build_http_app(settings, peers, metrics=metrics, readiness=readiness)
-
-
-@contextlib.asynccontextmanager
 async def _serve(app: web.Application, address: str) -> AsyncIterator[None]:
     """Serve the HTTP front for Envoy: on a Unix socket, or where the settings say on a port."""
-    from services.gateway.http import http_runner
 
     runner = http_runner(app)
     await runner.setup()
     try:
         site: web.BaseSite
         if address.startswith("unix:"):
-            path = address.removeprefix("unix:")
-            with contextlib.suppress(FileNotFoundError):
-                await asyncio.to_thread(_unlink_socket, path)
-            site = web.UnixSite(runner, path)
+            path = Path(address.removeprefix("unix:"))
+            path.unlink(missing_ok=True)
+            site = web.UnixSite(runner, str(path))
         else:
             host, _, port = address.rpartition(":")
             site = web.TCPSite(runner, host.strip("[]"), int(port))
@@ -163,12 +149,6 @@ async def _serve(app: web.Application, address: str) -> AsyncIterator[None]:
         yield
     finally:
         await runner.cleanup()
-
-
-def _unlink_socket(path: str) -> None:
-    from pathlib import Path
-
-    Path(path).unlink()
 
 
 def _public_port(settings: Settings, *, adopted: bool) -> int:

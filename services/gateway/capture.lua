@@ -2,33 +2,43 @@
 -- log writes: headers, and bodies up to a limit, as they pass. Nothing is held back: streams stay streams.
 --
 -- The route's metadata says how: `percent` of requests, `max` bytes of each body, `redacted` header names between line
--- ends. Without it nothing is kept. What is kept is base64 of each piece, since bytes that are not UTF-8 would become
--- empty strings, and is put away piece by piece, so that a stream which breaks keeps what it had:
---   qh, sh          headers of the request and the response, `name: value` lines
+-- ends. Without it nothing is kept. What is kept goes into dynamic metadata piece by piece, so that a stream which
+-- breaks keeps what it had:
+--   qh, sh          headers of the request and the response: `name:value` lines
 --   q0, q1, … s0, … bodies; a key holds pieces divided by commas
--- The filter state `cap.on` holds the limit, and its presence makes Envoy write the line.
+-- The presence of `qh` makes Envoy write the line. All is in base64: bytes that are not UTF-8 would become empty
+-- strings, and text that needs escapes in JSON is slow to write. This script is most of what a capture costs.
+
+-- Nearly every line calls into Envoy, which no trace can hold: compiling is given up again and again (13 % of the cost).
+jit.off()
 
 local SEGMENT = 16384 -- Adding to a key copies what it has; so a key gets no longer than this plus one piece.
-local ALWAYS = {
+-- true: the value is a secret; false: left out, since the line has it in a field of its own or Envoy made it.
+local RULES = {
   ["authorization"] = true, ["cookie"] = true, ["set-cookie"] = true, ["proxy-authorization"] = true,
   ["x-yatai-api-token"] = true, ["x-api-key"] = true,
+  [":authority"] = false, [":method"] = false, [":path"] = false, [":scheme"] = false, [":status"] = false,
+  [":protocol"] = false, ["x-request-id"] = false, ["x-forwarded-for"] = false, ["x-forwarded-proto"] = false,
+  ["x-envoy-external-address"] = false,
 }
+local find, concat, random = string.find, table.concat, math.random
 
-local function put(h, namespace, key, value)
+local function put(h, key, value)
   -- Fetched anew each time: the object does not outlive a body chunk.
-  h:streamInfo():dynamicMetadata():set(namespace, key, value)
+  h:streamInfo():dynamicMetadata():set("cap", key, value)
 end
 
-local function keep_headers(h, key, redacted)
+local function keep_headers(h, headers, key, redacted)
   local lines, n = {}, 0
-  for name, value in pairs(h:headers()) do
-    if ALWAYS[name] or (redacted and string.find(redacted, "\n" .. name .. "\n", 1, true)) then
-      value = "[redacted]"
+  for name, value in pairs(headers) do
+    local rule = RULES[name]
+    if rule ~= false then
+      if rule or (redacted and find(redacted, "\n" .. name .. "\n", 1, true)) then value = "[redacted]" end
+      n = n + 1
+      lines[n] = name .. ":" .. value
     end
-    n = n + 1
-    lines[n] = name .. ": " .. value
   end
-  put(h, "cap", key, h:base64Escape(table.concat(lines, "\n")))
+  put(h, key, h:base64Escape(concat(lines, "\n")))
 end
 
 local function keep_body(h, key, max)
@@ -42,7 +52,7 @@ local function keep_body(h, key, max)
       if #segment >= SEGMENT then number, segment = number + 1, "" end
       local piece = h:base64Escape(chunk:getBytes(0, take))
       segment = segment == "" and piece or segment .. "," .. piece
-      put(h, "cap", key .. number, segment)
+      put(h, key .. number, segment)
       if kept >= max then return end
     end
   end
@@ -51,22 +61,26 @@ end
 function envoy_on_request(h)
   local headers = h:headers()
   local authorization = headers:get("authorization")
-  if authorization and string.find(authorization, "[Bb][Ee][Aa][Rr][Ee][Rr]%s+ek[bs]_") then
+  if authorization and find(authorization, "[Bb][Ee][Aa][Rr][Ee][Rr]%s+ek[bs]_") then
     headers:remove("authorization")
   end
   local settings = h:metadata()
   local max = settings:get("max")
-  if max and math.random() * 100 < settings:get("percent") then
-    put(h, "cap.on", "max", max)
-    keep_headers(h, "qh", settings:get("redacted"))
-    if max > 0 then keep_body(h, "q", max) end
+  if not max then return end
+  local percent = settings:get("percent")
+  if percent < 100 then
+    if random() * 100 >= percent then return end
+    h:streamInfo():dynamicMetadata():set("cap.on", "max", max)
   end
+  keep_headers(h, headers, "qh", settings:get("redacted"))
+  if max > 0 then keep_body(h, "q", max) end
 end
 
 function envoy_on_response(h)
-  local on = h:streamInfo():dynamicMetadata():get("cap.on")
-  if on then
-    keep_headers(h, "sh", h:metadata():get("redacted"))
-    if on.max > 0 then keep_body(h, "s", on.max) end
-  end
+  local settings = h:metadata()
+  local max = settings:get("max")
+  if not max then return end
+  if settings:get("percent") < 100 and not h:streamInfo():dynamicMetadata():get("cap.on") then return end
+  keep_headers(h, h:headers(), "sh", settings:get("redacted"))
+  if max > 0 then keep_body(h, "s", max) end
 end

@@ -231,7 +231,7 @@ def _capture_log(path: Path) -> Resource:
         "name": "envoy.access_loggers.file",
         "filter": {
             "metadata_filter": {
-                "matcher": {"filter": "cap.on", "path": [{"key": "max"}], "value": {"present_match": True}},
+                "matcher": {"filter": "cap", "path": [{"key": "qh"}], "value": {"present_match": True}},
                 "match_if_key_not_found": False,
             }
         },

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from ekiben.recorder.v1 import recorder_pb2 as pb
+from services.gateway.messages import read_facts
 
 _NONE = "-"
 
@@ -24,17 +25,12 @@ def prediction_from_line(line: bytes) -> pb.Prediction:
     fields = json.loads(line)
     if not isinstance(fields, dict) or not fields.get("id"):
         raise ValueError("The line holds no capture.")
-    facts = _facts(fields.get("facts") or "{}")
+    facts = _facts(fields.get("facts") or "")
     kept = fields.get("cap") or {}
     micros = fields.get("us")
     prediction = pb.Prediction(
         name=f"predictions/{fields['id']}",
-        deployment=facts.get("deployment", ""),
-        organization=facts.get("organization", ""),
-        revision=facts.get("revision", ""),
-        target=facts.get("target", ""),
-        bento=facts.get("bento", ""),
-        models=facts.get("models", ()),
+        **facts,
         replica=fields.get("replica") or "",
         api_token=_text(fields.get("token")),
         method=fields.get("method") or "",
@@ -44,7 +40,7 @@ def prediction_from_line(line: bytes) -> pb.Prediction:
         response_flags=_text(fields.get("flags")),
         trace_id=_trace_id(fields),
         peer=_text(fields.get("peer")),
-        request=_payload(kept, "q", _number(fields.get("received"))),
+        request=_payload(kept, "q", _number(fields.get("received")), _text(fields.get("host"))),
         response=_payload(kept, "s", _number(fields.get("sent"))),
     )
     seconds, _, fraction = str(fields.get("start") or "0").partition(".")
@@ -55,9 +51,9 @@ def prediction_from_line(line: bytes) -> pb.Prediction:
     return prediction
 
 
-def _payload(kept: Mapping[str, str], side: str, size: int) -> pb.Payload:
+def _payload(kept: Mapping[str, str], side: str, size: int, host: str = "") -> pb.Payload:
     """One direction: `q` for the request, `s` for the response. `size` counts what passed."""
-    headers = _headers(kept.get(f"{side}h", ""))
+    headers = _headers(kept.get(f"{side}h", ""), host)
     pieces, number = [], 0
     while (segment := kept.get(f"{side}{number}")) is not None:
         pieces += [_decoded(piece) for piece in segment.split(",")]
@@ -73,18 +69,17 @@ def _payload(kept: Mapping[str, str], side: str, size: int) -> pb.Payload:
     )
 
 
-def _headers(encoded: str) -> dict[str, str]:
+def _headers(encoded: str, host: str) -> dict[str, str]:
     data = _decoded(encoded)
     try:
         text = data.decode()
     except UnicodeDecodeError:
         text = data.decode("latin-1")  # What HTTP said of header values before it said nothing.
-    headers: dict[str, str] = {}
+    headers = {"host": host} if host else {}
     for line in text.split("\n"):
-        name, found, value = line.partition(": ") if not line.startswith(":authority: ") else ("host", ":", line[12:])
-        if not found or name.startswith(":"):
-            continue
-        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        name, found, value = line.partition(":")
+        if found:
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
     return headers
 
 
@@ -97,10 +92,7 @@ def _decoded(piece: str) -> bytes:
 
 @lru_cache(maxsize=1024)
 def _facts(text: str) -> dict[str, Any]:
-    facts = json.loads(text)
-    if not isinstance(facts, dict):
-        raise ValueError("The facts of a capture are not an object.")
-    return facts
+    return read_facts(text) if text else {}
 
 
 def _trace_id(fields: Mapping[str, Any]) -> str:
