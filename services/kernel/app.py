@@ -268,3 +268,5 @@ def run_service(
     except SettingsError as exc:
         print(exc, file=sys.stderr)
         sys.exit(2)
+    except asyncio.CancelledError:
+        sys.exit(130)  # a second signal: whoever sent it knows

@@ -13,6 +13,8 @@ from services.kernel.identity import Auditor, AuditRecord
 
 log = logging.getLogger(__name__)
 
+_LONGEST = 500  # characters of a resource's name in an entry: whoever is refused may have sent any
+
 
 class Writer:
     """Gives entries to the auditor. One that cannot be written is logged in full: it is not lost in silence."""
@@ -78,9 +80,10 @@ def resource_of(request_type: str, request: Any, raw: bytes, response: Any = Non
     for field, value in request.ListFields():
         if field.message_type is not None and not field.is_repeated and (name := _field(value, "name")):
             return name
-    return _field(request, "parent")
+    names = getattr(request, "names", None)
+    return ",".join(names)[:_LONGEST] if names else _field(request, "parent")
 
 
 def _field(message: Message, name: str) -> str:
     value = getattr(message, name, "")
-    return value[:500] if isinstance(value, str) else ""
+    return value[:_LONGEST] if isinstance(value, str) else ""

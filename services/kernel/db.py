@@ -95,7 +95,7 @@ class Database:
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
-        """A connection for reading only; on SQLite all its statements see one snapshot. Errors as of `transaction`."""
+        """A connection for reading only, all of whose statements see one snapshot. Errors as of `transaction`."""
         with _Translated():
             async with self._reader.connect() as connection:
                 yield connection
@@ -150,7 +150,9 @@ async def open_database(url: str) -> AsyncIterator[Database]:
             pool_pre_ping=True,  # a restarted server leaves dead connections in the pool
         )
         _trace(engine)
-        database = Database(engine, engine)
+        # As on SQLite a reader sees one snapshot and cannot write; it shares the pool.
+        reader = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        database = Database(engine, reader)
     else:
         raise ValueError(f"{parsed.render_as_string()} is neither a SQLite nor a PostgreSQL URL.")
     try:

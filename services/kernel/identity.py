@@ -145,6 +145,8 @@ class ServiceTokenAuthenticator:
         """The principal of `token`; see Authenticator."""
         if self.is_service(token):
             return Principal("services/unknown", DEFAULT_ORGANIZATION, Role.ROLE_SERVICE)
+        if token.startswith("eks_"):
+            raise Unauthenticated("The service token is not that of this suite.", reason="SERVICE_TOKEN_INVALID")
         if self._others is None:
             raise Unauthenticated("The token is not known here.", reason="TOKEN_INVALID")
         return await self._others.authenticate(token)

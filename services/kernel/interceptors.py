@@ -7,19 +7,12 @@ none of this existed: it raises errors of `ekiben.errors`, and asks `identity.cu
 
 import asyncio
 import logging
-import re
-import secrets
-import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
 from grpc import aio
-from opentelemetry import context as otel_context
-from opentelemetry import trace
-from prometheus_client import Counter, Histogram
 
 from ekiben import errors
 from ekiben.api.v1.annotations_pb2 import Role
@@ -36,47 +29,16 @@ from ekiben.errors import (
 )
 from services.kernel import identity, telemetry
 from services.kernel.audit import Writer, resource_of
-from services.kernel.identity import ANONYMOUS, DEFAULT_ORGANIZATION, Caller, Principal, ServiceTokenAuthenticator
+from services.kernel.calls import Call
+from services.kernel.identity import ANONYMOUS, DEFAULT_ORGANIZATION, Principal, ServiceTokenAuthenticator
 from services.kernel.policies import Policy, policy_of
 
-log = logging.getLogger("services.access")
 bugs = logging.getLogger(__name__)
 
 USER_KEY, ORGANIZATION_KEY, SERVICE_KEY = "ekiben-user", "ekiben-organization", "ekiben-service"
 
-# Time for the caller to hear which inner call was slow, rather than that its own time is up.
-_DEADLINE_MARGIN_S = 0.02
-_REQUEST_ID = re.compile(r"[A-Za-z0-9][-._A-Za-z0-9]{0,63}")
 # After these the change may have happened all the same, so an audited call is written down.
 _UNCERTAIN = frozenset({"CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL", "UNAVAILABLE", "UNKNOWN"})
-
-_handled = Counter("grpc_server_handled", "Calls answered.", ["grpc_service", "grpc_method", "grpc_code"])
-_handling = Histogram(
-    "grpc_server_handling_seconds",
-    "Time from a call's arrival to its last answer.",
-    ["grpc_service", "grpc_method"],
-    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
-)
-
-
-@dataclass(eq=False)
-class _Call:
-    """One call while it runs."""
-
-    method: str
-    policy: Policy
-    context: Any
-    caller: Caller
-    metadata: dict[str, str]
-    span: trace.Span
-    started: float
-    task: asyncio.Task[Any] | None
-    raw: bytes = b""
-    request: Any = None
-    code: str = "OK"
-    reason: str = ""
-    stopped: bool = False
-    timeout: asyncio.Timeout = field(default_factory=lambda: asyncio.timeout(None))
 
 
 class CallInterceptor(aio.ServerInterceptor):  # type: ignore[type-arg]
@@ -88,8 +50,8 @@ class CallInterceptor(aio.ServerInterceptor):  # type: ignore[type-arg]
         self._authenticator = authenticator
         self._audit = audit
         self._components = components or {}
-        self._policies: dict[str, Policy] = {}
-        self._streams: set[_Call] = set()
+        self._wrapped: dict[str, tuple[Any, Any]] = {}
+        self._streams: set[Call] = set()
 
     def stop_streams(self) -> None:
         """End response streams in flight with UNAVAILABLE: a watch would otherwise outlast any grace period."""
@@ -104,9 +66,13 @@ class CallInterceptor(aio.ServerInterceptor):  # type: ignore[type-arg]
         if handler is None:
             return None
         method = handler_call_details.method.removeprefix("/")
-        policy = self._policies.get(method)
-        if policy is None:
-            policy = self._policies[method] = policy_of(method)
+        known = self._wrapped.get(method)
+        if known is None or known[0] is not handler:
+            known = self._wrapped[method] = (handler, self._wrap(method, handler))
+        return known[1]
+
+    def _wrap(self, method: str, handler: Any) -> Any:
+        policy = policy_of(method)
         read = handler.request_deserializer
         if handler.request_streaming:
             if handler.response_streaming:
@@ -140,7 +106,7 @@ class CallInterceptor(aio.ServerInterceptor):  # type: ignore[type-arg]
             except BaseException as exc:
                 await self._fail(call, exc)
             finally:
-                self._end(call)
+                call.end()
 
         return handle
 
@@ -167,45 +133,14 @@ class CallInterceptor(aio.ServerInterceptor):  # type: ignore[type-arg]
                 await self._fail(call, exc)
             finally:
                 self._streams.discard(call)
-                self._end(call)
+                call.end()
 
         return handle
 
-    def _begin(self, method: str, policy: Policy, raw: Any, context: Any) -> _Call:
-        metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
-        sent = metadata.get(REQUEST_ID_KEY, "")
-        request_id = sent if _REQUEST_ID.fullmatch(sent) else secrets.token_hex(16)
-        forwarded = metadata.get("x-forwarded-for", "").rpartition(",")[2].strip()
-        service = method.partition("/")[0]
-        component = self._components.get(service, "")
-        caller = Caller(method, request_id, forwarded or context.peer(), component)
-        # The call has a task, and so a context, of its own: what is set here ends with it.
-        identity.set_caller(caller)
-        span: trace.Span = trace.INVALID_SPAN
-        if policy.observed:
-            with telemetry.component(component):
-                span = telemetry.tracer().start_span(
-                    method,
-                    context=telemetry.context_of(metadata),
-                    kind=trace.SpanKind.SERVER,
-                    attributes={
-                        "rpc.system": "grpc",
-                        "rpc.service": service,
-                        "rpc.method": method.partition("/")[2],
-                        "ekiben.request_id": request_id,
-                    },
-                )
-            otel_context.attach(trace.set_span_in_context(span))
-        telemetry.set_component(component)
-        context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
-        call = _Call(method, policy, context, caller, metadata, span, time.monotonic(), asyncio.current_task())
-        call.raw = raw if isinstance(raw, bytes) else b""
-        remaining = context.time_remaining()
-        if remaining is not None:
-            call.timeout = asyncio.timeout(max(0.0, remaining - _DEADLINE_MARGIN_S))
-        return call
+    def _begin(self, method: str, policy: Policy, raw: Any, context: Any) -> Call:
+        return Call.begin(method, policy, self._components.get(method.partition("/")[0], ""), raw, context)
 
-    async def _admit(self, call: _Call) -> None:
+    async def _admit(self, call: Call) -> None:
         """Find out who calls and refuse who may not.
 
         Raises:
@@ -244,7 +179,7 @@ class CallInterceptor(aio.ServerInterceptor):  # type: ignore[type-arg]
                 role=has,
             )
 
-    async def _fail(self, call: _Call, exc: BaseException) -> None:
+    async def _fail(self, call: Call, exc: BaseException) -> None:
         """Tell the caller, by raising what ends the call; never returns."""
         error = self._error_of(call, exc)
         if error is None:
@@ -263,7 +198,7 @@ class CallInterceptor(aio.ServerInterceptor):  # type: ignore[type-arg]
             ((STATUS_KEY, status.SerializeToString()), (REQUEST_ID_KEY, call.caller.request_id)),
         )
 
-    def _error_of(self, call: _Call, exc: BaseException) -> EkibenError | None:
+    def _error_of(self, call: Call, exc: BaseException) -> EkibenError | None:
         """The error to send, or None to let `exc` pass as it is."""
         if isinstance(exc, EkibenError):
             return exc
@@ -300,10 +235,10 @@ class CallInterceptor(aio.ServerInterceptor):  # type: ignore[type-arg]
             )
         return None
 
-    async def _write_down(self, call: _Call, outcome: str, *, response: Any = None, detail: str = "") -> None:
+    async def _write_down(self, call: Call, outcome: str, *, response: Any = None, detail: str = "") -> None:
         await self._audit.now(self._entry(call, outcome, response=response, detail=detail))
 
-    def _entry(self, call: _Call, outcome: str, *, response: Any = None, detail: str = "") -> identity.AuditRecord:
+    def _entry(self, call: Call, outcome: str, *, response: Any = None, detail: str = "") -> identity.AuditRecord:
         principal = call.caller.principal
         return identity.AuditRecord(
             time=self._audit.now_utc(),
@@ -317,30 +252,6 @@ class CallInterceptor(aio.ServerInterceptor):  # type: ignore[type-arg]
             request_id=call.caller.request_id,
             trace_id=telemetry.current_trace_id(),
             peer=call.caller.peer,
-        )
-
-    def _end(self, call: _Call) -> None:
-        service, _, name = call.method.partition("/")
-        duration_s = time.monotonic() - call.started
-        _handled.labels(service, name, call.code).inc()
-        _handling.labels(service, name).observe(duration_s)
-        if not call.policy.observed:
-            return
-        call.span.set_attribute("rpc.grpc.status_code", grpc.StatusCode[call.code].value[0])
-        call.span.end()
-        # What services say to one another all the time is for who looks for it.
-        quiet = call.policy.role == Role.ROLE_SERVICE and call.code == "OK"
-        log.log(
-            logging.DEBUG if quiet else logging.INFO,
-            "call",
-            extra={
-                "method": call.method,
-                "code": call.code,
-                **({"reason": call.reason} if call.reason else {}),
-                "duration_s": duration_s,
-                "user": call.caller.principal.user or "-",
-                "peer": call.caller.peer,
-            },
         )
 
 

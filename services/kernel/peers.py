@@ -26,7 +26,7 @@ from opentelemetry import propagate, trace
 from prometheus_client import Counter
 
 from ekiben.channel import REQUEST_ID_KEY, CallObserver, Tls, checked_token, open_channel
-from ekiben.errors import EkibenError, FailedPrecondition, Unauthenticated
+from ekiben.errors import EkibenError, FailedPrecondition, Unauthenticated, Unavailable
 from ekiben.identity.v1 import identity_pb2, identity_pb2_grpc
 from services.kernel import telemetry
 from services.kernel.clock import SYSTEM, Clock
@@ -218,7 +218,12 @@ class RemoteAuthenticator:
             answer = await self._accounts.Authenticate(identity_pb2.AuthenticateRequest(token=token), timeout=5.0)
         except Unauthenticated as refusal:
             if refusal.reason == "SERVICE_TOKEN_INVALID":
-                raise
+                # Our own, not the caller's: the operator gave the services different ones.
+                log.error("the registry does not take this service's token")
+                raise Unavailable(
+                    "This service cannot ask the registry who you are: their service tokens differ.",
+                    reason="SERVICE_TOKEN_MISMATCH",
+                ) from refusal
             return asked + _UNKNOWN_S, refusal
         principal = Principal(
             answer.user, answer.organization, answer.role, answer.api_token, answer.api_token_display_name

@@ -43,6 +43,7 @@ _TABLE = re.compile(r"\b(?:FROM|INTO|UPDATE|TABLE)\s+\"?(\w+)", re.IGNORECASE)
 _dropped = Counter("ekiben_spans_dropped_total", "Spans that no receiver took.")
 _component: ContextVar[str] = ContextVar("ekiben_component", default="")
 _provider: trace.TracerProvider = trace.NoOpTracerProvider()
+_tracer: trace.Tracer = _provider.get_tracer("ekiben")
 
 
 class Telemetry:
@@ -59,9 +60,8 @@ class Telemetry:
 
     async def close(self) -> None:
         """Export the rest and stop, waiting at most two seconds, and no more after a `flush` that waited in vain."""
-        global _provider
         if _provider is self._provider:
-            _provider = self._former
+            _install(self._former)
         await self._patiently(self._provider.shutdown)
 
     async def _patiently(self, work: Any) -> None:
@@ -89,7 +89,6 @@ class Telemetry:
 
 def setup(service_name: str, settings: ServerSettings) -> Telemetry:
     """Begin logging and tracing as `service_name`; close what is returned at the end."""
-    global _provider
     logs.setup(settings)
     provider = TracerProvider(
         sampler=ParentBased(TraceIdRatioBased(settings.trace_sample_percent / 100)),
@@ -103,13 +102,18 @@ def setup(service_name: str, settings: ServerSettings) -> Telemetry:
             BatchSpanProcessor(exporter, max_queue_size=_QUEUE, schedule_delay_millis=_SCHEDULE_DELAY_MS)
         )
     telemetry = Telemetry(provider, _provider)
-    _provider = provider
+    _install(provider)
     return telemetry
+
+
+def _install(provider: trace.TracerProvider) -> None:
+    global _provider, _tracer
+    _provider, _tracer = provider, provider.get_tracer("ekiben")
 
 
 def tracer() -> trace.Tracer:
     """The tracer of this process, as it is now: ask anew rather than keep it."""
-    return _provider.get_tracer("ekiben")
+    return _tracer
 
 
 @contextmanager

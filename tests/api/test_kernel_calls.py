@@ -102,7 +102,7 @@ async def running(short_path: Path, accounts: Accounts) -> AsyncIterator[Running
 
 
 @pytest.mark.parametrize(
-    ("token", "reason"), [(None, "TOKEN_MISSING"), ("ekb_unknown", "TOKEN_INVALID"), ("eks_x", "TOKEN_INVALID")]
+    ("token", "reason"), [(None, "TOKEN_MISSING"), ("ekb_unknown", "TOKEN_INVALID"), ("eks_x", "SERVICE_TOKEN_INVALID")]
 )
 async def test_without_a_token_that_works_a_call_is_unauthenticated_and_audited(
     running: Running, token: str | None, reason: str

@@ -204,3 +204,14 @@ async def test_a_peer_that_is_away_is_unavailable_soon_rather_than_at_the_deadli
         with pytest.raises(errors.FailedPrecondition) as unset:
             _ = peers.builder
         assert "EKIBEN_PEERS_BUILDER" in unset.value.message
+
+
+async def test_services_with_different_tokens_say_so_instead_of_blaming_the_caller(
+    registry: Registry, manual_clock: ManualClock, short_path: Path
+) -> None:
+    (short_path / "other-token").write_text("eks_another")
+    settings = PeerSettings(service_token_file=short_path / "other-token", registry=registry.running.address)
+    async with open_peers(settings, caller="builder") as peers:
+        with pytest.raises(errors.Unavailable) as caught:
+            await RemoteAuthenticator(peers.registry, manual_clock).authenticate("ekb_dev")
+    assert caught.value.reason == "SERVICE_TOKEN_MISMATCH"
