@@ -24,9 +24,10 @@ RECIPE_VERSION = 1
 DEFAULT_INDEX = "https://pypi.org/simple"
 """Clients write this line into every lock. It means "the usual index", which here an operator may have set."""
 
-TRACING = "opentelemetry-exporter-otlp-proto-http"
-"""What lets a replica send its spans and monitor logs over OTLP/HTTP. BentoML's own extra `tracing-otlp` names
-`opentelemetry-exporter-otlp`, which is this and the gRPC exporter; the latter brings grpcio and is not used here."""
+TRACING = "opentelemetry-exporter-otlp"
+"""What lets a replica send its spans and monitor logs over OTLP/HTTP: both exporters, as BentoML's own extras
+`tracing-otlp` and `monitor-otlp` have it. The gRPC one is not used here, but `bentoml.monitor()` imports both before it
+asks which, and without it each request of a service that monitors fails with 500."""
 
 TO_UV = {"--index-url", "--extra-index-url", "--find-links", "--no-index", "--no-binary", "--only-binary"}
 """Options that uv reads in a requirements file as pip does."""
