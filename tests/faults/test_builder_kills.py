@@ -1,0 +1,158 @@
+"""A builder killed with SIGKILL in the middle: the next one ends the build, right, and nothing is left behind."""
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ekiben.builder.v1 import builder_pb2 as pb
+from ekiben.builder.v1.builder_pb2_grpc import BuildsStub
+from ekiben.channel import open_channel
+from tests.fixtures_builder import PackageIndex, Registry, bento_folder, index, registry
+from tests.fixtures_kernel import until
+
+if TYPE_CHECKING:
+    from ekiben.builder.v1.builder_pb2_grpc import BuildsAsyncStub
+
+__all__ = ["index", "registry"]
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@dataclass
+class Process:
+    """A builder in a process of its own, started again and again."""
+
+    registry: Registry
+    data_dir: Path
+    step: str = ""
+    running: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        return f"unix:{self.registry.run_dir}/builder"
+
+    def start(self) -> None:
+        peers = self.registry.peers
+        given = {
+            "builder": {
+                "database_url": f"sqlite:///{self.data_dir}/builder.db",
+                "data_dir": str(self.data_dir),
+                "run_dir": str(self.registry.run_dir / "b"),
+            },
+            "peers": {"registry": peers.registry, "blobs": peers.blobs},
+            "listen": self.address,
+            "service_token_file": str(peers.service_token_file),
+            "step": self.step,
+            "once": str(self.data_dir.parent / "once"),
+        }
+        file = self.data_dir.parent / "builder.json"
+        file.write_text(json.dumps(given))
+        with (self.data_dir.parent / "builder.log").open("ab") as log:
+            self.running = subprocess.Popen(
+                [sys.executable, "-m", "tests.builder_process", str(file)], cwd=ROOT, stdout=log, stderr=log
+            )
+
+    async def died(self) -> None:
+        running = self.running
+        assert running is not None
+        await until(lambda: running.poll() is not None, "the builder is killed", 30)
+        assert running.returncode == -signal.SIGKILL, (self.data_dir.parent / "builder.log").read_text()
+
+    def end(self) -> None:
+        if self.running is not None and self.running.poll() is None:
+            self.running.kill()
+            self.running.wait()
+
+
+@pytest.fixture
+async def process(registry: Registry, index: PackageIndex, tmp_path: Path) -> AsyncIterator[Process]:
+    process = Process(registry, tmp_path / "builder")
+    try:
+        yield process
+    finally:
+        process.end()
+
+
+@asynccontextmanager
+async def builds(process: Process) -> AsyncIterator["BuildsAsyncStub"]:
+    async with open_channel(process.address, token=process.registry.admin_token) as channel:
+        yield BuildsStub(channel)
+
+
+async def created(process: Process, bento: str) -> str:
+    """The name of a new build; the builder may still be starting."""
+    async with builds(process) as stub:
+        async with asyncio.timeout(30):
+            build = await stub.CreateBuild(pb.CreateBuildRequest(bento=bento), wait_for_ready=True)
+    return build.name
+
+
+async def ended(process: Process, name: str) -> tuple[pb.Build, list[str]]:
+    async with builds(process) as stub:
+        async with asyncio.timeout(60):
+            request = pb.WatchBuildRequest(name=name)
+            build = [build async for build in stub.WatchBuild(request, wait_for_ready=True)][-1]
+            lines = [line.text async for line in stub.ReadBuildLog(pb.ReadBuildLogRequest(name=name))]
+    return build, lines
+
+
+@pytest.mark.parametrize("step", ["fetch", "python", "resolve", "install", "finish"])
+async def test_a_build_goes_on_whatever_its_builder_was_killed_at(process: Process, tmp_path: Path, step: str) -> None:
+    bento = await process.registry.push(bento_folder(tmp_path / "bento"))
+    process.step = step
+    process.start()
+    name = await created(process, bento)
+    await process.died()
+    process.start()
+    build, lines = await ended(process, name)
+    assert build.state == pb.Build.SUCCEEDED, lines
+    assert any("taken up again (attempt 2)" in line for line in lines)
+    assert (Path(build.environment.path) / "complete.json").exists()
+    environments = [path for path in (process.data_dir / "environments").iterdir() if path.is_dir()]
+    assert [str(path) for path in environments] == [build.environment.path]
+    assert not list((process.data_dir / "tmp").iterdir())
+
+
+async def test_uv_does_not_outlive_a_killed_builder(process: Process, index: PackageIndex, tmp_path: Path) -> None:
+    bento = await process.registry.push(bento_folder(tmp_path / "bento"))
+    index.held.clear()
+    process.start()
+    name = await created(process, bento)
+    await until(lambda: any(path.startswith("/files/") for path in index.requests), "uv downloads", 30)
+    process.end()
+    await until(lambda: not _processes_in(process.data_dir), "uv is gone", 15)
+    index.held.set()
+    process.start()
+    build, lines = await ended(process, name)
+    assert build.state == pb.Build.SUCCEEDED, lines
+
+
+async def test_equal_bentos_give_equal_environments_on_another_builder(process: Process, tmp_path: Path) -> None:
+    bento = await process.registry.push(bento_folder(tmp_path / "bento"))
+    process.start()
+    first, _ = await ended(process, await created(process, bento))
+    process.end()
+    process.data_dir = tmp_path / "another"
+    process.start()
+    second, _ = await ended(process, await created(process, bento))
+    assert second.environment.digest == first.environment.digest
+    assert second.environment.path != first.environment.path
+
+
+def _processes_in(folder: Path) -> list[str]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if str((path / "cwd").readlink()).startswith(str(folder)):
+                found.append((path / "cmdline").read_bytes().decode())
+        except OSError:
+            continue
+    return found
