@@ -17,7 +17,12 @@ from ekiben.errors import (
     PermissionDenied,
 )
 from ekiben.registry.v1 import registry_pb2 as pb
-from tests.fixtures_registry import Registry, bento_archive, model_archive, running_registry  # noqa: F401
+from tests.fixtures_registry import (
+    Registry,
+    bento_archive,
+    model_archive,
+    running_registry,  # noqa: F401
+)
 
 MANIFEST = '{"module": "bentoml.sklearn",  "bentoml_version":"1.4.39", "metadata": {"ü": [1.0, 2e5]}, "size_bytes": 12}'
 

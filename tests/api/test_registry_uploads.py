@@ -21,6 +21,7 @@ from tests.fixtures_registry import (
     bento_archive,
     model_archive,
     run_registry,
+    running_registry,  # noqa: F401
     until,
 )
 
