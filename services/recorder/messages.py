@@ -1,7 +1,7 @@
 """The recorder's messages, to and from domain objects."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from google.protobuf.duration_pb2 import Duration
@@ -18,6 +18,8 @@ _MAX_PATH = 8192
 _MAX_BIGINT = 2**63 - 1
 # Text repeats the body; two long ones of a prediction, twice, would not fit into a message.
 _MAX_TEXT_BYTES = 2 << 20
+# Characters of a trace's attributes; 10,000 spans without any are about 3 MiB.
+_MAX_ATTRIBUTES_BYTES = 8 << 20
 
 _First = TypeVar("_First")
 _Second = TypeVar("_Second")
@@ -144,8 +146,13 @@ def monitor_entry_from_proto(message: pb.MonitorEntry, *, organization: str, ind
     )
 
 
-def trace_to_proto(summary: domain.TraceSummary, spans: list[domain.Span] | None = None) -> pb.Trace:
-    """A trace, with spans where they are given."""
+def trace_to_proto(summary: domain.TraceSummary, spans: Iterable[domain.Span] = ()) -> pb.Trace:
+    """A trace with these spans. Attributes of those beyond about 8 MiB are left out, so that it fits into a message."""
+    room = _MAX_ATTRIBUTES_BYTES
+    shown = []
+    for span in spans:
+        room -= sum(len(key) + len(value) for key, value in span.attributes.items())
+        shown.append(span_to_proto(span, attributes=room >= 0))
     return pb.Trace(
         name=f"traces/{summary.trace_id}",
         start_time=timestamp(summary.start_ns),
@@ -153,13 +160,13 @@ def trace_to_proto(summary: domain.TraceSummary, spans: list[domain.Span] | None
         root=summary.root,
         span_count=summary.span_count,
         error_count=summary.error_count,
-        spans=map(span_to_proto, spans or ()),
+        spans=shown,
         services=sorted(summary.services),
     )
 
 
-def span_to_proto(span: domain.Span) -> pb.Span:
-    """One span."""
+def span_to_proto(span: domain.Span, *, attributes: bool = True) -> pb.Span:
+    """One span; without `attributes` it says so in one."""
     return pb.Span(
         span_id=span.span_id,
         parent_span_id=span.parent_span_id,
@@ -169,8 +176,8 @@ def span_to_proto(span: domain.Span) -> pb.Span:
         start_time=timestamp(span.start_ns),
         duration=duration(span.end_ns - span.start_ns),
         error=span.error,
-        status_message=span.status_message,
-        attributes=span.attributes,
+        status_message=span.status_message if attributes else span.status_message[:_MAX_SHORT],
+        attributes=span.attributes if attributes else {"ekiben.attributes_left_out": "true"},
     )
 
 

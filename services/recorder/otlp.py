@@ -131,7 +131,7 @@ def _span(span: trace_pb2.Span, organization: str, service: str, inherited: Mapp
         span_id=span.span_id.hex(),
         parent_span_id=span.parent_span_id.hex() if len(span.parent_span_id) == 8 and any(span.parent_span_id) else "",
         service=(attributes.get(COMPONENT) or service or "unknown")[:_MAX_NAME],
-        display_name=_clean(span.name)[:MAX_ATTRIBUTE_CHARS],
+        display_name=_clean(span.name)[:_MAX_NAME],
         kind=_KINDS.get(span.kind, "INTERNAL"),
         start_ns=start_ns,
         end_ns=max(start_ns, min(span.end_time_unix_nano, _MAX_TIME_NS)),

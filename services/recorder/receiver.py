@@ -24,6 +24,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from ekiben.errors import EkibenError, ResourceExhausted, Unavailable
+from services.kernel.settings import SettingsError
 from services.recorder import otlp
 from services.recorder.intake import Intake
 
@@ -134,8 +135,13 @@ class Receiver:
 
 @asynccontextmanager
 async def listen(receiver: Receiver, address: str) -> AsyncIterator[str]:
-    """Serve at `address` (`host:port` or `unix:/path`); gives the address with the port that was taken."""
-    runner = web.AppRunner(receiver.app(), access_log=None, auto_decompress=False)
+    """Serve at `address` (`host:port` or `unix:/path`); gives the address with the port that was taken.
+
+    Raises:
+        SettingsError: the address cannot be listened on.
+    """
+    # An exporter whose answer is cut off sends again: no need to wait for it at shutdown.
+    runner = web.AppRunner(receiver.app(), access_log=None, auto_decompress=False, shutdown_timeout=2)
     await runner.setup()
     try:
         site: web.BaseSite
@@ -143,8 +149,13 @@ async def listen(receiver: Receiver, address: str) -> AsyncIterator[str]:
             site = web.UnixSite(runner, address.removeprefix("unix:"))
         else:
             host, _, port = address.rpartition(":")
+            if not host or not port.isdigit():
+                raise SettingsError([f"otlp_http_listen: {address!r} is neither host:port nor unix:/path."])
             site = web.TCPSite(runner, host.strip("[]"), int(port))
-        await site.start()
+        try:
+            await site.start()
+        except OSError as exc:
+            raise SettingsError([f"otlp_http_listen: cannot listen on {address}: {exc.strerror or exc}."]) from exc
         bound = runner.addresses[0]
         where = f"unix:{bound}" if isinstance(bound, str) else f"{bound[0]}:{bound[1]}"
         log.info("OTLP over HTTP is served", extra={"address": where})

@@ -11,7 +11,8 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as OtlpSpan
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
 
-from services.recorder import domain, otlp
+from ekiben.channel import MAX_MESSAGE_BYTES
+from services.recorder import domain, messages, otlp
 
 TRACE, SPAN = bytes(range(16)), bytes(range(1, 9))
 
@@ -109,7 +110,7 @@ def test_odd_spans_are_taken_within_limits() -> None:
     )
     assert span.parent_span_id == ""
     assert "\0" not in span.display_name
-    assert len(span.display_name) == domain.MAX_ATTRIBUTE_CHARS
+    assert len(span.display_name) == 255
     assert span.start_ns == span.end_ns == 2**63 - 1
     assert len(span.attributes) == domain.MAX_ATTRIBUTES
     assert {len(value) for value in span.attributes.values()} == {domain.MAX_ATTRIBUTE_CHARS}
@@ -197,3 +198,22 @@ def test_otlp_json_has_its_ids_in_hex() -> None:
 def test_bad_otlp_json_is_a_value_error(body: bytes) -> None:
     with pytest.raises(ValueError):
         otlp.parse_json(body, ExportTraceServiceRequest())
+
+
+def test_the_largest_trace_fits_into_a_message() -> None:
+    one = only(
+        export(
+            OtlpSpan(
+                trace_id=TRACE,
+                span_id=SPAN,
+                name="é" * 300,
+                status=Status(code=Status.STATUS_CODE_ERROR, message="x" * 9000),
+                attributes=[pair(f"k{n}", string_value="x" * 9000) for n in range(200)],
+            )
+        )
+    )
+    summary, _ = domain.summarize(None, [one], ())
+    trace = messages.trace_to_proto(summary, [one] * domain.MAX_SPANS_PER_TRACE)
+    assert trace.ByteSize() < MAX_MESSAGE_BYTES
+    assert len(trace.spans[0].attributes) == domain.MAX_ATTRIBUTES
+    assert dict(trace.spans[-1].attributes) == {"ekiben.attributes_left_out": "true"}
