@@ -4,15 +4,17 @@ They lie below `$EKIBEN_TEST_CACHE`, or `~/.cache/ekiben-tests`. The first use o
 """
 
 import fcntl
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-# What each client is installed with. The old ones import pkg_resources, and 1.0 breaks over a newer cattrs.
+# What each client is installed with. `bentoml build` of 1.4 needs uv and imports the service, so what the tests' bentos
+# import; the old ones import pkg_resources, and 1.0 breaks over a newer cattrs.
 REQUIREMENTS = {
-    "1.4": ("bentoml==1.4.39",),
+    "1.4": ("bentoml==1.4.39", "uv", "numpy"),
     "1.1": ("bentoml==1.1.11", "setuptools<81"),
     "1.0": ("bentoml==1.0.25", "setuptools<81", "cattrs<23.2"),
 }
@@ -34,17 +36,19 @@ def client(version: str) -> Path:
     """
     generation = ".".join(version.split(".")[:2])
     requirements = REQUIREMENTS[generation]
-    home = cache_dir() / requirements[0].replace("==", "-")
+    # Other requirements give another environment: one that somebody uses is never changed.
+    digest = hashlib.sha256("\n".join((*requirements, _PYTHON)).encode()).hexdigest()[:8]
+    home = cache_dir() / f"{requirements[0].replace('==', '-')}-{digest}"
     home.parent.mkdir(parents=True, exist_ok=True)
     complete = home / "complete"
-    with home.with_suffix(".lock").open("w") as lock:
+    with Path(f"{home}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not complete.exists() or complete.read_text() != "\n".join(requirements):
+        if not complete.exists():
             shutil.rmtree(home, ignore_errors=True)
             uv = _uv()
             _run(uv, "venv", "--quiet", "--python", _PYTHON, str(home))
             _run(uv, "pip", "install", "--quiet", "--python", str(home / "bin" / "python"), *requirements)
-            complete.write_text("\n".join(requirements))
+            complete.touch()
     return home / "bin"
 
 
