@@ -35,8 +35,9 @@ class Settings:
     lease_s: float = 30.0
     """After this long without a sign of life a worker counts as dead and its build is taken up by another."""
     compile_bytecode: bool = False
-    """Compile every module at build time. Off: only what starting BentoML imports is compiled, when the environment
-    is checked, which makes the first start as fast and costs a tenth of the time."""
+    """Compile every module at build time. Off: what starting BentoML imports is compiled when the environment is
+    checked. Measured with BentoML 1.4.39 on two cores: a replica's first start takes 3.3 s without any of it, 1.7 s
+    with the check's, 1.5 s with all; all costs twice the check's CPU time, and disk that environments do not share."""
 
     def __post_init__(self) -> None:
         faults = []

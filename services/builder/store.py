@@ -34,6 +34,7 @@ builds = sa.Table(
     sa.Column("bento", sa.String(255), nullable=False),
     sa.Column("bento_digest", sa.String(80), nullable=False),
     sa.Column("dedup_key", sa.String(64), nullable=False),
+    sa.Column("active_key", sa.String(200), nullable=True),
     sa.Column("secrets", sa.Text, nullable=False),
     sa.Column("force", sa.Boolean, nullable=False),
     sa.Column("creator", sa.String(128), nullable=False),
@@ -56,19 +57,15 @@ builds = sa.Table(
     sa.Index("builds_by_time", "organization", "create_time", "id"),
     sa.Index("builds_by_bento", "organization", "bento", "create_time"),
     sa.Index("builds_by_state", "state", "create_time"),
-    # One build at a time answers for a dedup key; a forced one stands beside it.
-    sa.Index(
-        "builds_active",
-        "organization",
-        "dedup_key",
-        unique=True,
-        sqlite_where=sa.text("state IN ('QUEUED', 'RUNNING') AND NOT force"),
-        postgresql_where=sa.text("state IN ('QUEUED', 'RUNNING') AND NOT force"),
-    ),
+    sa.Index("builds_by_key", "organization", "dedup_key"),
+    # One build at a time answers for a dedup key. A forced one stands beside it and one that ended makes room: both
+    # have NULL here, of which there may be many. (A partial index is shorter, and loads both dialects at the start.)
+    sa.Index("builds_active", "active_key", unique=True),
 )
 
 _ACTIVE = ("QUEUED", "RUNNING")
 _NO_LEASE: dict[str, Any] = {"lease_token": None, "lease_owner": None, "lease_expire_time": None}
+_OVER: dict[str, Any] = {**_NO_LEASE, "active_key": None}
 _JOINED = sa.select(
     builds,
     *(environments.c[name].label(f"environment_{name}") for name in ("digest", "python_version", "bentoml_version")),
@@ -208,7 +205,7 @@ class Store:
                     cached=cached,
                     end_time=now,
                     version=builds.c.version + 1,
-                    **_NO_LEASE,
+                    **_OVER,
                 )
             )
             return changed.rowcount == 1
@@ -219,7 +216,7 @@ class Store:
             {"reason": failure.reason, "message": failure.message, "metadata": dict(failure.metadata)},
             ensure_ascii=False,
         )
-        return await self._write(build, token, state=State.FAILED, failure=text, end_time=now, **_NO_LEASE)
+        return await self._write(build, token, state=State.FAILED, failure=text, end_time=now, **_OVER)
 
     async def cancel(self, organization: str, build: str, now: datetime) -> bool:
         """End a build that has not ended. Its worker, if any, finds its lease gone."""
@@ -227,7 +224,7 @@ class Store:
             changed = await connection.execute(
                 builds.update()
                 .where(builds.c.id == build, builds.c.organization == organization, builds.c.state.in_(_ACTIVE))
-                .values(state=State.CANCELLED, end_time=now, version=builds.c.version + 1, **_NO_LEASE)
+                .values(state=State.CANCELLED, end_time=now, version=builds.c.version + 1, **_OVER)
             )
             return changed.rowcount == 1
 
@@ -275,13 +272,15 @@ def _insert_or_ignore(dialect: str) -> Any:
 
 
 def _row(build: Build) -> dict[str, Any]:
+    key = dedup_key(build.bento_digest, build.secrets)
     return {
         "id": build.id,
         "uid": build.uid,
         "organization": build.organization,
         "bento": build.bento,
         "bento_digest": build.bento_digest,
-        "dedup_key": dedup_key(build.bento_digest, build.secrets),
+        "dedup_key": key,
+        "active_key": None if build.force else f"{build.organization}/{key}",
         "secrets": json.dumps(list(build.secrets)),
         "force": build.force,
         "creator": build.creator,

@@ -28,6 +28,7 @@ def upgrade() -> None:
         sa.Column("bento", sa.String(255), nullable=False),
         sa.Column("bento_digest", sa.String(80), nullable=False),
         sa.Column("dedup_key", sa.String(64), nullable=False),
+        sa.Column("active_key", sa.String(200), nullable=True),
         sa.Column("secrets", sa.Text, nullable=False),
         sa.Column("force", sa.Boolean, nullable=False),
         sa.Column("creator", sa.String(128), nullable=False),
@@ -51,11 +52,5 @@ def upgrade() -> None:
     op.create_index("builds_by_time", "builds", ["organization", "create_time", "id"])
     op.create_index("builds_by_bento", "builds", ["organization", "bento", "create_time"])
     op.create_index("builds_by_state", "builds", ["state", "create_time"])
-    op.create_index(
-        "builds_active",
-        "builds",
-        ["organization", "dedup_key"],
-        unique=True,
-        sqlite_where=sa.text("state IN ('QUEUED', 'RUNNING') AND NOT force"),
-        postgresql_where=sa.text("state IN ('QUEUED', 'RUNNING') AND NOT force"),
-    )
+    op.create_index("builds_active", "builds", ["active_key"], unique=True)
+    op.create_index("builds_by_key", "builds", ["organization", "dedup_key"])
