@@ -5,6 +5,7 @@ long at most.
 """
 
 import contextlib
+import json
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -74,9 +75,6 @@ def _token(request: web.Request) -> str:
 
 
 def _refusal(detail: str) -> web.Response:
-    return web.json_response(
-        problem(401, "Unauthenticated", "TOKEN_REQUIRED", detail, "UNAUTHENTICATED"),
-        status=401,
-        content_type="application/problem+json",
-        headers={"www-authenticate": "Bearer"},
-    )
+    body = json.dumps(problem(401, "Unauthenticated", "TOKEN_REQUIRED", detail, "UNAUTHENTICATED"))
+    headers = {"content-type": "application/problem+json", "www-authenticate": "Bearer"}
+    return web.Response(status=401, body=body.encode(), headers=headers)

@@ -13,6 +13,7 @@ from services.gateway.messages import TYPES, Resource, file_source
 from services.gateway.routes import ADMISSION, ADMISSION_CLUSTER, CAPTURE, internal_routes
 
 _HCM = f"{TYPES}extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
+_SAMPLERS = f"{TYPES}extensions.tracers.opentelemetry.samplers.v3"
 _CONNECTIONS = f"{TYPES}extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig"
 _TRUST_NOBODY = {"address_prefix": "255.255.255.255", "prefix_len": 32}
 _FROM_OUTSIDE_NEVER = ("ekiben-user", "ekiben-organization", "ekiben-api-token")
@@ -145,7 +146,7 @@ def _manager(plan: Plan, prefix: str, routes: Resource) -> Resource:
             "typed_config": {
                 "@type": f"{TYPES}extensions.request_id.uuid.v3.UuidRequestIdConfig",
                 "pack_trace_reason": False,
-                "use_request_id_for_trace_sampling": False,
+                "use_request_id_for_trace_sampling": True,  # Without it each request is traced.
             }
         },
         "local_reply_config": _local_replies(),
@@ -267,7 +268,7 @@ def _capture_log(path: Path) -> Resource:
 
 def _tracing(plan: Plan) -> Resource:
     return {
-        "random_sampling": {"value": plan.trace_percent},
+        "random_sampling": {"value": 100},  # Less would also drop what a caller has decided to trace.
         "spawn_upstream_span": True,
         "max_path_tag_length": 256,
         "provider": {
@@ -275,6 +276,22 @@ def _tracing(plan: Plan) -> Resource:
             "typed_config": {
                 "@type": f"{TYPES}config.trace.v3.OpenTelemetryConfig",
                 "service_name": "gateway",
+                "sampler": {
+                    "name": "envoy.tracers.opentelemetry.samplers.parent_based",
+                    "typed_config": {
+                        "@type": f"{_SAMPLERS}.ParentBasedSamplerConfig",
+                        "wrapped_sampler": {
+                            "name": "envoy.tracers.opentelemetry.samplers.trace_id_ratio_based",
+                            "typed_config": {
+                                "@type": f"{_SAMPLERS}.TraceIdRatioBasedSamplerConfig",
+                                "sampling_percentage": {
+                                    "numerator": round(plan.trace_percent * 10_000),
+                                    "denominator": "MILLION",
+                                },
+                            },
+                        },
+                    },
+                },
                 "grpc_service": {
                     "envoy_grpc": {"cluster_name": plan.trace_cluster},
                     "timeout": "5s",

@@ -279,12 +279,12 @@ async def test_the_oldest_are_dropped_and_counted_when_too_much_waits(plane: Pla
     sender = Captures(log, recorder, _nothing, SYSTEM, segment_bytes=1 << 20, backlog_bytes=size - 1)  # type: ignore[arg-type]
     before = captures.dropped.labels("backlog")._value.get()
     log.commit(captures.Position(0, len(line("a0")) * 10))
-    log.current.write_bytes(line("d") * 10)
+    log.current.write_bytes(b"".join(line(f"d{i}") for i in range(30)))
     await sender.keep_house()
     assert captures.dropped.labels("backlog")._value.get() == before + 90
-    for _ in range(3):
+    for _ in range(6):
         await sender.send_some()
-    assert len(recorder.kept) == 201
+    assert len(recorder.kept) == 230
 
 
 async def test_a_prediction_that_the_recorder_refuses_does_not_hold_up_the_others(
