@@ -98,7 +98,7 @@ def test_a_task_is_submitted_followed_and_fetched(everything: str) -> None:
     task = post(everything, "/slow/submit", {"seconds": 0.2})
     wait_for(
         "the task",
-        lambda: http("GET", f"{everything}/slow/status?task_id={task['task_id']}").json()["status"] == "success",
+        lambda: http("GET", f"{everything}/slow/status?task_id={task['task_id']}").json()["status"] == "completed",
     )
     assert http("GET", f"{everything}/slow/get?task_id={task['task_id']}").body == b"slept 0.2"
 
