@@ -5,14 +5,14 @@ but for the caller's identity, which every call has.
 
     app          Component, and serve(components): listen, health, signals, loops, the order of draining
     server       the grpc.aio server: limits, keepalive, TLS, health, reflection
-    interceptors what happens around every call: request id, trace, log, metrics, identity, audit, errors
-    policies     who may call a method, read from its descriptor
+    interceptors what happens around every call, in one order: calls (ids, span, deadline, access line, metrics),
+                 policies (who may call a method, from its descriptor), audit (what is written down)
     identity     Principal, and the ports Authenticator and Auditor
-    peers        channels to the other services
+    peers        channels to the other services, with the service token
     db           engines for SQLite and PostgreSQL, transactions; migrations runs a service's Alembic history
     pages        page tokens        updates   field masks, etags       watches   in-process wake-ups
     settings     frozen dataclasses from the environment
-    telemetry    logs, traces, metrics, and the port that shows them
+    telemetry    traces             logs      log lines                monitoring   the port with /metrics
     problems     errors as RFC 9457 problems
     clock        the time, so that tests can set it
     processes    supervised trees of child processes, with shim as their root

@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 
 S = TypeVar("S")
 
-_READINESS_S = 0.5
+# How often readiness is asked: seldom once a component was ready, often while somebody waits for the start.
+_READINESS_S, _STARTING_S = 0.5, 0.05
 
 
 async def _always_ready() -> None:
@@ -69,24 +70,30 @@ class Readiness:
         self.stopping = False
 
     async def run(self) -> None:
-        """Poll for ever, each half second."""
-        while True:
-            await self.poll()
-            await asyncio.sleep(_READINESS_S)
+        """Poll for ever: each component by itself, so that one which hangs makes no news of another late."""
+        async with asyncio.TaskGroup() as group:
+            for component in self._components:
+                group.create_task(self._follow(component))
 
-    async def poll(self) -> None:
-        """Ask every component once."""
-        with with_no_call():
-            reasons = await asyncio.gather(*(self._reason(component) for component in self._components))
+    async def _follow(self, component: Component) -> None:
+        interval_s = _STARTING_S
+        while not self.stopping:
+            with with_no_call():
+                reason = await self._reason(component)
+            await self._tell(component, reason)
+            if not reason:
+                interval_s = _READINESS_S
+            await asyncio.sleep(interval_s)
+
+    async def _tell(self, component: Component, reason: str) -> None:
         if self.stopping:
             return
-        for component, reason in zip(self._components, reasons, strict=True):
-            if bool(reason) != bool(self.reasons.get(component.name)):
-                message = "component is not ready" if reason else "component is ready"
-                log.info(message, extra={"component": component.name, **({"reason": reason} if reason else {})})
-            self.reasons[component.name] = reason
-            await self._health.set(component.name, not reason)
-        await self._health.set_all(not any(reasons))
+        if bool(reason) != bool(self.reasons[component.name]):
+            message = "component is not ready" if reason else "component is ready"
+            log.info(message, extra={"component": component.name, **({"reason": reason} if reason else {})})
+        self.reasons[component.name] = reason
+        await self._health.set(component.name, not reason)
+        await self._health.set_all(not any(self.reasons.values()))
 
     async def stop(self) -> None:
         """Not ready from now on."""
