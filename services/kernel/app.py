@@ -77,7 +77,7 @@ class Readiness:
 
     async def _follow(self, component: Component) -> None:
         interval_s = _STARTING_S
-        while not self.stopping:
+        while True:
             with with_no_call():
                 reason = await self._reason(component)
             await self._tell(component, reason)
