@@ -131,7 +131,7 @@ def monitor_entry_from_proto(message: pb.MonitorEntry, *, organization: str, ind
     if len(message.data) > domain.MAX_MONITOR_DATA_BYTES:
         raise _wrong(where, "At most 256 KiB.")
     try:
-        wrong = not isinstance(json.loads(message.data), dict)
+        wrong = not isinstance(json.loads(message.data, parse_constant=_refuse), dict)
     except (ValueError, RecursionError):
         wrong = True
     if wrong or "\0" in message.data:
@@ -248,6 +248,11 @@ def duration(length_ns: int) -> Duration:
 def microseconds(time: Timestamp) -> int:
     """A timestamp as microseconds since the epoch; a part of one is cut off."""
     return _clamp(time.seconds * 1_000_000 + time.nanos // 1000)
+
+
+def _refuse(constant: str) -> None:
+    # Python reads NaN and Infinity, which JSON does not have.
+    raise ValueError(constant)
 
 
 def _payload_from_proto(message: pb.Payload) -> domain.Payload:

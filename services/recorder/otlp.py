@@ -4,8 +4,10 @@ Sources: opentelemetry-proto, trace/v1/trace.proto and logs/v1/logs.proto; OTLP 
 Encoding" (ids in hex, where proto3's own JSON would have base64).
 """
 
+import ast
 import base64
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -30,7 +32,7 @@ DEPLOYMENT = "ekiben.deployment"
 ORGANIZATION = "ekiben.organization"
 # Set on a span by the component that made it: in standalone, five services share one process and one resource.
 COMPONENT = "ekiben.component"
-# Name of the logger that BentoML's OTLPMonitor writes to; SDKs since 1.2x make it the scope's name.
+# Name of the logger that BentoML's OTLPMonitor writes to; newer SDKs make it the scope's name.
 _MONITOR_LOGGER = "bentoml_monitor_data"
 # Columns that OTLPMonitor adds to each record (bentoml/_internal/monitoring/otlp.py, PRESERVED_COLUMNS).
 _TIME, _TRACE, _META = "timestamp", "trace_id", "bento_meta"
@@ -43,6 +45,7 @@ _KINDS = {
 }
 _MAX_TIME_NS = 2**63 - 1
 _MAX_NAME = 255
+_PRINTED_NAME = re.compile(r"'monitor_name': '([^']*)'")
 # Nesting of values: a JSON text deeper than this is of no use to a reader.
 _MAX_DEPTH = 16
 
@@ -144,9 +147,9 @@ def _span(span: trace_pb2.Span, organization: str, service: str, inherited: Mapp
 def _monitor_entry(
     record: LogRecord, scope: str, resource: Mapping[str, str], organization: str, now_ns: int
 ) -> MonitorEntry | None:
-    if record.body.WhichOneof("value") != "kvlist_value":
+    body = _record(record.body)
+    if body is None:
         return None
-    body = _plain(record.body)
     meta = body.get(_META)
     if scope != _MONITOR_LOGGER and not isinstance(meta, dict):
         return None
@@ -166,6 +169,26 @@ def _monitor_entry(
         data=data,
         deployment=resource.get(DEPLOYMENT, "")[:_MAX_NAME],
     )
+
+
+def _record(body: AnyValue) -> dict[str, Any] | None:
+    """What a monitor logged, a mapping of columns; None where the body is something else."""
+    kind = body.WhichOneof("value")
+    if kind == "kvlist_value":
+        plain: dict[str, Any] = _plain(body)
+        return plain
+    text = body.string_value
+    if kind != "string_value" or f"'{_META}': {{" not in text or len(text) > MAX_MONITOR_DATA_BYTES:
+        return None
+    # BentoML 1.0's SDK (1.18) sends the mapping as Python prints it.
+    try:
+        printed = ast.literal_eval(text)
+        json.dumps(printed, allow_nan=False)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        # Something in it prints as no literal, an array of numpy's: its text is kept.
+        named = _PRINTED_NAME.search(text)
+        return {"record": text, _META: {"monitor_name": named[1] if named else ""}}
+    return printed if isinstance(printed, dict) else None
 
 
 def _trace_of(record: LogRecord, body: Mapping[str, Any]) -> str:

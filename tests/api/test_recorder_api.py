@@ -177,7 +177,7 @@ async def test_monitor_entries_are_shown_with_their_prediction(recorder: Recorde
     assert (await recorder.recording.RecordMonitorEntries(request)).recorded_count == 0
     shown = await recorder.predictions.GetPrediction(pb.GetPredictionRequest(name="predictions/p1"))
     assert list(shown.monitor_entries) == [entry]
-    for data in ("", "[]", "{", "1", '{"a": "' + "x" * (1 << 20) + '"}', "[" * 100_000):
+    for data in ("", "[]", '{"x": NaN}', "{", "1", '{"a": "' + "x" * (1 << 20) + '"}', "[" * 100_000):
         with pytest.raises(InvalidArgument):
             bad = pb.MonitorEntry(data=data)
             await recorder.recording.RecordMonitorEntries(pb.RecordMonitorEntriesRequest(entries=[bad]))

@@ -173,6 +173,41 @@ def test_the_trace_of_a_record_may_be_a_decimal_column() -> None:
         assert otlp.monitor_entries_of(request, organization="default", now_ns=1)[0][0].trace_id == ""
 
 
+@pytest.mark.parametrize(
+    ("printed", "data"),
+    [
+        (
+            "{'x': 2.5, 'bento_meta': {'monitor_name': 'iris'}}",
+            {"x": 2.5, "bento_meta": {"monitor_name": "iris"}},
+        ),
+        (
+            "{'x': array([1.]), 'bento_meta': {'monitor_name': 'iris'}}",
+            {
+                "record": "{'x': array([1.]), 'bento_meta': {'monitor_name': 'iris'}}",
+                "bento_meta": {"monitor_name": "iris"},
+            },
+        ),
+    ],
+)
+def test_a_record_of_an_old_sdk_comes_as_python_prints_it(printed: str, data: object) -> None:
+    request = monitor_record()
+    logs = request.resource_logs[0].scope_logs[0]
+    logs.scope.name = "opentelemetry.sdk._logs._internal"
+    logs.log_records[0].body.string_value = printed
+    (entry,), _ = otlp.monitor_entries_of(request, organization="default", now_ns=1)
+    assert (entry.monitor, entry.trace_id, json.loads(entry.data)) == ("iris", TRACE.hex(), data)
+
+
+@pytest.mark.parametrize(
+    "text", ["{'bento_meta': {" * 5000, "{1: 'bento_meta': {", "['bento_meta': {", "{('bento_meta': {"]
+)
+def test_text_that_only_looks_like_a_record_does_no_harm(text: str) -> None:
+    request = monitor_record()
+    request.resource_logs[0].scope_logs[0].log_records[0].body.string_value = text
+    entries, others = otlp.monitor_entries_of(request, organization="default", now_ns=1)
+    assert len(entries) + others == 1
+
+
 def test_other_log_records_are_passed_over() -> None:
     request = monitor_record()
     logs = request.resource_logs[0].scope_logs[0]
