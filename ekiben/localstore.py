@@ -165,8 +165,9 @@ def _open(path: Path, name: str, exclude: Callable[[str], bool]) -> tuple[dict[s
             raise ValueError("it does not say a name and a version")
     except (OSError, ValueError, KeyError, tarfile.TarError, yaml.YAMLError) as error:
         said = f"it has no {name}" if isinstance(error, KeyError | FileNotFoundError) else str(error)
+        hint = " Build it first: `bentoml build`." if (path / "service.py").is_file() else ""
         raise FailedPrecondition(
-            f"{path} is not a {name.removesuffix('.yaml')}: {said}.", reason="MANIFEST_INVALID", path=str(path)
+            f"{path} is not a {name.removesuffix('.yaml')}: {said}.{hint}", reason="MANIFEST_INVALID", path=str(path)
         ) from error
     return info, archive, archive.size_bytes
 

@@ -1,6 +1,8 @@
 """`ekiben bentos`: bentos and what is in them."""
 
 import asyncio
+from collections.abc import Mapping
+from pathlib import Path
 
 import click
 
@@ -90,12 +92,40 @@ async def push(
     output: str,
 ) -> None:
     """Upload a bento: a tag of the local BentoML store, a folder, or a tar file."""
-    version = await asyncio.to_thread(localstore.read_bento, versions.source_path("bentos", source))
-    if with_models:
-        await push_models(client, version.models)
-    bento = await versions.push(client.bentos, "bento", version, force=force, labels=dict(labels))
+    path = versions.source_path("bentos", source)
+    bento = await push_from(client, path, with_models=with_models, force=force, labels=dict(labels))
     if output != "table":
         print_item(bento, fields(bento), output)
+
+
+async def push_from(
+    client: Client, path: Path, *, with_models: bool = True, force: bool = False, labels: Mapping[str, str] = {}
+) -> pb.Bento:
+    """Push the bento at `path`, its models first."""
+    version = await asyncio.to_thread(localstore.read_bento, path)
+    if with_models:
+        await push_models(client, version.models)
+    pushed: pb.Bento = await versions.push(client.bentos, "bento", version, force=force, labels=dict(labels))
+    return pushed
+
+
+async def get_or_push(client: Client, name: str) -> pb.Bento:
+    """A bento of the platform; one that only the local BentoML store has is pushed first.
+
+    Raises:
+        NotFound: neither has it.
+    """
+    try:
+        return await client.bentos.get(name)
+    except NotFound:
+        try:
+            path = localstore.folder("bentos", tag(name))
+        except NotFound:
+            path = None
+        if path is None:
+            raise
+    said(f"{tag(name)} is in the local BentoML store only; pushing it.")
+    return await push_from(client, path)
 
 
 async def push_models(client: Client, tags: tuple[str, ...]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from ekiben.cli import short, templates
+from ekiben.cli.bentos import get_or_push
 from ekiben.cli.groups import NounGroup
 from ekiben.cli.options import DURATION, F, confirm, limit_option, output_option, yes_option
 from ekiben.cli.output import age, collect, last, moment, pairs, print_item, print_items, said, tag
@@ -129,6 +130,8 @@ async def create(
 ) -> int:
     """Deploy a BENTO: build its environment, start its replicas, and wait until they answer.
 
+    A bento that only the local BentoML store has is pushed first.
+
     \b
     ekiben deployments create summarizer --name demo
     ekiben deployments create summarizer:v2 --env LOG_LEVEL=debug --secret hub --replicas 2
@@ -141,7 +144,7 @@ async def create(
         wanted.template.bento = short.bento(bento)
     if not wanted.template.bento:
         raise click.UsageError("Say which bento: `ekiben deployments create BENTO`, or name it in --file.")
-    found = await client.bentos.get(wanted.template.bento)
+    found = await get_or_push(client, wanted.template.bento)
     wanted.template.bento = found.name
     templates.apply(wanted, Flags.take(rest), Services.of(found))
     made = await client.deployments.create(wanted, validate_only=dry_run)
@@ -195,7 +198,7 @@ async def update(
             wanted.template.bento = now.template.bento
     if bento:
         wanted.template.bento = short.bento(bento)
-    found = await client.bentos.get(wanted.template.bento)
+    found = await get_or_push(client, wanted.template.bento)
     wanted.template.bento = found.name
     templates.apply(wanted, Flags.take(rest), Services.of(found))
     paths = templates.changed_paths(now, wanted)

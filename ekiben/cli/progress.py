@@ -14,10 +14,10 @@ from ekiben.transfer import Progress
 
 @contextmanager
 def bar(what: str, total_bytes: int) -> Iterator[Progress]:
-    """A bar with rate and remaining time on a terminal, one line at the end of a pipe."""
+    """A bar with rate and remaining time on a terminal, a line at the start elsewhere."""
     if not sys.stderr.isatty():
+        click.echo(f"{what} ({size(total_bytes)})" if total_bytes else what, err=True)
         yield lambda count: None
-        click.echo(f"{what}: {size(total_bytes)}" if total_bytes else what, err=True)
         return
     from rich.console import Console
     from rich.progress import (

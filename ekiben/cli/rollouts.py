@@ -60,7 +60,7 @@ def describe(deployment: pb.Deployment) -> str:
     name, now = last(deployment.name), state(deployment)
     for condition in deployment.conditions:
         if condition.type == "Progressing" and condition.message:
-            return f"{name}: {condition.message.splitlines()[0]}"
+            return f"{name}: {condition.message.splitlines()[0].removesuffix(' Its last lines:')}"
     return f"{name}: {now.lower().replace('_', ' ')}, {ready(deployment)} replicas ready"
 
 
@@ -69,8 +69,13 @@ async def print_failure(client: Client, deployment: pb.Deployment) -> None:
     name = last(deployment.name)
     said(click.style(f"{name} is {state(deployment)}.", fg="red", bold=True))
     wrong = [condition for condition in deployment.conditions if condition.status == pb.Condition.FALSE]
+    shown: set[str] = set()
     for condition in wrong:
-        said(f"{condition.type}: {condition.message or condition.reason}")
+        first, _, rest = (condition.message or condition.reason).partition("\n")
+        said(f"{condition.type}: {first}")
+        if rest and rest not in shown:  # several conditions may quote the same log
+            said(rest)
+        shown.add(rest)
     if deployment.build and any(condition.type == "Built" for condition in wrong):
         build = await client.builds.get(deployment.build)
         if build.state == build.FAILED:

@@ -5,7 +5,7 @@ from typing import Any
 
 from ekiben import localstore
 from ekiben.cli import short
-from ekiben.cli.output import said, size
+from ekiben.cli.output import said, tag
 from ekiben.cli.progress import bar
 
 
@@ -22,7 +22,7 @@ async def push(resources: Any, noun: str, version: localstore.Version, *, force:
     with bar(f"Pushing {noun} {version.tag}", version.archive.size_bytes) as progress:
         resource, sent = await resources.push(version, force=force, labels=labels, progress=progress)
     if sent:
-        said(f"Pushed {noun} {version.tag} ({size(resource.content.size_bytes)}).")
+        said(f"Pushed {noun} {version.tag}.")
     else:
         said(f"{noun.capitalize()} {version.tag} is there already; --force sends it again.")
     return resource
@@ -33,6 +33,6 @@ async def pull(resources: Any, noun: str, name: str, to: str) -> Path:
     resource = await resources.get(name)
     into = Path(to).expanduser() if to else None
     as_file = to.endswith((".tar", ".tgz", ".tar.gz", ".bento"))
-    with bar(f"Pulling {noun} {name.split('/')[1]}", resource.content.size_bytes) as progress:
+    with bar(f"Pulling {noun} {tag(resource.name)}", resource.content.size_bytes) as progress:
         path: Path = await resources.pull(resource.name, into, unpack=not as_file, progress=progress)
     return path

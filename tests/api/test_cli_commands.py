@@ -68,6 +68,21 @@ async def test_bento_is_pushed_with_its_models(platform: Platform, tmp_path: Pat
     assert "modelRepositories/iris/models/v1" in platform.models.versions.items
 
 
+async def test_bento_of_the_local_store_is_pushed_when_it_is_deployed(platform: Platform, tmp_path: Path) -> None:
+    bento_folder(tmp_path)
+    ran = await ekiben(platform, "deployments", "create", "summarizer", "--no-wait", home=tmp_path)
+    assert ran.code == 0 and "in the local BentoML store only" in ran.err, ran.err
+    assert "bentoRepositories/summarizer/bentos/v1" in platform.bentos.versions.items
+    neither = await ekiben(platform, "deployments", "create", "nonsense", "--no-wait", home=tmp_path)
+    assert neither.code == 1 and "does not exist" in neither.err
+
+
+async def test_folder_that_was_not_built_says_so(platform: Platform, tmp_path: Path) -> None:
+    (tmp_path / "service.py").touch()
+    ran = await ekiben(platform, "bentos", "push", str(tmp_path), home=tmp_path)
+    assert ran.code == 1 and "bentoml build" in ran.err
+
+
 def ready_bento(platform: Platform) -> None:
     """A bento of two services on the platform."""
     manifest = {"entry_service": "Summarizer", "services": [{"name": "Summarizer"}, {"name": "Words"}]}
