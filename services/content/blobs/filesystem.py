@@ -159,7 +159,7 @@ class FilesystemBlobStore:
         sink: Sink | None = None
         kept = False
         try:
-            sink = Sink(self._pool, path, offset, create=own, sha256=number == WHOLE or digest is not None)
+            sink = Sink(self._pool, path, offset, size_bytes, create=own, sha256=number == WHOLE or digest is not None)
             async for chunk in chunks:
                 if sink.size_bytes + len(chunk) > size_bytes:
                     raise _wrong_size(size_bytes, "more")

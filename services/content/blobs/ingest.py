@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import mmap
 import os
 import secrets
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -25,6 +26,7 @@ from pathlib import Path
 
 from ekiben.errors import FailedPrecondition
 from services.content.blobs import WHOLE, Part
+from services.content.blobs.sink import BLOCK_BYTES, DIRECT_BYTES, open_direct
 from services.content.files import write_whole
 
 _MAX_SPARSE_BYTES = 8 << 40  # ext4 ends at 16 TiB
@@ -270,15 +272,21 @@ def _ends(records: Sequence[Record]) -> Iterator[int]:
 
 
 def _hash_extent(sha256: "hashlib._Hash", path: Path, offset: int, size_bytes: int) -> None:
-    buffer = memoryview(bytearray(min(_COPY_BYTES, size_bytes)))
-    with path.open("rb", buffering=0) as file:
-        file.seek(offset)
+    """Hash what lies in a file, past the page cache if it was written so."""
+    direct = offset % BLOCK_BYTES == 0 and size_bytes >= DIRECT_BYTES
+    fd = open_direct(path, os.O_RDONLY) if direct else -1
+    if fd < 0:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        buffer = memoryview(mmap.mmap(-1, _COPY_BYTES))
         while size_bytes:
-            got = file.readinto(buffer[:size_bytes])
+            got = min(os.preadv(fd, [buffer], offset), size_bytes)
             if not got:
                 raise OSError(f"{path} ends {size_bytes} bytes early")
             sha256.update(buffer[:got])
-            size_bytes -= got
+            offset, size_bytes = offset + got, size_bytes - got
+    finally:
+        os.close(fd)
 
 
 def _copy(source: Path, source_offset: int, fd: int, offset: int, size_bytes: int) -> None:
