@@ -270,6 +270,14 @@ def _tracing(plan: Plan) -> Resource:
     return {
         "random_sampling": {"value": 100},  # Less would also drop what a caller has decided to trace.
         "spawn_upstream_span": True,
+        # `POST deployments/iris/predict`, `GET /v1/models`, `POST /ekiben.registry.v1.Models/GetModel`.
+        "operation": "%REQ(:METHOD)% %METADATA(ROUTE:ekiben:named)%%PATH(NQ)%",
+        "upstream_operation": "to %UPSTREAM_CLUSTER%",
+        "custom_tags": [
+            _tag("ekiben.deployment", "route", "named"),
+            _tag("ekiben.replica", "host", "replica"),
+            {"tag": "ekiben.request_id", "request_header": {"name": "x-request-id"}},
+        ],
         "max_path_tag_length": 256,
         "provider": {
             "name": "envoy.tracers.opentelemetry",
@@ -300,6 +308,10 @@ def _tracing(plan: Plan) -> Resource:
             },
         },
     }
+
+
+def _tag(tag: str, kind: str, key: str) -> Resource:
+    return {"tag": tag, "metadata": {"kind": {kind: {}}, "metadata_key": {"key": "ekiben", "path": [{"key": key}]}}}
 
 
 def _local_replies() -> Resource:

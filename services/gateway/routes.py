@@ -102,10 +102,9 @@ def internal_routes(cluster: str, service: str) -> Resource:
                     {
                         "match": {"prefix": "/"},
                         "route": {"cluster": cluster, **_streaming(), "retry_policy": _safe_retries()},
-                        "metadata": _unreachable(
-                            "REPLICA_UNREACHABLE", f"No replica of the service {service} can be reached."
+                        "metadata": _says(
+                            "REPLICA_UNREACHABLE", f"No replica of the service {service} can be reached.", service
                         ),
-                        "decorator": {"operation": service, "propagate": False},
                     }
                 ],
             }
@@ -148,7 +147,7 @@ def _to_replicas(route: Route, shares: Sequence[tuple[Target, int]], match: Reso
         action["cluster"] = named[0][0]
     else:
         action["weighted_clusters"] = {"clusters": [{"name": name, "weight": weight} for name, weight in named]}
-    metadata = _unreachable("REPLICA_UNREACHABLE", f"No replica of {route.deployment} can be reached.")
+    metadata = _says("REPLICA_UNREACHABLE", f"No replica of {route.deployment} can be reached.", route.deployment)
     if route.capture is not None:
         own = sorted(route.capture.redacted_headers - REDACTED_ALWAYS)
         metadata["filter_metadata"][CAPTURE] = {
@@ -160,7 +159,6 @@ def _to_replicas(route: Route, shares: Sequence[tuple[Target, int]], match: Reso
         "match": match,
         "route": action,
         "metadata": metadata,
-        "decorator": {"operation": route.deployment, "propagate": False},
     }
 
 
@@ -168,9 +166,9 @@ def _api_routes(peers: set[str]) -> list[Resource]:
     routes: list[Resource] = []
     for path, peer in public_methods().items():
         if peer in peers:
-            routes.append(_to_peer({"path": path, "grpc": {}}, peer, path[1:]))
+            routes.append(_to_peer({"path": path, "grpc": {}}, peer))
     if "registry" in peers:
-        routes += [_to_peer({"prefix": f"/{name}/", "grpc": {}}, "registry", name) for name in _COMMON_SERVICES]
+        routes += [_to_peer({"prefix": f"/{name}/", "grpc": {}}, "registry") for name in _COMMON_SERVICES]
     # Envoy turns the status into a gRPC one: 403 into PERMISSION_DENIED, 404 into UNIMPLEMENTED.
     for path in internal_methods():
         routes.append(
@@ -178,22 +176,19 @@ def _api_routes(peers: set[str]) -> list[Resource]:
         )
     routes.append({"match": {"prefix": "/", "grpc": {}}, **_refusal(404, "There is no such method.")})
     for path in _QUIET_PATHS:
-        routes.append({**_to_peer({"path": path}, HTTP_FRONT, path), "tracing": _never()})
+        routes.append({**_to_peer({"path": path}, HTTP_FRONT), "tracing": _never()})
     if BLOBS in peers:
-        routes.append(_to_peer({"prefix": "/blobs/"}, BLOBS, "blobs"))
-    routes.append(_to_peer({"prefix": "/"}, HTTP_FRONT, ""))
+        routes.append(_to_peer({"prefix": "/blobs/"}, BLOBS))
+    routes.append(_to_peer({"prefix": "/"}, HTTP_FRONT))
     return routes
 
 
-def _to_peer(match: Resource, peer: str, operation: str) -> Resource:
-    route: Resource = {
+def _to_peer(match: Resource, peer: str) -> Resource:
+    return {
         "match": match,
         "route": {"cluster": peer, **_streaming(), "retry_policy": _safe_retries()},
-        "metadata": _unreachable("PEER_UNREACHABLE", f"The part {peer} of the suite cannot be reached."),
+        "metadata": _says("PEER_UNREACHABLE", f"The part {peer} of the suite cannot be reached."),
     }
-    if operation:
-        route["decorator"] = {"operation": operation, "propagate": False}
-    return route
 
 
 def _streaming() -> Resource:
@@ -217,9 +212,9 @@ def _safe_retries() -> Resource:
     }
 
 
-def _unreachable(reason: str, detail: str) -> Resource:
-    """Read by the local reply of `listeners` when no upstream answers."""
-    return {"filter_metadata": {"ekiben": {"reason": reason, "detail": detail}}}
+def _says(reason: str, detail: str, named: str = "") -> Resource:
+    """What `listeners` reads: of the local reply when no upstream answers, and the name in the trace."""
+    return {"filter_metadata": {"ekiben": {"reason": reason, "detail": detail, **({"named": named} if named else {})}}}
 
 
 def _never() -> Resource:

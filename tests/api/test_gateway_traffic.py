@@ -421,6 +421,10 @@ async def test_spans_go_to_the_recorder_with_the_token_and_replicas_continue_the
     upstream = by_id[seen.split("-")[2]]
     ingress = by_id[upstream.parent_span_id.hex()]
     assert ingress.parent_span_id.hex() == "cd" * 8
+    assert (ingress.name, upstream.name) == ("POST deployments/iris/x", "to deployment_iris_main_1")
+    attributes = {each.key: each.value.string_value for each in ingress.attributes}
+    assert attributes["ekiben.deployment"] == "deployments/iris"
+    assert attributes["ekiben.replica"] == "iris-0"
     assert {span.trace_id.hex() for span in by_id.values()} == {"ab" * 16}
     assert traces[1:] == ["ab" * 16] * 2
     assert len(traces[0]) == 32
