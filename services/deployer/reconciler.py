@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -250,7 +250,9 @@ class Reconciler:
         template = version.services.get(service, pb.ServiceTemplate())
         called = bool(version.manifest.dependents(service))
         plan = rollout.plan_of(template.deployment_strategy, specs.desired_of(deployment, service), called=called)
-        seen_new, seen_old = _seen(new, key), [_seen(one, one.key) for one in old]
+        # A new replica counts once gateways know it: before, an old one must not go, and nobody should be told RUNNING.
+        seen_new = replace(_seen(new, key), ready=self._routed(new))
+        seen_old = [_seen(one, one.key) for one in old]
         fact = ServiceFact(
             version.target,
             service,
@@ -291,12 +293,14 @@ class Reconciler:
         for name in version.manifest.service(service).dependencies:
             key = specs.key_of(view.deployment.uid, view.revision.number, version.target, name)
             one = next((one for one in view.sets if one.key == key), None)
-            if one is None:
-                return False
-            ready = [replica.replica for replica in one.replicas if replica.phase is Phase.READY]
-            if not any(self.routes.routed(replica) for replica in ready):
+            if not self._routed(one):
                 return False
         return True
+
+    def _routed(self, one: SetStatus | None) -> int:
+        """How many replicas answer and can be reached through every gateway."""
+        replicas = one.replicas if one is not None else ()
+        return sum(replica.phase is Phase.READY and self.routes.routed(replica.replica) for replica in replicas)
 
     async def _is_called(self, view: _View, one: SetStatus) -> bool:
         """Whether services of the same revision may still call this set."""

@@ -31,6 +31,7 @@ class Routes:
         self._topic = Topic()
         self._included: dict[str, int] = {}
         self._excluded: dict[str, int] = {}
+        self._routed: set[str] = set()
 
     async def publish(self, routes: Iterable[pb.Route]) -> None:
         """Make these the routes, if they differ from those there are."""
@@ -44,6 +45,7 @@ class Routes:
             self._excluded.pop(replica, None)
         for replica in self._included.keys() - there:
             del self._included[replica]
+            self._routed.discard(replica)
             self._excluded[replica] = table.version
         self._table, self._published = table, True
         self._topic.notify()
@@ -78,8 +80,10 @@ class Routes:
             self._wake()
 
     def routed(self, replica: str) -> bool:
-        """Whether every gateway can reach the replica."""
-        return replica in self._included and self._used() >= self._included[replica]
+        """Whether every gateway can reach the replica. Stays so while a gateway starts again."""
+        if replica in self._included and self._used() >= self._included[replica]:
+            self._routed.add(replica)
+        return replica in self._routed
 
     def unrouted(self, replica: str) -> bool:
         """Whether no gateway sends requests to the replica any more."""

@@ -40,7 +40,7 @@ class Settings:
     """How long a replica may finish its requests once it gets no new ones; then they are cut off."""
     shutdown_drain_s: float = 8.0
     """The same when the deployer itself stops: a person is waiting for Ctrl-C."""
-    orphan_grace_s: float = 20.0
+    orphan_grace_s: float = 15.0
     """How long replicas outlive a deployer that was killed, waiting to be adopted: longer than a restart takes."""
     probe_timeout_s: float = 2.0
     """How long a health probe waits. A hanging replica still accepts connections, so only an answer counts."""

@@ -7,11 +7,10 @@ from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ekiben.errors import Aborted
 from services.deployer.domain import Bento, Condition, Deployment, Revision, Status
-from services.kernel.db import Database, UtcDateTime
+from services.kernel.db import AsyncConnection, Database, UtcDateTime
 
 metadata = sa.MetaData()
 

@@ -1,7 +1,7 @@
 """Starts BentoML's server for one replica, on a Unix socket. Runs in the bento's environment, not in the suite's.
 
-Usage: `python launcher.py SOCKET CONTROL_DIR serve|start ARGUMENT…`, where the arguments are those of `bentoml serve`
-(a bento made before 1.2, as a whole) or of `start-http-server` (one service of a later bento).
+Usage: `python launcher.py SOCKET CONTROL_DIR COMMAND ARGUMENT…`. The command is `serve`, with the arguments of
+`bentoml serve` (a bento made before 1.2, as a whole), or `start-http-server`, with its (one service of a later bento).
 
 BentoML listens on TCP only, and an inter-service port unpickles what it is sent. Both its supervisor (circus, in all
 versions from 1.0 to 1.4) and its workers are indifferent to the family of the socket, so this changes what the

@@ -41,9 +41,9 @@ def tail(log: Path, lines: int) -> list[tuple[datetime, str]]:
     return [parse(line) for line in last]
 
 
-def tail_text(log: Path, lines: int) -> list[str]:
-    """The last so many lines without their times. Blocks."""
-    return [text for _, text in tail(log, lines)]
+def tail_text(log: Path, lines: int, since: datetime | None) -> list[str]:
+    """The last so many lines since a time, without their times. Blocks."""
+    return [text for time, text in tail(log, lines) if since is None or time >= since]
 
 
 class Follower:

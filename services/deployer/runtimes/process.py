@@ -40,6 +40,8 @@ Fetch = Callable[[str, Path], Awaitable[None]]
 """Puts the content of a bento or a model into a folder that does not exist yet."""
 KEPT_LOGS = 20
 """How many logs of replicas that are gone are kept for each deployment."""
+LONGEST_TMPDIR = 56
+"""BentoML before 1.2 makes sockets `bentoml-uds-????????/<20 digits>.sock` below it, of at most 103 characters."""
 # Who leaves first when a set shrinks: what serves least.
 _VICTIMS = {Phase.CRASHED: 0, Phase.STARTING: 1, Phase.UNREADY: 2, Phase.READY: 3}
 
@@ -248,6 +250,7 @@ class ProcessRuntime:
             folders=Folders(
                 own=own,
                 short=self._run / "t" / id,
+                temporary=self._temporary(id),
                 socket=self._run / "r" / id,
                 log=self._data / "logs" / status.deployment_uid / f"{id}.log",
                 user_home=self._data / "homes" / status.deployment_uid,
@@ -270,6 +273,11 @@ class ProcessRuntime:
         """Leave every process to the next owner."""
         for task in self._kept:
             task.cancel()
+
+    def _temporary(self, id: str) -> Path:
+        """TMPDIR of a replica: beside its sockets, but elsewhere where BentoML before 1.2 finds that too long."""
+        folder = self._run / "t" / id / "t"
+        return folder if len(str(folder)) <= LONGEST_TMPDIR else Path(f"/tmp/ek-{self.mark[-6:]}-{id[-8:]}")
 
     async def _keep(self, known: _Set, replica: Replica) -> None:
         await replica.run()
@@ -313,6 +321,7 @@ class ProcessRuntime:
             for path in parent.iterdir():
                 if path.name in kept:
                     continue
+                shutil.rmtree(self._temporary(path.name), ignore_errors=True)
                 if path.is_dir():
                     shutil.rmtree(path, ignore_errors=True)
                 else:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import shutil
 import signal
 from collections.abc import Awaitable, Callable
@@ -33,6 +34,8 @@ STABLE_S = 60.0
 """After so long a run the next crash is taken for a first one."""
 RELEASE_TIMEOUT_S = 30.0
 """A gateway that never says what it routes by must not keep a replica for ever."""
+ORPHAN_STOP_S = 8.0
+"""Grace for a replica which nobody adopted: no gateway routes to it, or none that anybody looks after."""
 LAST_LINES = 20
 MESSAGE_BYTES = 4000
 
@@ -56,7 +59,9 @@ class Folders:
     own: Path
     """Gone with the replica."""
     short: Path
-    """Gone with the replica; for sockets and temporary files."""
+    """Gone with the replica; for sockets."""
+    temporary: Path
+    """Gone with the replica."""
     socket: Path
     log: Path
     user_home: Path
@@ -96,6 +101,7 @@ class Replica:
     hurry_s: float | None = None
     """Grace at the end, where it is shorter than the set's."""
     _crashes: int = 0
+    _last_end: str = ""
 
     def status(self) -> ReplicaStatus:
         """What is seen of it now."""
@@ -103,7 +109,7 @@ class Replica:
             self.id,
             self.phase,
             f"unix:{self.folders.socket}",
-            self.message,
+            f"{self.message} {self._last_end}" if self._last_end and self.phase is Phase.STARTING else self.message,
             self.restart_count,
             self.failed_starts,
             self.start_time,
@@ -161,7 +167,7 @@ class Replica:
                 log_file=self.folders.log,
                 log_max_bytes=self.limits.log_max_bytes,
                 log_keep=self.limits.log_keep,
-                stop_grace_s=min(spec.drain_s, self.limits.orphan_grace_s),
+                stop_grace_s=min(spec.drain_s, ORPHAN_STOP_S),
                 orphan_grace_s=self.limits.orphan_grace_s,
                 memory_limit_bytes=spec.memory_bytes,
                 cpu_millicores=spec.cpu_millicores,
@@ -178,8 +184,11 @@ class Replica:
     ) -> tuple[serving.Places, list[str], dict[str, str]]:
         own = self.folders.own
         home = own / "home"
-        for folder in (home, home / "models", own / "monitoring", self.folders.user_home, self.folders.short / "t"):
+        for folder in (home / "models", own / "monitoring", self.folders.user_home, self.folders.short):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folders.temporary.mkdir(mode=0o700, exist_ok=True)
+        if self.folders.temporary.stat().st_uid != os.getuid():
+            raise OSError(f"{self.folders.temporary} belongs to somebody else")
         if spec.files:
             # Files go below the bento for this replica only, so it gets a bento of its own.
             shutil.rmtree(own / "bento", ignore_errors=True)
@@ -188,7 +197,7 @@ class Replica:
         places = serving.Places(
             home,
             self.folders.user_home,
-            self.folders.short / "t",
+            self.folders.temporary,
             bento,
             self.folders.socket,
             self.folders.short,
@@ -309,7 +318,7 @@ class Replica:
             why = f"It {how}."
         if not self.ready_once:
             self.failed_starts += 1
-        lines = await asyncio.to_thread(logs.tail_text, self.folders.log, LAST_LINES)
+        lines = await asyncio.to_thread(logs.tail_text, self.folders.log, LAST_LINES, self.start_time)
         text = "\n".join(lines)[-MESSAGE_BYTES:]
         self._see(Phase.CRASHED, f"{why} Its last lines:\n{text}" if text else why)
         log.info("replica ended", extra={"replica": self.id, "returncode": code, "why": why})
@@ -351,6 +360,10 @@ class Replica:
             temporary.replace(file)
 
     def _see(self, phase: Phase, message: str) -> None:
+        if phase is Phase.CRASHED:
+            self._last_end = f"Before: {message}"
+        elif phase is Phase.READY:
+            self._last_end = ""
         if (phase, message) != (self.phase, self.message):
             self.phase, self.message = phase, message
             self.changed()
@@ -358,4 +371,5 @@ class Replica:
     def _clean(self) -> None:
         shutil.rmtree(self.folders.own, ignore_errors=True)
         shutil.rmtree(self.folders.short, ignore_errors=True)
+        shutil.rmtree(self.folders.temporary, ignore_errors=True)
         self.folders.socket.unlink(missing_ok=True)

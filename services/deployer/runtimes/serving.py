@@ -56,7 +56,7 @@ def command(spec: SetSpec, places: Places, sockets: Mapping[str, Path], drain_s:
     calls = [word for name, path in sockets.items() for word in ("--depends", f"{name}=file://{quote(str(path))}")]
     # It stops a little before the platform cuts it off, so that its last words get into the log.
     grace = ["--timeout-graceful-shutdown", str(max(1, int(drain_s) - 1))]
-    return [*launch, "start", str(places.bento), "--service-name", spec.service, *where, *grace, *calls]
+    return [*launch, "start-http-server", str(places.bento), "--service-name", spec.service, *where, *grace, *calls]
 
 
 def environment(spec: SetSpec, places: Places, telemetry: Telemetry, replica: str) -> dict[str, str]:
@@ -87,6 +87,14 @@ def environment(spec: SetSpec, places: Places, telemetry: Telemetry, replica: st
     if exports and "OTEL_EXPORTER_OTLP_HEADERS" not in envs:
         # Not in the configuration: a monitor which is given headers there fails at its first use.
         envs["OTEL_EXPORTER_OTLP_HEADERS"] = f"authorization=Bearer%20{quote(telemetry.token, safe='')}"
+    if exports:
+        # Spans and monitored values are looked at beside the prediction, which is there after a second; by default they
+        # would come up to five seconds later.
+        envs.setdefault("OTEL_BSP_SCHEDULE_DELAY", "500")
+        envs.setdefault("OTEL_BLRP_SCHEDULE_DELAY", "500")
+        if spec.legacy:
+            # Its monitor takes an endpoint for the base of one, so that the option would give /v1/logs twice.
+            envs.setdefault("OTEL_EXPORTER_OTLP_ENDPOINT", telemetry.endpoint)
     if spec.legacy:
         envs.setdefault("BENTOML_CONFIG", str(places.home / "bentoml.yaml"))
     else:
@@ -120,6 +128,7 @@ def legacy_config(spec: SetSpec, telemetry: Telemetry) -> dict[str, Any]:
     config: dict[str, Any] = {"version": 1}
     if telemetry.endpoint and has_exporter(Path(spec.environment)):
         config["tracing"] = tracing(telemetry)
+        config["monitoring"] = {"enabled": True, "type": "otlp", "options": {}}
     return merge(config, spec.config)
 
 
