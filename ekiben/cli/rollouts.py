@@ -65,20 +65,22 @@ def describe(deployment: pb.Deployment) -> str:
 
 
 async def print_failure(client: Client, deployment: pb.Deployment) -> None:
-    """Print why a deployment does not serve: its conditions, and the log of a build that failed."""
+    """Print why a deployment does not serve: the build that failed with the end of its log, else its conditions."""
     name = last(deployment.name)
     said(click.style(f"{name} is {state(deployment)}.", fg="red", bold=True))
     wrong = [condition for condition in deployment.conditions if condition.status == pb.Condition.FALSE]
-    shown: set[str] = set()
-    for condition in wrong:
-        first, _, rest = (condition.message or condition.reason).partition("\n")
-        said(f"{condition.type}: {first}")
-        if rest and rest not in shown:  # several conditions may quote the same log
-            said(rest)
-        shown.add(rest)
     if deployment.build and any(condition.type == "Built" for condition in wrong):
         build = await client.builds.get(deployment.build)
         if build.state == build.FAILED:
             await builds.print_failure(client, build)
-    elif deployment.state == pb.Deployment.FAILED:
+            return
+    shown: set[str] = set()
+    for condition in wrong:
+        first, _, rest = (condition.message or condition.reason).partition("\n")
+        if first not in shown:
+            said(f"{condition.type}: {first}")
+        if rest and rest not in shown:  # several conditions may quote the same log
+            said(rest)
+        shown |= {first, rest}
+    if deployment.state == pb.Deployment.FAILED:
         said(f"What its replicas printed: ekiben deployments logs {name}")
