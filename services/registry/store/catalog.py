@@ -7,8 +7,8 @@ from typing import Any, Generic, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.kernel.db import AsyncConnection
 from services.registry.domain import Content, ContentState, Facts, Kind, Repository, UploadState, Version
 from services.registry.search import Search
 from services.registry.store.searches import Position, beyond, conditions, order, sort_key
@@ -47,9 +47,16 @@ def _count() -> sa.ScalarSelect[int]:
 
 
 def _open_upload() -> sa.ScalarSelect[str]:
+    """The newest open upload, unless one that was opened later has completed: then it is a killed client's leftover."""
+    later = uploads.alias()
+    completed_since = sa.exists().where(
+        later.c.version_id == uploads.c.version_id,
+        later.c.state == UploadState.COMPLETED,
+        later.c.create_time > uploads.c.create_time,
+    )
     return (
         sa.select(uploads.c.upload)
-        .where(uploads.c.version_id == versions.c.id, uploads.c.state == UploadState.OPEN)
+        .where(uploads.c.version_id == versions.c.id, uploads.c.state == UploadState.OPEN, ~completed_since)
         .order_by(uploads.c.create_time.desc(), uploads.c.upload)
         .limit(1)
         .scalar_subquery()
