@@ -51,7 +51,7 @@ def test_an_old_client_pushes_and_pulls_a_model(
         "import bentoml, os\n"
         "from bentoml._internal.models.model import ModelContext\n"
         "context = ModelContext(framework_name='custom', framework_versions={})\n"
-        "with bentoml.models.create('old-weights', module='', api_version='v1', signatures={}, context=context) as m:\n"
+        "with bentoml.models.create('old-weights', module='bentoml.picklable_model', api_version='v1', signatures={}, context=context) as m:\n"
         "    open(os.path.join(m.path, 'w.txt'), 'w').write('7')\n"
         "print(m.tag)\n"
     )
