@@ -193,6 +193,7 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
             response = _error(request, error)
     if not response.prepared:
         response.headers.setdefault("X-Request-Id", request_id(request))
+        response.headers["Server"] = "ekiben"
     return response
 
 
@@ -209,9 +210,9 @@ def _surface(path: str) -> str:
 
 
 def _operation(request: web.Request) -> str:
-    """What was asked for, without the ids in it, so that spans of one kind share a name."""
+    """What was asked for without its ids, so that spans of one kind share a name; the transcoder knows better."""
     resource = request.match_info.route.resource
-    return str(request.get("operation") or (resource.canonical if resource is not None else "unknown"))
+    return resource.canonical if resource is not None else "unknown"
 
 
 def _log(request: web.Request, status: int, duration_s: float) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from aiohttp import web
 from google.protobuf import json_format
 from google.protobuf.message import Message
+from opentelemetry import trace
 
 from ekiben.errors import NotFound
 from services.gateway.bindings import PEERS, Binding, RoutingTable, read_bindings
@@ -40,6 +41,7 @@ class Transcoder:
         """The response to any request. Every error is a problem document."""
         try:
             binding, path_values = self._route(request)
+            trace.get_current_span().update_name(f"{binding.verb} {binding.template.text}")
             body = await _read_body(request, binding)
             message = read_request(binding, path_values, request.rel_url.query.items(), body)
             call = self._method(binding)(message, metadata=call_metadata(request))

@@ -108,10 +108,11 @@ Handler = Callable[[Call], Awaitable[Reply | list[Reply] | web.StreamResponse]]
 
 
 def user_reply(user: identity.User) -> Reply:
-    """A user; each member is a string."""
+    """A user; each member is a string. Who has no e-mail address is called by name: a login prints that as well."""
+    name = user.name.rsplit("/", 1)[-1]
     return {
-        "name": user.name.rsplit("/", 1)[-1],
-        "email": user.email,
+        "name": name,
+        "email": user.email or name,
         "first_name": user.first_name,
         "last_name": user.last_name,
     }
