@@ -82,13 +82,17 @@ class CaptureLog:
                 self.current.rename(self.folder / f"{self.number:08d}.jsonl")
 
     def commit(self, position: Position) -> None:
-        """Move the position and delete the files before it. A disk that is full delays it: then some is sent twice."""
+        """Move the position and delete the files before it.
+
+        On a full disk the position may not be written; the files go all the same, which makes room, and a
+        position in a file that is gone means the next one.
+        """
         self.position = position
+        for segment in self.sealed():
+            if segment < position.segment:
+                self.path(segment).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             replace(self.folder / "position.json", json.dumps([position.segment, position.offset]))
-            for segment in self.sealed():
-                if segment < position.segment:
-                    self.path(segment).unlink(missing_ok=True)
 
     def size(self) -> int:
         """Bytes that wait."""
@@ -151,6 +155,7 @@ class Captures:
     async def _send(self) -> None:
         pause_s = POLL_S
         while True:
+            began = self._clock.monotonic()
             try:
                 more = await self.send_some()
                 pause_s = POLL_S
@@ -160,8 +165,8 @@ class Captures:
             except OSError as exc:
                 log.error("the capture log cannot be read", extra={"error": str(exc)})
                 more, pause_s = False, min(pause_s * 2, 5.0)
-            if not more:
-                await self._clock.sleep(pause_s)
+            # While there is more: as long as the batch took, so that a rush of predictions leaves half of a core to them.
+            await self._clock.sleep(min(self._clock.monotonic() - began, 0.5) if more else pause_s)
 
     async def send_some(self) -> bool:
         """Send one batch and commit it. Gives whether there may be more.

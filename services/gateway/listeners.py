@@ -94,11 +94,11 @@ _STATISTICS = (
     r"listener_manager\..*|cluster_manager\.(cds\..*|active_clusters|warming_clusters)|filesystem\..*"
     r"|server\.(live|uptime|memory_allocated|memory_heap_size|total_connections|concurrency)"
     r"|http\.[^.]*\.(downstream_(rq|cx)_(total|active|time|[1-5]xx)|rds\..*|tracing\..*)"
-    r"|http\.[^.]*\.downstream_rq_(completed|rx_reset|too_large)"
+    r"|http\.[^.]*\.downstream_rq_(completed|rx_reset|too_large)|http\.[^.]*\.lua\.errors"
     r"|cluster\.[^.]*\.(upstream_rq_(total|active|time|timeout|retry|rx_reset|tx_reset|pending_failure_eject|[1-5]xx)"
     r"|upstream_cx_(total|active|connect_fail|connect_timeout)"
     r"|membership_(healthy|total)|outlier_detection\.ejections_active|version_text|update_(success|rejected|failure))"
-    r"|tracing\.opentelemetry\..*|lua\..*"
+    r"|tracing\.opentelemetry\..*"
 )
 """What is counted: what `envoy`, `watcher` and `metrics` read. All of Envoy's would be ten times as many."""
 
@@ -129,7 +129,7 @@ def _manager(plan: Plan, prefix: str, routes: Resource) -> Resource:
         "codec_type": "AUTO",
         **routes,
         "http_filters": [_router()],
-        "http_protocol_options": {},
+        "http_protocol_options": {"accept_http_10": True, "default_host_for_http_10": "localhost"},
         "http2_protocol_options": {
             "initial_stream_window_size": 1 << 20,
             "initial_connection_window_size": 16 << 20,

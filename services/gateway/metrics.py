@@ -72,6 +72,12 @@ ENVOY_FAMILIES: Mapping[str, tuple[str, str, float, Mapping[str, str]]] = {
         1,
         {},
     ),
+    "envoy_http_lua_errors": (
+        "ekiben_capture_script_errors_total",
+        "Captures that broke off; the requests went on.",
+        1,
+        _LISTENER,
+    ),
     "envoy_listener_manager_lds_update_rejected": (
         "ekiben_envoy_listeners_rejected_total",
         "Files of listeners that Envoy refused.",
