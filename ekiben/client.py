@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -9,7 +10,7 @@ from ekiben import contexts
 from ekiben.audit import Audit
 from ekiben.bentos import Bentos
 from ekiben.builds import Builds
-from ekiben.channel import open_channel
+from ekiben.channel import Tls, open_channel
 from ekiben.clusters import Clusters
 from ekiben.deployments import Deployments
 from ekiben.endpoints import DEFAULT_ENDPOINT, Endpoint
@@ -32,7 +33,10 @@ class Client:
     def __init__(self, endpoint: str | Endpoint, token: str = "", *, metadata: Sequence[tuple[str, str]] = ()) -> None:
         self.endpoint = endpoint if isinstance(endpoint, Endpoint) else Endpoint.parse(endpoint)
         address = self.endpoint.url if self.endpoint.tls else self.endpoint.target
-        self._channel = open_channel(address, token=token or None, metadata=lambda: metadata)
+        # The variable that OpenSSL reads: one file of own roots for gRPC and for the bytes.
+        roots = os.environ.get("SSL_CERT_FILE") if self.endpoint.tls else None
+        tls = Tls(ca_file=Path(roots)) if roots else None
+        self._channel = open_channel(address, token=token or None, tls=tls, metadata=lambda: metadata)
         transfer = Transfer(self._channel, self.endpoint)
         self.models = Models(self._channel, transfer)
         self.bentos = Bentos(self._channel, transfer)

@@ -29,6 +29,11 @@ def explain(error: Exception, endpoint: str) -> tuple[str, str]:
     """`(what happened, what to do)`, the second perhaps empty because the first says so already."""
     said = str(error)
     match error:
+        case errors.Unavailable() if "CERTIFICATE_VERIFY_FAILED" in said or "handshak" in said.lower():
+            return (
+                f"The certificate of {endpoint} is not trusted.",
+                "SSL_CERT_FILE=roots.pem names the roots of a server that has its own.",
+            )
         case errors.Unavailable() if any(word in said.lower() for word in _REFUSED):
             return (
                 f"{endpoint} does not answer.",
@@ -39,7 +44,8 @@ def explain(error: Exception, endpoint: str) -> tuple[str, str]:
         case errors.Aborted() if error.reason == "ETAG_MISMATCH":
             return said, "Somebody changed it meanwhile: run the command again."
         case errors.Internal():
-            shown = f" Its log knows more: request id {error.request_id}." if error.request_id else ""
+            known = error.request_id and error.request_id not in said
+            shown = f" Its log knows more: request id {error.request_id}." if known else ""
             return (said or "The server failed.") + shown, ""
         case errors.EkibenError():
             return said, ""
