@@ -184,7 +184,7 @@ class _Writer:
             operation["parameters"] = parameters
         if binding.body:
             field = method.input_type.fields_by_name.get(binding.body)
-            schema = self._message(field.message_type if field is not None else method.input_type)
+            schema = self._message((field and field.message_type) or method.input_type)
             operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
         if role == api.ROLE_ANYONE:
             operation["security"] = []
@@ -298,11 +298,11 @@ def _tidy(comment: str) -> str:
     return "\n".join(line.removeprefix(" ").rstrip() for line in comment.strip("\n").split("\n")).strip()
 
 
-def _role(binding: Binding) -> int:
-    return int(binding.method.GetOptions().Extensions[api.policy].role)
+def _role(binding: Binding) -> api.Role.ValueType:
+    return binding.method.GetOptions().Extensions[api.policy].role
 
 
-def _need(role: int) -> str:
+def _need(role: api.Role.ValueType) -> str:
     if role == api.ROLE_ANYONE:
         return "Needs no token."
     return f"Needs the role {api.Role.Name(role).removeprefix('ROLE_').lower()}."
@@ -310,10 +310,9 @@ def _need(role: int) -> str:
 
 def _field(message: Descriptor, dotted: str) -> str:
     """Full name of a field by its path from a message."""
-    *parents, last = dotted.split(".")
-    for name in parents:
-        message = message.fields_by_name[name].message_type
-    return f"{message.full_name}.{last}"
+    first, _, rest = dotted.partition(".")
+    inner = message.fields_by_name[first].message_type
+    return _field(inner, rest) if rest and inner is not None else f"{message.full_name}.{first}"
 
 
 def _schema_name(kind: Descriptor | EnumDescriptor) -> str:

@@ -116,8 +116,8 @@ def _read_query(binding: Binding, query: Iterable[tuple[str, str]], request: Mes
         try:
             if binding.body == "*":
                 raise ValueError("there is no such parameter; the body holds the whole request")
-            value = _nested(binding.method.input_type, name.split("."), values, taken, "")
-            json_format.ParseDict(value, request)
+            said = _nested(binding.method.input_type, name.split("."), values, taken, "")
+            json_format.ParseDict(said, request)
         except _CONVERSION_ERRORS as error:
             violations.append((name, _reworded(error)))
     if violations:

@@ -66,7 +66,7 @@ async def delete(call: Call) -> Reply:
     return {}
 
 
-def role_of(scopes: list[str]) -> Role:
+def role_of(scopes: list[str]) -> Role.ValueType:
     """The role for BentoML's scopes: a viewer's where all of them only read, else whatever the user's is."""
     return Role.ROLE_VIEWER if scopes and set(scopes) <= _READ_ONLY_SCOPES else Role.ROLE_UNSPECIFIED
 

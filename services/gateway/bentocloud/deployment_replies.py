@@ -167,8 +167,8 @@ def _routing(template: deployer.Template) -> dict[str, Any] | None:
 
 def plain(struct: Struct) -> dict[str, Any]:
     """A Struct as the JSON object that it was; whole numbers are integers again."""
-    value = json_format.MessageToDict(struct)
-    return _whole(value) if isinstance(value, dict) else {}
+    value: dict[str, Any] = _whole(json_format.MessageToDict(struct))
+    return value
 
 
 def _whole(value: Any) -> Any:

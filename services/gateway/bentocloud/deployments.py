@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import Iterable
 
+from google.protobuf.field_mask_pb2 import FieldMask
+
 from ekiben import names
 from ekiben.deployer.v1 import deployer_pb2 as deployer
 from ekiben.errors import NotFound, Unimplemented
@@ -61,7 +63,7 @@ async def update(call: Call) -> Reply:
     paths = ["template", "scaling", "access_authorization"]
     if body.get("labels") is not None:
         paths.append("labels")
-    request = deployer.UpdateDeploymentRequest(deployment=deployment, update_mask={"paths": paths})
+    request = deployer.UpdateDeploymentRequest(deployment=deployment, update_mask=FieldMask(paths=paths))
     return await _reply(call, await call(call.api.deployments.UpdateDeployment, request))
 
 
@@ -71,7 +73,7 @@ async def void_update(call: Call) -> Reply:
     name = _name(call)
     current = await call(call.api.deployments.GetDeployment, deployer.GetDeploymentRequest(name=name))
     request = deployer.UpdateDeploymentRequest(
-        deployment=deployer.Deployment(name=name, template=current.template), update_mask={"paths": ["template"]}
+        deployment=deployer.Deployment(name=name, template=current.template), update_mask=FieldMask(paths=["template"])
     )
     return await _reply(call, await call(call.api.deployments.UpdateDeployment, request))
 

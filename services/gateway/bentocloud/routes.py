@@ -1,7 +1,7 @@
 """Every path of the wire protocol. All lie at the root of the host, and none redirects: clients follow nothing."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 from aiohttp import web
 
@@ -103,7 +103,7 @@ def _of(kind: Kind, handler: Callable[[Call, Kind], object]) -> Handler:
     return bound  # type: ignore[return-value]
 
 
-def _answering(api: Api, handler: Handler) -> Callable[[web.Request], object]:
+def _answering(api: Api, handler: Handler) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def answer(request: web.Request) -> web.StreamResponse:
         try:
             reply = await handler(Call(api, request))

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from google.protobuf.field_mask_pb2 import FieldMask
+
 from ekiben import names
 from ekiben.deployer.v1 import deployer_pb2 as deployer
 from ekiben.errors import InvalidArgument
@@ -41,7 +43,7 @@ async def update(call: Call) -> Reply:
     await clusters.check(call)
     body = await call.body()
     paths = ["kind", "stage", "path", "items"] + (["description"] if body.get("description") is not None else [])
-    request = identity.UpdateSecretRequest(secret=secret_of(_name(call), body), update_mask={"paths": paths})
+    request = identity.UpdateSecretRequest(secret=secret_of(_name(call), body), update_mask=FieldMask(paths=paths))
     return await _reply(call, await call(call.api.secrets.UpdateSecret, request))
 
 

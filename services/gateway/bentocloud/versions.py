@@ -1,5 +1,7 @@
 """Models and bentos: registered, read and listed."""
 
+from google.protobuf.field_mask_pb2 import FieldMask
+
 from ekiben.errors import NotFound
 from ekiben.registry.v1 import registry_pb2 as registry
 from services.gateway.bentocloud.api import Call
@@ -83,10 +85,10 @@ async def update(call: Call, kind: Kind) -> Reply:
         return await get(call, kind)
     updated: Version
     if isinstance(changed, registry.Model):
-        model = registry.UpdateModelRequest(model=changed, update_mask={"paths": paths})
+        model = registry.UpdateModelRequest(model=changed, update_mask=FieldMask(paths=paths))
         updated = await call(call.api.models.UpdateModel, model)
     else:
-        bento = registry.UpdateBentoRequest(bento=changed, update_mask={"paths": paths})
+        bento = registry.UpdateBentoRequest(bento=changed, update_mask=FieldMask(paths=paths))
         updated = await call(call.api.bentos.UpdateBento, bento)
     return version_reply(kind, updated, strategy=call.api.upload_strategy)
 
@@ -97,7 +99,7 @@ async def list_of_repository(call: Call, kind: Kind) -> Reply:
     start, count = number(query, "start", 0), number(query, "count", 0)
     parent = kind.repository_name(call.path("repository"))
     repository = await kind.get_repository(call, parent)
-    total = repository.model_count if kind.word == "model" else repository.bento_count
+    total = repository.model_count if isinstance(repository, registry.ModelRepository) else repository.bento_count
     words = _filter(call)
     if count == 1 and not start and not words:
         try:
