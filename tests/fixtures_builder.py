@@ -93,6 +93,8 @@ class PackageIndex:
     """`user:password` that every request must carry; empty for none."""
     held: threading.Event = field(default_factory=threading.Event)
     """Cleared, downloads of files wait until it is set again."""
+    forgotten: dict[str, int] = field(default_factory=dict)
+    """Project → how many more times its page, once it was shown, is answered as if it had no files."""
     broken: bool = False
     """Whether every request is answered with 503."""
 
@@ -130,7 +132,11 @@ def running_index() -> Iterator[PackageIndex]:
                 return self._answer(401, b"who are you")
             kind, _, name = self.path.strip("/").partition("/")
             if kind == "simple":
-                body = index.page(name.strip("/")).encode() or None
+                project = name.strip("/")
+                body = index.page(project).encode() or None
+                if index.forgotten.get(project) and index.requests.count(self.path) > 1:
+                    index.forgotten[project] -= 1
+                    body = b"<!DOCTYPE html><html><body></body></html>"
             elif kind == "files":
                 _ = self.command == "GET" and index.held.wait(30)
                 body = index.files.get(name)
@@ -161,6 +167,7 @@ def running_index() -> Iterator[PackageIndex]:
         ("setuptools", "80.9.0", []),
         ("setuptools", "82.0.0", []),
         ("cattrs", "23.1.2", []),
+        ("opentelemetry-exporter-otlp", "1.45.1", ["opentelemetry-exporter-otlp-proto-http"]),
         ("opentelemetry-exporter-otlp-proto-http", "1.45.1", []),
     ):
         index.add(name, version, requires)
@@ -276,7 +283,9 @@ class Registry:
         name = f"{parent}/bentos/{version}"
         with contextlib.suppress(Exception):
             await bentos.CreateBento(
-                registry_pb2.CreateBentoRequest(parent=parent, bento_id=version, bento=registry_pb2.Bento(manifest="{}"))
+                registry_pb2.CreateBentoRequest(
+                    parent=parent, bento_id=version, bento=registry_pb2.Bento(manifest="{}")
+                )
             )
         upload = await uploads.CreateUpload(registry_pb2.CreateUploadRequest(upload=registry_pb2.Upload(resource=name)))
         signed = await uploads.SignUpload(registry_pb2.SignUploadRequest(name=upload.name))

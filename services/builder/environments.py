@@ -24,11 +24,14 @@ from ekiben.errors import EkibenError, FailedPrecondition
 from services.builder import failures, requirements
 from services.builder.domain import Environment, Step
 from services.builder.interpreters import Interpreter
-from services.builder.recipe import Recipe, environment_digest, without_extras
+from services.builder.recipe import Recipe, environment_digest
 from services.builder.uv import Outcome, Programs
 
 MARKER = "complete.json"
 _POLL_S = 0.25
+_PAUSES_S = (0.5, 2.0, 5.0, 10.0)
+"""Before asking an index again that does not know what it knew: seen for some seconds with a release of the hour."""
+_TRY_WITHOUT = ("REQUIREMENT_UNSATISFIABLE", "REQUIREMENT_NOT_FOUND", "BUILD_BACKEND_FAILED")
 _DEFAULTS = ("UV_DEFAULT_INDEX", "UV_INDEX_URL")
 
 _CHECK = """
@@ -120,21 +123,7 @@ class Environments:
         if not fresh and path.exists():
             work.say("The lock of an equal recipe is used.")
             return Lock(await asyncio.to_thread(path.read_text))
-        try:
-            text = await self._compile(recipe, interpreter, work, locations)
-        except EkibenError as error:
-            if not recipe.extras or error.reason not in (
-                "REQUIREMENT_UNSATISFIABLE",
-                "REQUIREMENT_NOT_FOUND",
-                "BUILD_BACKEND_FAILED",
-            ):
-                raise
-            work.say(f"Trying without {', '.join(recipe.extras)}, which lets replicas send their spans.")
-            text = await self._compile(without_extras(recipe), interpreter, work, locations)
-            work.say(
-                f"WARNING: {', '.join(recipe.extras)} does not go with this bento's requirements. It is left out: "
-                "its replicas send no spans of their own."
-            )
+        text = await self._resolve(recipe, interpreter, work, locations)
         for name, location in locations.items():
             text = text.replace(
                 location.as_uri(), f"shipped:{recipe.shipped[name] if recipe.shipped else ''}/{location.name}"
@@ -167,10 +156,29 @@ class Environments:
             environment = await asyncio.to_thread(self._finish, made, digest, lock, interpreter, recipe)
         return environment, False
 
-    async def _compile(
+    async def _resolve(
         self, recipe: Recipe, interpreter: Interpreter, work: Work, locations: Mapping[str, Path]
     ) -> str:
-        wanted = [*recipe.requirements, *recipe.extras]
+        """The lock with the first of the recipe's extras that goes with its requirements, else without."""
+        for extra in recipe.extras:
+            try:
+                return await self._compile(recipe, extra, interpreter, work, locations)
+            except EkibenError as error:
+                if error.reason not in _TRY_WITHOUT:
+                    raise
+                work.say(f"Trying without {extra}, which is for the spans of replicas.")
+        text = await self._compile(recipe, "", interpreter, work, locations)
+        if recipe.extras:
+            work.say(
+                f"WARNING: {recipe.extras[-1]} does not go with this bento's requirements. It is left out: "
+                "its replicas send no spans of their own."
+            )
+        return text
+
+    async def _compile(
+        self, recipe: Recipe, extra: str, interpreter: Interpreter, work: Work, locations: Mapping[str, Path]
+    ) -> str:
+        wanted = [*recipe.requirements, extra]
         lines = [*recipe.options, *(_located(requirement, locations) for requirement in wanted)]
         (work.directory / "requirements.in").write_text("\n".join(lines) + "\n")
         (work.directory / "constraints.txt").write_text("\n".join(recipe.constraints) + "\n")
@@ -207,6 +215,16 @@ class Environments:
             outcome = await self._sync(lock, recipe, work, made, *(("--offline",) if cached else ()))
             if outcome.returncode != 0 and cached:
                 outcome = await self._sync(lock, recipe, work, made)
+            for pause_s in _PAUSES_S:
+                failure = failures.parse(outcome.text, doing="installing the packages")
+                if outcome.returncode == 0 or failure.reason not in _TRY_WITHOUT[:2]:
+                    break
+                # It was there when the lock was made. An index of many servers forgets a new release for a while.
+                work.say(
+                    f"The index does not know {failure.metadata.get('requirement', 'a package')} now; asking again."
+                )
+                await asyncio.sleep(pause_s)
+                outcome = await self._sync(lock, recipe, work, made, "--refresh")
         if outcome.returncode != 0:
             raise failures.to_error(failures.parse(outcome.text, doing="installing the packages"))
 

@@ -9,7 +9,7 @@ import json
 import posixpath
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
@@ -24,10 +24,11 @@ RECIPE_VERSION = 1
 DEFAULT_INDEX = "https://pypi.org/simple"
 """Clients write this line into every lock. It means "the usual index", which here an operator may have set."""
 
-TRACING = "opentelemetry-exporter-otlp"
-"""What lets a replica send its spans and monitor logs over OTLP/HTTP: both exporters, as BentoML's own extras
-`tracing-otlp` and `monitor-otlp` have it. The gRPC one is not used here, but `bentoml.monitor()` imports both before it
-asks which, and without it each request of a service that monitors fails with 500."""
+TRACING = ("opentelemetry-exporter-otlp", "opentelemetry-exporter-otlp-proto-http")
+"""What lets a replica send its spans and monitor logs over OTLP/HTTP, tried in this order. First both exporters, as
+BentoML's own extras `tracing-otlp` and `monitor-otlp` have it: the gRPC one is not used here, but `bentoml.monitor()`
+imports both before it asks which, and without it each request of a service that monitors fails with 500. It brings
+grpcio and what that needs of protobuf, which may not go with the bento: then spans are still to be had."""
 
 TO_UV = {"--index-url", "--extra-index-url", "--find-links", "--no-index", "--no-binary", "--only-binary"}
 """Options that uv reads in a requirements file as pip does."""
@@ -60,11 +61,14 @@ class Rule:
     package: str
     specifier: str
     why: str
+    since: str = "0"
+    """And from this version on."""
 
 
 RULES = (
     Rule("1.4", "setuptools", "<81", "its file system layer imports pkg_resources, which setuptools 81 removed"),
     Rule("1.2", "cattrs", "<23.2", "with 23.2 it reads and writes bento.yaml without name and version"),
+    Rule("1.3.5", "pydantic", "<2.9", "it uses internals of pydantic that 2.9 removed", since="1.2"),
 )
 
 
@@ -80,7 +84,7 @@ class Recipe:
     overrides: tuple[str, ...] = ()
     """As constraints, but they also win over what the bento pins."""
     extras: tuple[str, ...] = ()
-    """What replicas of this platform get besides; left out when it cannot be resolved with the rest."""
+    """What replicas of this platform get besides: the first of these that can be resolved with the rest, else none."""
     options: tuple[str, ...] = ()
     """Lines which uv reads: indexes, links, binaries. They may hold `${VARIABLE}`, filled in from the secrets."""
     prerelease: bool = False
@@ -144,7 +148,7 @@ def make_recipe(files: BentoFiles) -> Recipe:
         requirements=tuple(dict.fromkeys(requirement.text for requirement in requirements)),
         constraints=constraints,
         overrides=overrides,
-        extras=() if any(r.name == TRACING for r in requirements) else (TRACING,),
+        extras=() if any(r.name == TRACING[0] for r in requirements) else TRACING,
         options=tuple(dict.fromkeys(_line(option) for option in options if option.name in TO_UV)),
         prerelease=any(option.name == "--pre" for option in options),
         insecure_hosts=tuple(option.value for option in options if option.name == "--trusted-host"),
@@ -284,7 +288,7 @@ def _compatible(
     """Constraints and overrides without which a BentoML of this age does not start."""
     constraints, overrides = [], []
     for rule in RULES:
-        if Version(version) >= Version(rule.before):
+        if not Version(rule.since) <= Version(version) < Version(rule.before):
             continue
         text = f"{rule.package}{rule.specifier}"
         pin = next((r.pinned for r in requirements if r.name == rule.package and r.pinned), "")
@@ -319,8 +323,3 @@ def _not_done_here(manifest: Mapping[str, Any], scripts: Sequence[str]) -> list[
         f"WARNING: {thing} applies to images only and is not run here; what it installs must be on this machine."
         for thing in found
     ]
-
-
-def without_extras(recipe: Recipe) -> Recipe:
-    """The recipe as the bento alone wrote it."""
-    return replace(recipe, extras=())

@@ -37,7 +37,7 @@ async def test_a_build_makes_an_environment_and_tells_of_it(builder: Builder, tm
     build = seen[-1]
     assert (build.state, build.step, build.progress_percent, build.cached) == (pb.Build.SUCCEEDED, "ready", 100, False)
     assert build.create_time.ToMicroseconds() <= build.start_time.ToMicroseconds() <= build.end_time.ToMicroseconds()
-    assert (build.environment.bentoml_version, build.environment.package_count) == ("1.4.39", 4)
+    assert (build.environment.bentoml_version, build.environment.package_count) == ("1.4.39", 5)
     assert (Path(build.environment.path) / "bin" / "python").exists()
     assert build.environment.digest.removeprefix("sha256:") == Path(build.environment.path).name
     assert await builder.builds.GetBuild(pb.GetBuildRequest(name=created.name)) == build
