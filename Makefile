@@ -10,7 +10,7 @@ PORT ?= 7400
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up generate check format test test-servers bench clean
+.PHONY: help setup up lock generate check format test test-servers bench clean
 
 ##@ Use
 help: ## Show this help
@@ -33,20 +33,22 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 lock: ## Resolve requirements.lock anew
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --group pyproject.toml:dev pyproject.toml --generate-hashes --no-emit-index-url --no-header --output-file requirements.lock
 
-generate: setup ## Generate the Python code of the protos
+generate: setup ## Generate the Python code of the protos, docs/settings.md and docs/errors.md
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/generate.py
+	@$(BIN)/python tools/document.py
 
 format: setup ## Format and mend what a tool can
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-check: setup ## Format, lint, types, import contracts, protos, generated code
+check: setup ## Format, lint, types, import contracts, protos, generated code and pages
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/buf lint
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/generate.py --check
+	$(BIN)/python tools/document.py --check
 
 test-servers: ## Install the real servers that tests start (PostgreSQL, promtool), where apt can
 	@sh tools/install-test-servers.sh

@@ -61,7 +61,9 @@ def settings_page() -> str:
     for title, cls, prefix in groups:
         lines += [f"\n## {title}\n", "| variable | type | default | meaning |", "|---|---|---|---|"]
         for setting in describe(cls, prefix):
-            default = "required" if setting.default == "required" else f"`{setting.default}`" if setting.default else "empty"
+            default = (
+                "required" if setting.default == "required" else f"`{setting.default}`" if setting.default else "empty"
+            )
             lines.append(f"| `{setting.variable}` | {setting.type} | {default} | {setting.text} |".replace("\n", " "))
     return "\n".join(lines) + "\n"
 
@@ -107,7 +109,9 @@ def errors_page() -> str:
     lines = [ERRORS_HEAD.rstrip("\n"), ""]
     for reason, (classes, sentences) in sorted(reasons().items()):
         lines.append(f"### {reason.lower().replace('_', '-')}\n")
-        lines.append(f"`{reason}`" + (f" — {', '.join(f'`{name}`' for name in sorted(classes))}" if classes else "") + "\n")
+        lines.append(
+            f"`{reason}`" + (f" — {', '.join(f'`{name}`' for name in sorted(classes))}" if classes else "") + "\n"
+        )
         lines += [f"- {text}" for text in sorted(sentences)]
         lines.append("")
     return "\n".join(lines).rstrip("\n") + "\n"
