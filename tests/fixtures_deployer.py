@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import aiohttp
 import pytest
@@ -446,13 +446,23 @@ class DeployerProcess:
         data_dir.mkdir(exist_ok=True)
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
-        """Start it; calls wait until it serves."""
+    async def start(self) -> None:
+        """Start it, and wait until it serves."""
         self.socket.unlink(missing_ok=True)
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "services.deployer"], env=self.env, cwd=ROOT, stdout=log, stderr=log
-            )
+            self.process = self._popen(log)
+        async with asyncio.timeout(30):
+            while True:
+                assert self.process.poll() is None, self.log.read_text()[-3000:]
+                with contextlib.suppress(OSError):
+                    _, writer = await asyncio.open_unix_connection(self.socket)
+                    writer.close()
+                    return
+                await asyncio.sleep(0.05)
+
+    def _popen(self, log: BinaryIO) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "services.deployer"]
+        return subprocess.Popen(command, env=self.env, cwd=ROOT, stdout=log, stderr=log)
 
     def kill(self) -> None:
         """SIGKILL."""

@@ -223,6 +223,8 @@ class ProcessRuntime:
         replica.process = process
         replica.note = process.note
         replica.ready_once = state.get("ready_once", False)
+        # It served a moment ago: a route table without it, until the first probe, would refuse requests for nothing.
+        replica.phase = Phase.READY if replica.ready_once else Phase.STARTING
         replica.restart_count = state.get("restart_count", 0)
         replica.start_time = datetime.fromisoformat(state["start_time"]) if state.get("start_time") else None
         known.replicas[replica.id] = replica
