@@ -24,12 +24,14 @@ from weakref import WeakKeyDictionary
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import make_url
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 from sqlalchemy.types import TypeDecorator
 
 from ekiben.errors import Aborted, EkibenError, ResourceExhausted, Unavailable
 from services.kernel import migrations, telemetry
+from services.kernel.engines import AsyncConnection, AsyncEngine, create_async_engine
+
+__all__ = ["AsyncConnection", "Database", "UtcDateTime", "open_database"]
 
 log = logging.getLogger(__name__)
 

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Select, and_, delete, func, insert, or_, select
 from sqlalchemy import Row as SqlRow
-from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.kernel.db import Database
+from services.kernel.db import AsyncConnection, Database
 from services.recorder.domain import MonitorEntry, Payload, Prediction, PredictionFilter
 from services.recorder.store.tables import monitor_entries, prediction_bodies, predictions
 from services.recorder.store.writes import PREDICTIONS, Writer, add_usage

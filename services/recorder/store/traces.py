@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Row as SqlRow
 from sqlalchemy import and_, bindparam, delete, insert, or_, select, tuple_, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.kernel.db import Database
+from services.kernel.db import AsyncConnection, Database
 from services.recorder import domain
 from services.recorder.domain import Span, TraceFilter, TraceSummary
 from services.recorder.store.tables import spans, trace_services, traces

@@ -8,10 +8,9 @@ from typing import Any
 
 from sqlalchemy import Dialect, text
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ekiben.errors import ResourceExhausted
-from services.kernel.db import Database
+from services.kernel.db import AsyncConnection, Database
 from services.recorder.store.tables import log_usage
 
 PREDICTIONS = "predictions"

@@ -7,9 +7,9 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ekiben.api.v1.annotations_pb2 import Role
+from services.kernel.db import AsyncConnection
 from services.registry.identities import ApiToken, Organization, User
 from services.registry.store.tables import api_tokens, logins, organizations, users
 

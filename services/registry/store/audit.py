@@ -3,8 +3,8 @@
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.kernel.db import AsyncConnection
 from services.registry.identities import AuditEntry
 from services.registry.store.tables import audit_entries
 

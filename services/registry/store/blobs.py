@@ -17,8 +17,8 @@ from datetime import datetime
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.kernel.db import AsyncConnection
 from services.registry.domain import BlobState
 from services.registry.store.tables import blobs, versions
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.kernel.db import AsyncConnection
 from services.registry.identities import Secret, SecretItem
 from services.registry.store.tables import secrets
 

@@ -4,8 +4,8 @@ from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.kernel.db import AsyncConnection
 from services.registry.domain import ContentState, Upload, UploadState
 from services.registry.store.tables import uploads, versions
 
