@@ -5,7 +5,8 @@
 -- ends. Without it nothing is kept. What is kept goes into dynamic metadata piece by piece, so that a stream which
 -- breaks keeps what it had:
 --   qh, sh          headers of the request and the response: `name:value` lines
---   q0, q1, … s0, … bodies; a key holds pieces divided by commas
+--   q0, q1, … s0, … bodies; a key holds pieces divided by commas. Those from q1 and s1 on are apart (`cap.more`): a
+--                   whole structure is slow to write as JSON, four texts are not
 -- The presence of `qh` makes Envoy write the line. All is in base64: bytes that are not UTF-8 would become empty
 -- strings, and text that needs escapes in JSON is slow to write. This script is most of what a capture costs.
 
@@ -23,9 +24,9 @@ local RULES = {
 }
 local find, concat, random = string.find, table.concat, math.random
 
-local function put(h, key, value)
+local function put(h, namespace, key, value)
   -- Fetched anew each time: the object does not outlive a body chunk.
-  h:streamInfo():dynamicMetadata():set("cap", key, value)
+  h:streamInfo():dynamicMetadata():set(namespace, key, value)
 end
 
 local function keep_headers(h, headers, key, redacted)
@@ -38,7 +39,7 @@ local function keep_headers(h, headers, key, redacted)
       lines[n] = name .. ":" .. value
     end
   end
-  put(h, key, h:base64Escape(concat(lines, "\n")))
+  put(h, "cap", key, h:base64Escape(concat(lines, "\n")))
 end
 
 local function keep_body(h, key, max)
@@ -52,7 +53,7 @@ local function keep_body(h, key, max)
       if #segment >= SEGMENT then number, segment = number + 1, "" end
       local piece = h:base64Escape(chunk:getBytes(0, take))
       segment = segment == "" and piece or segment .. "," .. piece
-      put(h, key .. number, segment)
+      put(h, number == 0 and "cap" or "cap.more", key .. number, segment)
       if kept >= max then return end
     end
   end
@@ -70,7 +71,7 @@ function envoy_on_request(h)
   local percent = settings:get("percent")
   if percent < 100 then
     if random() * 100 >= percent then return end
-    h:streamInfo():dynamicMetadata():set("cap.on", "max", max)
+    put(h, "cap.on", "max", max)
   end
   keep_headers(h, headers, "qh", settings:get("redacted"))
   if max > 0 then keep_body(h, "q", max) end

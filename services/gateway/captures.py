@@ -165,7 +165,7 @@ class Captures:
             except OSError as exc:
                 log.error("the capture log cannot be read", extra={"error": str(exc)})
                 more, pause_s = False, min(pause_s * 2, 5.0)
-            # While there is more: as long as the batch took, so that a rush of predictions leaves half of a core to them.
+            # While there is more, as long as the batch took: a rush of predictions has half of a core to itself.
             await self._clock.sleep(min(self._clock.monotonic() - began, 0.5) if more else pause_s)
 
     async def send_some(self) -> bool:

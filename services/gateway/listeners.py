@@ -259,7 +259,8 @@ def _capture_log(path: Path) -> Resource:
                     "facts": "%METADATA(CLUSTER:ekiben:facts)%",
                     "replica": "%METADATA(UPSTREAM_HOST:ekiben:replica)%",
                     "token": f"%DYNAMIC_METADATA({ADMISSION}:ekiben-api-token)%",
-                    "cap": "%DYNAMIC_METADATA(cap)%",
+                    **{key: f"%DYNAMIC_METADATA(cap:{key})%" for key in ("qh", "q0", "sh", "s0")},
+                    "more": "%DYNAMIC_METADATA(cap.more)%",
                 }
             },
         },

@@ -1,6 +1,6 @@
 """A line of the capture log as a prediction. Pure.
 
-The fields of a line are those of `listeners`; its `cap` is `capture.lua`'s.
+The fields of a line are those of `listeners`; what `q…` and `s…` hold is `capture.lua`'s.
 """
 
 import base64
@@ -26,7 +26,7 @@ def prediction_from_line(line: bytes) -> pb.Prediction:
     if not isinstance(fields, dict) or not fields.get("id"):
         raise ValueError("The line holds no capture.")
     facts = _facts(fields.get("facts") or "")
-    kept = fields.get("cap") or {}
+    kept = {**fields, **(fields.get("more") or {})}
     micros = fields.get("us")
     prediction = pb.Prediction(
         name=f"predictions/{fields['id']}",
@@ -51,9 +51,9 @@ def prediction_from_line(line: bytes) -> pb.Prediction:
     return prediction
 
 
-def _payload(kept: Mapping[str, str], side: str, size: int, host: str = "") -> pb.Payload:
+def _payload(kept: Mapping[str, Any], side: str, size: int, host: str = "") -> pb.Payload:
     """One direction: `q` for the request, `s` for the response. `size` counts what passed."""
-    headers = _headers(kept.get(f"{side}h", ""), host)
+    headers = _headers(kept.get(f"{side}h") or "", host)
     pieces, number = [], 0
     while (segment := kept.get(f"{side}{number}")) is not None:
         pieces += [_decoded(piece) for piece in segment.split(",")]

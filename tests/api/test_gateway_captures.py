@@ -300,7 +300,7 @@ async def test_a_prediction_that_the_recorder_refuses_does_not_hold_up_the_other
 
 
 def line(name: str, **fields: Any) -> bytes:
-    return json.dumps({"id": name, "start": "1.5", "status": 200, "cap": {"qh": ""}, **fields}).encode() + b"\n"
+    return json.dumps({"id": name, "start": "1.5", "status": 200, "qh": "", **fields}).encode() + b"\n"
 
 
 async def _nothing() -> None:

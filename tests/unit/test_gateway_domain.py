@@ -88,11 +88,10 @@ def test_a_line_without_a_replica_or_a_response_is_a_prediction_all_the_same() -
         "trace": None,
         "parent": "00-" + "ab" * 16 + "-" + "cd" * 8 + "-00",
         "host": "h",
-        "cap": {
-            "qh": encoded(b"x-a:1\nx-a:2\nx-b:\xe4"),
-            "q0": encoded(b"ab") + "," + encoded(b"c"),
-            "q1": encoded(b"d"),
-        },
+        "qh": encoded(b"x-a:1\nx-a:2\nx-b:\xe4"),
+        "q0": encoded(b"ab") + "," + encoded(b"c"),
+        "sh": None,
+        "more": {"q1": encoded(b"d")},
     }
     prediction = prediction_from_line(json.dumps(fields).encode())
     assert prediction.name == "predictions/1"
@@ -107,7 +106,7 @@ def test_a_line_without_a_replica_or_a_response_is_a_prediction_all_the_same() -
 
 @given(st.binary(max_size=200))
 def test_what_is_no_line_is_an_error_and_never_another(data: bytes) -> None:
-    for junk in (data, b'{"id": 1, "cap": ' + data, b'{"id":"1","cap":{"q0":"' + data + b'"}}'):
+    for junk in (data, b'{"id": 1, "more": ' + data, b'{"id":"1","q0":"' + data + b'"}'):
         with contextlib.suppress(ValueError):
             prediction_from_line(junk)
 
