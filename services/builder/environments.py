@@ -182,12 +182,10 @@ class Environments:
         lines = [*recipe.options, *(_located(requirement, locations) for requirement in wanted)]
         (work.directory / "requirements.in").write_text("\n".join(lines) + "\n")
         (work.directory / "constraints.txt").write_text("\n".join(recipe.constraints) + "\n")
-        (work.directory / "overrides.txt").write_text("\n".join(recipe.overrides) + "\n")
         outcome = await self._uv(
             *("pip", "compile", "requirements.in", "--output-file", "lock.txt", "--python", interpreter.path),
             *("--no-header", "--no-annotate", "--generate-hashes", "--no-python-downloads"),
             *(("--constraints", "constraints.txt") if recipe.constraints else ()),
-            *(("--overrides", "overrides.txt") if recipe.overrides else ()),
             *_flags(recipe),
             work=work,
             recipe=recipe,

@@ -63,12 +63,14 @@ class Rule:
     why: str
     since: str = "0"
     """And from this version on."""
+    parts: tuple[str, ...] = ()
+    """Packages that `package` fixes the version of: where its own lock gives way, so do theirs."""
 
 
 RULES = (
     Rule("1.4", "setuptools", "<81", "its file system layer imports pkg_resources, which setuptools 81 removed"),
     Rule("1.2", "cattrs", "<23.2", "with 23.2 it reads and writes bento.yaml without name and version"),
-    Rule("1.3.5", "pydantic", "<2.9", "it uses internals of pydantic that 2.9 removed", since="1.2"),
+    Rule("1.3.5", "pydantic", ">=2,<2.9", "it uses internals of pydantic that 2.9 removed", "1.2", ("pydantic-core",)),
 )
 
 
@@ -81,8 +83,6 @@ class Recipe:
     bentoml_version: str
     requirements: tuple[str, ...]
     constraints: tuple[str, ...] = ()
-    overrides: tuple[str, ...] = ()
-    """As constraints, but they also win over what the bento pins."""
     extras: tuple[str, ...] = ()
     """What replicas of this platform get besides: the first of these that can be resolved with the rest, else none."""
     options: tuple[str, ...] = ()
@@ -102,7 +102,6 @@ class Recipe:
             "recipe": RECIPE_VERSION,
             "requirements": self.requirements,
             "constraints": self.constraints,
-            "overrides": self.overrides,
             "extras": self.extras,
             "options": self.options,
             "prerelease": self.prerelease,
@@ -139,7 +138,7 @@ def make_recipe(files: BentoFiles) -> Recipe:
     ]
     requirements += _wheels_of(files, shipped, requirements)
     requirements = _with_bentoml(requirements, version, notes)
-    constraints, overrides = _compatible(requirements, version, notes)
+    requirements, constraints = _compatible(requirements, version, notes)
     options = _index_options([line for line in lines if isinstance(line, Option)], notes)
     notes += _not_done_here(manifest, files.scripts)
     return Recipe(
@@ -147,7 +146,6 @@ def make_recipe(files: BentoFiles) -> Recipe:
         bentoml_version=version,
         requirements=tuple(dict.fromkeys(requirement.text for requirement in requirements)),
         constraints=constraints,
-        overrides=overrides,
         extras=() if any(r.name == TRACING[0] for r in requirements) else TRACING,
         options=tuple(dict.fromkeys(_line(option) for option in options if option.name in TO_UV)),
         prerelease=any(option.name == "--pre" for option in options),
@@ -284,21 +282,23 @@ def _with_bentoml(requirements: Sequence[Requirement], version: str, notes: list
 
 def _compatible(
     requirements: Sequence[Requirement], version: str, notes: list[str]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Constraints and overrides without which a BentoML of this age does not start."""
-    constraints, overrides = [], []
+) -> tuple[list[Requirement], tuple[str, ...]]:
+    """The requirements, and constraints, with which a BentoML of this age starts. A lock that prevents it gives way."""
+    kept, constraints = list(requirements), []
     for rule in RULES:
         if not Version(rule.since) <= Version(version) < Version(rule.before):
             continue
         text = f"{rule.package}{rule.specifier}"
-        pin = next((r.pinned for r in requirements if r.name == rule.package and r.pinned), "")
-        if not pin:
-            constraints.append(text)
-            notes.append(f"{text} is taken, for BentoML {version}: {rule.why}.")
-        elif not SpecifierSet(rule.specifier).contains(pin, prereleases=True):
-            overrides.append(text)
-            notes.append(f"{text} is taken instead of the locked {pin}, for BentoML {version}: {rule.why}.")
-    return tuple(constraints), tuple(overrides)
+        pin = next((r.pinned for r in kept if r.name == rule.package and r.pinned), "")
+        if pin and SpecifierSet(rule.specifier).contains(pin, prereleases=True):
+            continue
+        constraints.append(text)
+        if pin:
+            kept = [r for r in kept if r.name not in (rule.package, *rule.parts) or not r.pinned]
+            kept.append(Requirement(text, rule.package, rule.specifier))
+        instead = f" instead of the locked {pin}" if pin else ""
+        notes.append(f"{text} is taken{instead}, for BentoML {version}: {rule.why}.")
+    return kept, tuple(constraints)
 
 
 def _not_done_here(manifest: Mapping[str, Any], scripts: Sequence[str]) -> list[str]:

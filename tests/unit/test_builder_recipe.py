@@ -25,7 +25,7 @@ def test_a_plain_bento() -> None:
     assert (recipe.python, recipe.bentoml_version) == ("3.11", "1.4.39")
     assert recipe.requirements == ("tabulate", "bentoml==1.4.39")
     assert recipe.extras == TRACING
-    assert (recipe.constraints, recipe.overrides, recipe.options, recipe.notes) == ((), (), (), ())
+    assert (recipe.constraints, recipe.options, recipe.notes) == ((), (), ())
 
 
 def test_digests_follow_what_is_resolved_and_nothing_else() -> None:
@@ -80,7 +80,7 @@ def test_the_bentoml_that_the_bento_names_is_there(requirements: str, expected: 
         ("1.0.25", ("setuptools<81", "cattrs<23.2")),
         ("1.1.11", ("setuptools<81", "cattrs<23.2")),
         ("1.3.22", ("setuptools<81",)),
-        ("1.2.20", ("setuptools<81", "pydantic<2.9")),
+        ("1.2.20", ("setuptools<81", "pydantic>=2,<2.9")),
         ("1.4.0", ()),
     ],
 )
@@ -91,10 +91,13 @@ def test_old_bentoml_gets_what_it_needs_to_start(version: str, constraints: tupl
     assert len(recipe.notes) == len(constraints)
 
 
-def test_a_pin_that_would_not_start_is_overridden_and_one_that_would_is_kept() -> None:
+def test_a_lock_that_would_not_start_gives_way_and_one_that_would_is_kept() -> None:
     recipe = make_recipe(old("1.0.25", "setuptools==82.0.0\ncattrs==22.2.0\n"))
-    assert (recipe.constraints, recipe.overrides) == ((), ("setuptools<81",))
+    assert recipe.requirements == ("cattrs==22.2.0", "bentoml==1.0.25", "setuptools<81")
+    assert recipe.constraints == ("setuptools<81",)
     assert "82.0.0" in recipe.notes[0]
+    recipe = make_recipe(old("1.2.20", "pydantic==2.14.4\npydantic-core==2.50.5\nsetuptools==80.0\nattrs==26.1.0\n"))
+    assert recipe.requirements == ("setuptools==80.0", "attrs==26.1.0", "bentoml==1.2.20", "pydantic>=2,<2.9")
 
 
 def test_archives_in_the_bento_are_used_and_others_are_named() -> None:
