@@ -75,6 +75,6 @@ def _token(request: web.Request) -> str:
 
 
 def _refusal(detail: str) -> web.Response:
-    body = json.dumps(problem(401, "Unauthenticated", "TOKEN_REQUIRED", detail, "UNAUTHENTICATED"))
+    body = json.dumps(problem(401, "Unauthenticated", "API_TOKEN_REQUIRED", detail, "UNAUTHENTICATED"))
     headers = {"content-type": "application/problem+json", "www-authenticate": "Bearer"}
     return web.Response(status=401, body=body.encode(), headers=headers)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from services.gateway.domain import InternalRoute, Route
 from services.gateway.messages import TYPES, Resource, file_source
-from services.gateway.routes import ADMISSION, ADMISSION_CLUSTER, CAPTURE, internal_routes
+from services.gateway.routes import ADMISSION, ADMISSION_CLUSTER, CAPTURE, internal_routes, type_of
 
 _HCM = f"{TYPES}extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 _SAMPLERS = f"{TYPES}extensions.tracers.opentelemetry.samplers.v3"
@@ -317,13 +317,12 @@ def _tag(tag: str, kind: str, key: str) -> Resource:
 
 def _local_replies() -> Resource:
     """Envoy's own answers as problems, but to gRPC callers, who get a status in its own form."""
-    from_route = {key: f"%METADATA(ROUTE:ekiben:{key})%" for key in ("reason", "detail")}
+    from_route = {key: f"%METADATA(ROUTE:ekiben:{key})%" for key in ("type", "reason", "detail")}
     return {
         "mappers": [
             _mapper(
                 {"and_filter": {"filters": [_flags(UNREACHED), _not_grpc()]}},
                 {
-                    "type": "https://ekiben.dev/errors#unreachable",
                     "title": "Service unavailable",
                     "status": "%RESPONSE_CODE%",
                     "code": "UNAVAILABLE",
@@ -336,7 +335,7 @@ def _local_replies() -> Resource:
             _mapper(
                 {"and_filter": {"filters": [_flags(["UAEX"]), _status(503), _not_grpc()]}},
                 {
-                    "type": "https://ekiben.dev/errors#admission-unavailable",
+                    "type": type_of("ADMISSION_UNAVAILABLE"),
                     "title": "Service unavailable",
                     "status": "%RESPONSE_CODE%",
                     "code": "UNAVAILABLE",

@@ -12,6 +12,7 @@ from google.api import annotations_pb2
 from services.gateway.bindings import API_FILES, PEERS
 from services.gateway.domain import REDACTED_ALWAYS, Route, RouteTable, Target, cluster_of
 from services.gateway.messages import TYPES, Resource
+from services.kernel.problems import DOCS
 
 CAPTURE = "envoy.filters.http.lua"
 """Name of the capture filter in the chain; also the key of its settings in a route's metadata."""
@@ -26,7 +27,6 @@ _COMMON_SERVICES = (
 _QUIET_PATHS = ("/readyz", "/livez", "/healthz", "/metrics")
 """Asked for by machines all the time; a trace of each would hide the others."""
 _ON = {"@type": f"{TYPES}config.route.v3.FilterConfig", "config": {}}
-DOCS = "https://ekiben.dev/errors"
 
 
 def public_methods() -> dict[str, str]:
@@ -214,7 +214,8 @@ def _safe_retries() -> Resource:
 
 def _says(reason: str, detail: str, named: str = "") -> Resource:
     """What `listeners` reads: of the local reply when no upstream answers, and the name in the trace."""
-    return {"filter_metadata": {"ekiben": {"reason": reason, "detail": detail, **({"named": named} if named else {})}}}
+    says = {"type": type_of(reason), "reason": reason, "detail": detail, **({"named": named} if named else {})}
+    return {"filter_metadata": {"ekiben": says}}
 
 
 def _never() -> Resource:
@@ -222,10 +223,15 @@ def _never() -> Resource:
     return {"client_sampling": none, "random_sampling": none, "overall_sampling": none}
 
 
+def type_of(reason: str) -> str:
+    """Where a reason is explained."""
+    return f"{DOCS}/errors#{reason.lower().replace('_', '-')}"
+
+
 def problem(status: int, title: str, reason: str, detail: str, code: str) -> dict[str, Any]:
     """An RFC 9457 problem, with the member `error` that the Open Inference Protocol asks for."""
     return {
-        "type": f"{DOCS}#{reason.lower().replace('_', '-')}",
+        "type": type_of(reason),
         "title": title,
         "status": status,
         "detail": detail,

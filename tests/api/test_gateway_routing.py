@@ -105,6 +105,7 @@ async def test_where_no_replica_can_be_reached_the_answer_is_a_problem(
     assert answer.status == 503
     assert answer.content_type == "application/problem+json"
     assert problem["reason"] == "REPLICA_UNREACHABLE"
+    assert problem["type"].endswith("/errors#replica-unreachable")
     assert "deployments/iris" in problem["detail"]
     assert problem["status"] == 503
 

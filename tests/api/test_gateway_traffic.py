@@ -300,7 +300,7 @@ async def test_a_deployment_may_ask_for_a_token_which_its_replicas_never_see(
                 return answer.status, json.loads(await answer.text() or "{}"), answer.headers
 
         status, problem, headers = await ask()
-        assert (status, problem["reason"], headers["www-authenticate"]) == (401, "TOKEN_REQUIRED", "Bearer")
+        assert (status, problem["reason"], headers["www-authenticate"]) == (401, "API_TOKEN_REQUIRED", "Bearer")
         assert headers["content-type"] == "application/problem+json"
         assert (await ask(authorization="Bearer wrong"))[0] == 401
         for sent in ({"authorization": "Bearer ekb_good"}, {"x-yatai-api-token": "ekb_good"}):
