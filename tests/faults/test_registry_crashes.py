@@ -195,7 +195,7 @@ async def test_a_collector_that_is_killed_at_any_step(
 
 
 @pytest.mark.parametrize("late", [False, True])
-@pytest.mark.parametrize("step", STEPS[:5], ids=[name for _, name in STEPS[:5]])
+@pytest.mark.parametrize("step", STEPS[:6], ids=[name for _, name in STEPS[:6]])
 async def test_a_collector_that_runs_within_a_push(
     tmp_path: Path, manual_clock: ManualClock, monkeypatch: pytest.MonkeyPatch, step: tuple[Any, str], late: bool
 ) -> None:
