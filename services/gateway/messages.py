@@ -3,6 +3,7 @@
 Source: Envoy 1.40's v3 API: envoy/config/cluster/v3, envoy/config/endpoint/v3.
 """
 
+import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,7 +135,11 @@ def peer_cluster(peer: Peer) -> Resource:
         "typed_extension_protocol_options": _protocol(http2=peer.http2, idle_s=3600 if peer.http2 else 30),
     }
     if secure:
-        validation = {"trusted_ca": {"filename": str(peer.ca_file or "/etc/ssl/certs/ca-certificates.crt")}}
+        host = urlsplit(peer.address if "://" in peer.address else f"//{peer.address}").hostname or ""
+        by_address = _is_address(host)
+        validation: Resource = {"trusted_ca": {"filename": str(peer.ca_file or "/etc/ssl/certs/ca-certificates.crt")}}
+        if by_address:
+            validation["match_typed_subject_alt_names"] = [{"san_type": "IP_ADDRESS", "matcher": {"exact": host}}]
         common: Resource = {"validation_context": validation, "alpn_protocols": ["h2"] if peer.http2 else ["http/1.1"]}
         if peer.cert_file and peer.key_file:
             common["tls_certificates"] = [
@@ -148,11 +153,19 @@ def peer_cluster(peer: Peer) -> Resource:
             "typed_config": {
                 "@type": f"{TYPES}extensions.transport_sockets.tls.v3.UpstreamTlsContext",
                 "common_tls_context": common,
-                "sni": urlsplit(peer.address if "://" in peer.address else f"//{peer.address}").hostname or "",
-                "auto_sni_san_validation": True,
+                # SNI never carries an address (RFC 6066, section 3): the certificate is held against it above.
+                **({} if by_address else {"sni": host, "auto_sni_san_validation": True}),
             },
         }
     return cluster
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def replica_cluster(name: str, endpoints_file: Path, facts: str = "") -> Resource:
