@@ -68,9 +68,7 @@ def differences(fresh: Path) -> list[str]:
     made = {path.relative_to(fresh) for path in fresh.rglob("*.py*") if path.name != "__init__.py"} | {DESCRIPTORS}
     kept = {path.relative_to(ROOT) for path in (ROOT / "ekiben").glob("*/v*/*_pb2*.py*")}
     kept |= {DESCRIPTORS} if (ROOT / DESCRIPTORS).exists() else set()
-    stale = {
-        path for path in made & kept if not filecmp.cmp(fresh / path, ROOT / path, shallow=False)
-    }
+    stale = {path for path in made & kept if not filecmp.cmp(fresh / path, ROOT / path, shallow=False)}
     return sorted(str(path) for path in (made ^ kept) | stale)
 
 
