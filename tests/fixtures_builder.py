@@ -360,7 +360,11 @@ async def running_builder(
     **settings: Any,
 ) -> AsyncIterator[Builder]:
     """A builder with its data in `folder`, beside the registry."""
-    values = {"database_url": f"sqlite:///{folder}/builder.db", "data_dir": folder, "run_dir": registry.run_dir / "b"}
+    values: dict[str, Any] = {
+        "database_url": f"sqlite:///{folder}/builder.db",
+        "data_dir": folder,
+        "run_dir": registry.run_dir / "b",
+    }
     address = f"unix:{registry.run_dir}/builder"
     server = ServerSettings(listen=address, service_token_file=registry.folder / "service-token", grace_s=1)
     async with open_peers(registry.peers, caller="builder") as peers:

@@ -16,6 +16,6 @@ Invariants
     A killed builder leaves garbage, never a half environment; the next start takes its builds up again.
     Values of secrets reach uv's environment and nothing else; the log masks them.                     (uv, logs)
 
-Reading order: domain, requirements, recipe, failures (all pure); store, queue; logs, interpreters, uv, environments;
-worker, servicer, messages, app.
+Reading order: domain, requirements, recipe, failures (all pure); store, queue; logs, uv, bento, interpreters, locks,
+environments; worker, servicer, messages, app.
 """

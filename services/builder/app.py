@@ -14,6 +14,7 @@ from ekiben.identity.v1 import identity_pb2_grpc
 from ekiben.registry.v1 import registry_pb2_grpc
 from services.builder.environments import Environments
 from services.builder.interpreters import Interpreters
+from services.builder.locks import Locks
 from services.builder.logs import BuildLogs
 from services.builder.queue import Queue
 from services.builder.servicer import Builds
@@ -51,7 +52,8 @@ async def open_builder(
                 await programs.end_strays()
                 await store.requeue(owner)
                 await asyncio.to_thread(shutil.rmtree, data_dir / "tmp", ignore_errors=True)
-            environments = Environments(data_dir, programs, compile_bytecode=settings.compile_bytecode)
+            locks = Locks(data_dir, programs)
+            environments = Environments(data_dir, programs, locks, compile_bytecode=settings.compile_bytecode)
             interpreters = Interpreters(programs, settings, clock)
             logs = BuildLogs(data_dir / "logs", clock)
             bentos = registry_pb2_grpc.BentosStub(peers.registry)
@@ -63,7 +65,7 @@ async def open_builder(
 
             queue = Queue(store, environments, logs, bentos, changes, clock)
             worker = Worker(
-                store, environments, interpreters, logs, changes, fetch, vault, settings, owner, clock, failpoint
+                store, locks, environments, interpreters, logs, changes, fetch, vault, settings, owner, clock, failpoint
             )
             servicer = Servicer(
                 "ekiben.builder.v1.Builds", builder_pb2_grpc.add_BuildsServicer_to_server, Builds(queue, environments)

@@ -16,8 +16,9 @@ from ekiben.errors import Aborted, DeadlineExceeded, EkibenError, Unavailable
 from ekiben.identity.v1 import identity_pb2, identity_pb2_grpc
 from services.builder import bento, failures
 from services.builder.domain import MOST_ATTEMPTS, Build, Environment, Failure, Lease, Step, progress
-from services.builder.environments import Environments, Work
+from services.builder.environments import Environments
 from services.builder.interpreters import Interpreters
+from services.builder.locks import Locks, Work
 from services.builder.logs import BuildLog, BuildLogs
 from services.builder.queue import QUEUED, lease_of
 from services.builder.recipe import make_recipe
@@ -61,6 +62,7 @@ class Worker:
     def __init__(
         self,
         store: Store,
+        locks: Locks,
         environments: Environments,
         interpreters: Interpreters,
         logs: BuildLogs,
@@ -73,6 +75,7 @@ class Worker:
         failpoint: Callable[[str], Awaitable[None]] = _pass,
     ) -> None:
         self._store = store
+        self._locks = locks
         self._environments = environments
         self._interpreters = interpreters
         self._logs = logs
@@ -216,7 +219,7 @@ class Worker:
         await report(Step.RESOLVING)
         await self._failpoint("resolve")
         with telemetry.tracer().start_as_current_span("resolve requirements"):
-            lock = await self._environments.lock(recipe, interpreter, content, work, fresh=build.force)
+            lock = await self._locks.make(recipe, interpreter, content, work, fresh=build.force)
 
         await report(Step.INSTALLING)
         await self._failpoint("install")
