@@ -486,7 +486,7 @@ def settings_of(data_dir: Path, run_dir: Path, changes: dict[str, Any]) -> dict[
         "port_range": "21500-21599",
         "drain_s": 10.0,
         "shutdown_drain_s": 3.0,
-        "orphan_grace_s": 5.0,
+        "orphan_grace_s": 10.0,
         **changes,
     }
 

@@ -427,6 +427,8 @@ def _services(sent: pb.Deployment, manifest: BentoManifest, *, lenient: bool) ->
 
 
 def _unknown(path: str, services: Any, manifest: BentoManifest) -> list[tuple[str, str]]:
+    if manifest.legacy:
+        return []  # Its runners, which a client may name, are no services of their own here.
     known = [service.name for service in manifest.services]
     return [
         (f"{path}[{name}]", f"the bento has the services {', '.join(known)}") for name in services if name not in known

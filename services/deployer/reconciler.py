@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 PASS_S = 1.0
 """At the latest after so long everything is looked at again, whoever forgot to say that something changed."""
+SECRETS_S = 15.0
 DRAIN_ACK_S = 3.0
 """At shutdown gateways may stop before they acknowledge; a person is waiting."""
 SHARES = 100
@@ -79,6 +80,7 @@ class Reconciler:
         self._builds = Builds(builds, clock, self._signal.notify)
         self._revisions: dict[tuple[str, int], Revision] = {}
         self._versions: dict[tuple[str, int], list[Version]] = {}
+        self._secrets_known: dict[tuple[tuple[str, ...], int], tuple[float, list[identity_pb2.Secret]]] = {}
         self._applied: set[str] = set()
         self._restored: set[str] = set()
         self._observed: list[SetStatus] = []
@@ -210,6 +212,12 @@ class Reconciler:
 
     def _environment(self, view: _View, version: Version) -> Progress:
         progress = self._wanted(view.deployment, version)
+        missing = [one for one in view.sets if any(r.reason == "ENVIRONMENT_MISSING" for r in one.replicas)]
+        if missing and progress.environment:
+            # The builder has thrown it away meanwhile: ask for it again, and tell the runtime where it is then.
+            self._builds.forget(progress.environment)
+            self._applied.difference_update(one.key for one in missing)
+            progress = self._wanted(view.deployment, version)
         if version.target == MAIN:
             view.build = progress.build
         if progress.failed:
@@ -225,16 +233,26 @@ class Reconciler:
         )
 
     async def _secrets(self, view: _View, version: Version) -> list[identity_pb2.Secret] | None:
-        secrets: list[identity_pb2.Secret] = []
-        if version.secrets:
-            try:
-                answer = await self._vault.RevealSecrets(identity_pb2.RevealSecretsRequest(names=version.secrets))
-            except NotFound as exc:
-                view.problem = view.problem or Condition("Available", False, "SECRET_NOT_FOUND", str(exc))
-                return None
-            secrets = list(answer.secrets)
+        try:
+            secrets = await self._revealed(version.secrets, view.deployment.generation)
+        except NotFound as exc:
+            view.problem = view.problem or Condition("Available", False, "SECRET_NOT_FOUND", str(exc))
+            return None
         view.problem = view.problem or specs.problem_of(version, secrets)
         return secrets
+
+    async def _revealed(self, names: tuple[str, ...], generation: int) -> list[identity_pb2.Secret]:
+        """The secrets with their values; asked for again after a while, as a pass comes every second."""
+        if not names:
+            return []
+        now = self._clock.monotonic()
+        known = self._secrets_known.get((names, generation))
+        if known is None or now - known[0] > SECRETS_S:
+            answer = await self._vault.RevealSecrets(identity_pb2.RevealSecretsRequest(names=names))
+            if len(self._secrets_known) > 1000:
+                self._secrets_known.clear()
+            known = self._secrets_known[names, generation] = (now, list(answer.secrets))
+        return known[1]
 
     async def _service(
         self, view: _View, version: Version, service: str, given: tuple[str, list[identity_pb2.Secret]] | None

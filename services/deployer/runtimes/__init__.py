@@ -85,6 +85,8 @@ class ReplicaStatus:
     failed_starts: int = 0
     """How often it ended in a row without ever having been ready."""
     start_time: datetime | None = None
+    reason: str = ""
+    """Why it could not be started, for programs: `ENVIRONMENT_MISSING`."""
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,11 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -38,6 +40,7 @@ log = logging.getLogger(__name__)
 
 Fetch = Callable[[str, Path], Awaitable[None]]
 """Puts the content of a bento or a model into a folder that does not exist yet."""
+CONTENT_KEPT_S = 24 * 3600.0
 KEPT_LOGS = 20
 """How many logs of replicas that are gone are kept for each deployment."""
 LONGEST_TMPDIR = 56
@@ -101,6 +104,7 @@ class ProcessRuntime:
         known.spec = spec
         for replica in known.replicas.values():
             replica.spec, replica.legacy, replica.sockets = self._complete(spec), spec.legacy, self._sockets(spec)
+            replica.reason = ""
         await self.scale(spec.key, replicas)
 
     async def scale(self, key: str, replicas: int) -> None:
@@ -168,8 +172,8 @@ class ProcessRuntime:
                     services[replica] = service
             return found
 
-        async for id, time, text in logs.read(files, tail, follow):
-            yield Line(id, services.get(id, ""), time, text)
+        async for id, when, text in logs.read(files, tail, follow):
+            yield Line(id, services.get(id, ""), when, text)
 
     # Its life
 
@@ -287,6 +291,7 @@ class ProcessRuntime:
         if not known.replicas and known.status.asked == 0:
             self._sets.pop(known.status.key, None)
         await asyncio.to_thread(self._prune_logs, replica.folders.log.parent)
+        await asyncio.to_thread(self._prune_content)
         self._wake()
 
     def _wake(self) -> None:
@@ -316,7 +321,20 @@ class ProcessRuntime:
             if not folder.exists():
                 folder.parent.mkdir(mode=0o700, exist_ok=True)
                 await self._fetch(name, folder)
+            with contextlib.suppress(OSError):
+                os.utime(folder)
         return folder
+
+    def _prune_content(self) -> None:
+        """Remove content that no set uses and none has used for a while: a rollback may want it again soon."""
+        specs = [known.spec for known in self._sets.values() if known.spec is not None]
+        used = {digest for spec in specs for digest in (spec.bento_digest, *(digest for _, digest in spec.models))}
+        long_ago = time.time() - CONTENT_KEPT_S
+        for kind in ("bentos", "models"):
+            with contextlib.suppress(OSError):
+                for folder in (self._data / kind).iterdir():
+                    if f"sha256:{folder.name}" not in used and folder.stat().st_mtime < long_ago:
+                        shutil.rmtree(folder, ignore_errors=True)
 
     def _sweep(self, kept: Collection[str]) -> None:
         for parent in (self._data / "replicas", self._run / "r", self._run / "t"):

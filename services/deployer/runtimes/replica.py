@@ -96,6 +96,7 @@ class Replica:
     start_time: datetime | None = None
     ready_once: bool = False
     note: str = ""
+    reason: str = ""
     retiring: asyncio.Event = field(default_factory=asyncio.Event)
     released: asyncio.Event = field(default_factory=asyncio.Event)
     hurry_s: float | None = None
@@ -113,6 +114,7 @@ class Replica:
             self.restart_count,
             self.failed_starts,
             self.start_time,
+            self.reason,
         )
 
     async def run(self) -> None:
@@ -125,6 +127,7 @@ class Replica:
                     await self._watch(self.process)
                 except EkibenError as exc:
                     self.failed_starts += 1
+                    self.reason = exc.reason
                     self._see(Phase.CRASHED, str(exc))
                 except OSError as exc:
                     self.failed_starts += 1
@@ -175,7 +178,7 @@ class Replica:
             ),
             self.folders.states,
         )
-        self.note = process.note
+        self.note, self.reason = process.note, ""
         self._see(Phase.STARTING, "It is starting.")
         return process
 
