@@ -129,7 +129,7 @@ async def serve(
     stop: asyncio.Event | None = None,
     clock: Clock = SYSTEM,
 ) -> None:
-    """Run components until SIGTERM or SIGINT; returns after an orderly end.
+    """Run components until SIGTERM, SIGINT or SIGHUP (unless ignored); returns after an orderly end.
 
     Opened in order, closed in reverse. At the end: not-ready is told, each `drain` runs in reverse order, loops are
     cancelled, response streams are ended, calls get `settings.grace_s` to finish. A second signal cuts that short.
@@ -235,7 +235,9 @@ def _catch_signals(stop: asyncio.Event, stack: AsyncExitStack) -> None:
             main.cancel()
         stop.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+            continue  # nohup: the terminal may close
         try:
             loop.add_signal_handler(number, caught)
         except (ValueError, RuntimeError):
