@@ -269,16 +269,32 @@ class RotatedLog:
     def _write(self, lines: list[bytes]) -> None:
         if not lines:
             return
-        if self.size >= self.max_bytes:
-            self._rotate()
-        if self.file < 0:
-            self._open()
         now = time.time()
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1e6):06d}Z "
         head = stamp.encode()
+        batch: list[bytes] = []
+        length = 0
+        for line in lines:
+            data = head + line.rstrip(b"\r") + b"\n"
+            if self.size + length >= self.max_bytes:
+                self._put(head, batch)
+                batch, length = [], 0
+                if self.size >= self.max_bytes:
+                    self._rotate()
+            batch.append(data)
+            length += len(data)
+        self._put(head, batch)
+
+    def _put(self, head: bytes, batch: list[bytes]) -> None:
+        """Append whole lines; those that cannot be written are counted."""
+        if not batch:
+            return
+        if self.file < 0:
+            self._open()
+        data = b"".join(batch)
         if self.lost:
-            lines = [f"[ekiben] {self.lost} lines were lost: the log could not be written".encode(), *lines]
-        data = b"".join(head + line.rstrip(b"\r") + b"\n" for line in lines)
+            text = f"[ekiben] {self.lost} lines were lost: the log could not be written\n"
+            data = head + text.encode() + data
         written = 0
         try:
             while written < len(data):
@@ -290,7 +306,7 @@ class RotatedLog:
                 with contextlib.suppress(OSError):
                     os.ftruncate(self.file, self.size)
                 written = 0
-            self.lost += len(lines) - (1 if self.lost else 0)
+            self.lost += len(batch)
         self.size += written
 
     def _rotate(self) -> None:
