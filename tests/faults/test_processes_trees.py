@@ -22,10 +22,10 @@ if os.fork() == 0:
     os.setsid()
     if os.fork() == 0:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        print("worker", os.getpid(), flush=True)
+        os.write(1, f"worker {os.getpid()}\\n".encode())
         time.sleep(600)
     os._exit(0)
-print("main", os.getpid(), flush=True)
+os.write(1, f"main {os.getpid()}\\n".encode())
 time.sleep(600)
 """
 
