@@ -106,8 +106,12 @@ class Bytes:
 
 async def _body(request: web.Request) -> AsyncIterator[bytes]:
     """The body as it comes. One that breaks off raises aiohttp's error, which is the client's to see."""
-    while chunk := await request.content.readany():
-        yield chunk
+    # Not `readany`, which first copies what has gathered into one: a third of the event loop's time here. And not
+    # `iter_chunks`, which never ends on the second empty body: aiohttp has one object for all of them.
+    while not request.content.at_eof():
+        chunk, _ = await request.content.readchunk()
+        if chunk:
+            yield chunk
 
 
 def _announced_digest(request: web.Request) -> Digest | None:
