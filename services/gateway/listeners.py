@@ -278,6 +278,9 @@ def _tracing(plan: Plan) -> Resource:
             _tag("ekiben.deployment", "route", "named"),
             _tag("ekiben.replica", "host", "replica"),
             {"tag": "ekiben.request_id", "request_header": {"name": "x-request-id"}},
+            # Instead of Envoy's own, which has the query: codes of logins, signatures of URLs, inputs of predictions.
+            # Whoever may read traces may not have those.
+            {"tag": "http.url", "value": "%REQ(:SCHEME)%://%REQ(:AUTHORITY)%%PATH(NQ)%"},
         ],
         "max_path_tag_length": 256,
         "provider": {

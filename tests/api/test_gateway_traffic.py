@@ -401,7 +401,7 @@ async def test_spans_go_to_the_recorder_with_the_token_and_replicas_continue_the
                 headers = plane.host("iris")
                 if flags:
                     headers["traceparent"] = f"00-{'ab' * 16}-{'cd' * 8}-{flags}"
-                async with client.post(plane.url + "/x", headers=headers) as answer:
+                async with client.post(plane.url + "/x?code=hush", headers=headers) as answer:
                     return str((await answer.json())["headers"]["traceparent"])
 
             assert (await ask()).endswith("-00")
@@ -425,6 +425,8 @@ async def test_spans_go_to_the_recorder_with_the_token_and_replicas_continue_the
     attributes = {each.key: each.value.string_value for each in ingress.attributes}
     assert attributes["ekiben.deployment"] == "deployments/iris"
     assert attributes["ekiben.replica"] == "iris-0"
+    assert attributes["http.url"].endswith("/x")
+    assert not any(b"hush" in span.SerializeToString() for span in by_id.values())
     assert {span.trace_id.hex() for span in by_id.values()} == {"ab" * 16}
     assert traces[1:] == ["ab" * 16] * 2
     assert len(traces[0]) == 32
