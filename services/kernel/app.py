@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -131,8 +132,9 @@ async def serve(
 ) -> None:
     """Run components until SIGTERM, SIGINT or SIGHUP (unless ignored); returns after an orderly end.
 
-    Opened in order, closed in reverse. At the end: not-ready is told, each `drain` runs in reverse order, loops are
-    cancelled, response streams are ended, calls get `settings.grace_s` to finish. A second signal cuts that short.
+    Opened in order, closed in reverse; what is made meanwhile, files and sockets, is for this user only. At the end:
+    not-ready is told, each `drain` runs in reverse order, loops are cancelled, response streams are ended, calls get
+    `settings.grace_s` to finish. A second signal cuts that short.
 
     Args:
         name: `service.name` of this process's spans; a component's code adds its own.
@@ -150,6 +152,8 @@ async def serve(
     async with AsyncExitStack() as stack:
         opened: list[Component] = []
         spans = telemetry.setup(name, settings)
+        # Whatever the folders above: databases hold predictions, and whoever reaches a socket gives orders.
+        stack.callback(os.umask, os.umask(0o077))
         stack.push_async_callback(spans.close)
         stop = stop or asyncio.Event()
         _catch_signals(stop, stack)

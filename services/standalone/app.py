@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import urllib.error
 import urllib.request
 
@@ -22,6 +23,9 @@ Ekiben is ready at {url}
   data     {data}
 """
 
+# How long a start may take before it says what it waits for.
+_PATIENCE_S = 15.0
+
 
 async def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; at the end everything that was started is stopped, replicas too.
@@ -29,6 +33,7 @@ async def run(settings: Settings) -> None:
     Raises:
         SettingsError: the data directory is in use, a setting is wrong, or the port is taken.
     """
+    os.umask(0o077)  # as `serve` does, but before the first folder is made
     with locked(settings.data):
         suite = expand(settings)
         stop = asyncio.Event()
@@ -53,16 +58,29 @@ async def _announce(settings: Settings, suite: Suite, stop: asyncio.Event) -> No
     """Print where it is once the public port says that every part is ready."""
     url = suite.deployer.public_url
 
-    def ready() -> bool:
-        with contextlib.suppress(OSError, urllib.error.URLError):
-            with urllib.request.urlopen(f"{url}/readyz", timeout=2) as answer:
-                return bool(answer.status == 200)
-        return False
+    def missing() -> str:
+        """What is not ready yet; empty when all of it is."""
+        try:
+            with urllib.request.urlopen(f"{url}/readyz", timeout=2):
+                return ""
+        except urllib.error.HTTPError as exc:
+            with contextlib.suppress(ValueError, OSError):
+                parts = json.load(exc)["components"]
+                return "; ".join(f"{name}: {state}" for name, state in parts.items() if state != "ready")
+            return f"{url} answers {exc.code}"
+        except OSError as exc:
+            return f"{url} does not answer: {getattr(exc, 'reason', exc)}"
 
+    loop = asyncio.get_running_loop()
+    told = loop.time()
     while not stop.is_set():
-        if await asyncio.to_thread(ready):
+        why = await asyncio.to_thread(missing)
+        if not why:
             token = suite.registry.admin_token_file.read_text().strip()
             print(READY.format(url=url, token=token, data=settings.data), flush=True)
             return
+        if loop.time() - told > _PATIENCE_S:
+            told = loop.time()
+            print(f"Not ready yet. {why}", file=sys.stderr, flush=True)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), 0.1)

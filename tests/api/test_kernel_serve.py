@@ -22,6 +22,7 @@ from ekiben.identity.v1 import identity_pb2 as pb
 from ekiben.identity.v1 import identity_pb2_grpc as stubs
 from services.kernel import telemetry
 from services.kernel.app import Component, Servicer, serve
+from services.kernel.db import open_database
 from services.kernel.settings import ServerSettings, SettingsError
 from tests.fixtures_kernel import run_server, short_path, until
 
@@ -73,6 +74,25 @@ async def test_health_follows_each_component_and_the_whole(short_path: Path) -> 
             await until(lambda s=service: is_status(s, "SERVING"), f"{service} to serve")
         with pytest.raises(errors.NotFound):
             await status(running.address, "nobody")
+
+
+async def test_what_a_component_makes_is_for_its_user_only(short_path: Path) -> None:
+    folder = short_path / "open"
+    folder.mkdir(mode=0o755)
+    done = asyncio.Event()
+    made: list[Path] = []
+
+    async def keep() -> None:
+        async with open_database(f"sqlite:///{folder}/made/kept.db") as database:
+            await database.ping()
+            made.extend([folder / "made", *(folder / "made").iterdir()])
+            assert [path for path in made if path.stat().st_mode & 0o077] == []
+            done.set()
+            await asyncio.Event().wait()
+
+    async with run_server(short_path, Component("registry", loops=[keep])):
+        await asyncio.wait_for(done.wait(), 10)
+    assert folder / "made" / "kept.db" in made
 
 
 async def test_reflection_lists_the_services_to_anyone(short_path: Path) -> None:
