@@ -214,7 +214,7 @@ async def start(spec: ProcessSpec, state_dir: Path) -> SupervisedProcess:
 async def adopt(state_dir: Path) -> list[SupervisedProcess]:
     """Become the owner of every live shim that a former owner left; forget the dead ones.
 
-    What a dead shim left running is for `end_strays`.
+    What a dead shim left running, and what cannot be adopted, is for `end_strays`.
     """
     found: list[SupervisedProcess] = []
     for file in sorted(state_dir.glob("*.json")):
@@ -241,7 +241,11 @@ async def _adopt_one(file: Path, state: dict[str, Any]) -> SupervisedProcess | N
 
 
 async def end_strays(mark: str, keep: Collection[str] = ()) -> int:
-    """SIGKILL each process with this mark whose shim is gone and whose id is not in `keep`. Gives how many."""
+    """SIGKILL each process with this mark whose id is not in `keep`, and its shim. Gives how many, shims not counted.
+
+    A shim that lives but was not adopted has lost its state or its socket, or hangs: nobody will ever command it, and
+    what it keeps holds ports and memory until its orphan grace is over, or for ever.
+    """
     return await asyncio.to_thread(_end_strays, mark, frozenset(keep))
 
 
@@ -318,8 +322,11 @@ def _forget(file: Path, state: Mapping[str, Any]) -> None:
 
 
 def _end_strays(mark: str, keep: Collection[str]) -> int:
-    living = {id for _, of, id in _marked(SHIM_MARK) if of == mark}
-    return _end(lambda of, id: of == mark and id not in living and id not in keep)
+    for pid, of, id in _marked(SHIM_MARK):
+        if of == mark and id not in keep:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+    return _end(lambda of, id: of == mark and id not in keep)
 
 
 def _marked(variable: str) -> list[tuple[int, str, str]]:

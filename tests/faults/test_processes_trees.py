@@ -145,12 +145,29 @@ async def test_strays_of_a_dead_owner_and_a_dead_shim_are_ended(run_dir: Path) -
     assert list((run_dir / "state").iterdir()) == []
 
 
+@pytest.mark.parametrize("lost", ["state", "socket", "hang"])
+async def test_a_living_shim_that_cannot_be_adopted_is_ended_at_once(
+    run_dir: Path, lost: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "START_TIMEOUT_S", 2.0)
+    process = await start(run_dir, TREE, orphan_grace_s=120.0)
+    pids = [*await pids_of_tree(run_dir), process.shim_pid]
+    process.detach()
+    if lost == "hang":
+        os.kill(process.shim_pid, signal.SIGSTOP)
+    else:
+        (run_dir / "state" / f"one.{'json' if lost == 'state' else 'sock'}").unlink()
+    assert await processes.adopt(run_dir / "state") == []
+    assert await processes.end_strays(processes.mark_of("test", run_dir)) > 0
+    assert not any(map(alive, pids))
+
+
 async def test_a_new_owner_adopts_and_stops_a_tree(run_dir: Path) -> None:
     process = await start(run_dir, TREE, orphan_grace_s=20.0)
     pids = await pids_of_tree(run_dir)
     process.detach()
-    assert await processes.end_strays(processes.mark_of("test", run_dir)) == 0
     (adopted,) = await processes.adopt(run_dir / "state")
+    assert await processes.end_strays(processes.mark_of("test", run_dir), keep=["one"]) == 0
     assert (adopted.id, adopted.pid, adopted.shim_pid) == (process.id, process.pid, process.shim_pid)
     assert await adopted.stop() == -signal.SIGTERM
     assert not any(map(alive, pids))

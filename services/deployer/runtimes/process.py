@@ -365,9 +365,15 @@ async def open_process_runtime(
 ) -> AsyncIterator[ProcessRuntime]:
     """A runtime on this machine. At the end its replicas are left to the next one, unless `drain` was called."""
     runtime = ProcessRuntime(data_dir, run_dir, fetch, **options)
+    failure: Exception | None = None
     async with asyncio.TaskGroup() as tasks:
-        await runtime.open(tasks)
         try:
+            await runtime.open(tasks)
             yield runtime
+        except Exception as exc:
+            # The group would wrap it, and whoever stops the start with a sentence would not be recognized.
+            failure = exc
         finally:
             runtime.abandon()
+    if failure is not None:
+        raise failure
