@@ -50,7 +50,11 @@ class ServerSettings:
     metrics_listen: str = ""
     """Where /metrics, /healthz and /readyz are served over HTTP: `host:port`, `unix:/path`, or empty for nowhere."""
     otlp_endpoint: str = ""
-    """gRPC address of an OTLP receiver, `host:port` or `unix:/path`; empty exports no spans."""
+    """gRPC address of the suite's recorder, `host:port` or `unix:/path`; empty exports no spans. The suite's token goes
+    with them, so name no other receiver here: the recorder sends on to one (`otlp_forward_endpoint`)."""
+    otlp_ca_file: Path | None = None
+    """Roots in PEM that the recorder's certificate must chain to; with it `otlp_endpoint` is dialled over TLS, and
+    `tls_cert_file` is shown where it asks for one."""
     trace_sample_percent: float = 100.0
     """Share of new traces that are kept, 0 to 100. A caller's own decision in `traceparent` goes first."""
     log_level: str = "INFO"

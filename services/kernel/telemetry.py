@@ -97,7 +97,7 @@ def setup(service_name: str, settings: ServerSettings) -> Telemetry:
     )
     provider.add_span_processor(_ComponentProcessor())
     if settings.otlp_endpoint:
-        exporter = GrpcSpanExporter(settings.otlp_endpoint, read_service_token(settings.service_token_file))
+        exporter = GrpcSpanExporter(settings)
         provider.add_span_processor(
             BatchSpanProcessor(exporter, max_queue_size=_QUEUE, schedule_delay_millis=_SCHEDULE_DELAY_MS)
         )
@@ -205,11 +205,11 @@ class _ComponentProcessor(SpanProcessor):
 
 
 class GrpcSpanExporter(SpanExporter):
-    """Sends spans to an OTLP gRPC receiver, showing the service token. Runs in the batch processor's thread."""
+    """Sends spans to the recorder over OTLP, showing the service token. Runs in the batch processor's thread."""
 
-    def __init__(self, endpoint: str, service_token: str) -> None:
-        self._endpoint = endpoint
-        self._metadata = (("authorization", f"Bearer {service_token}"),)
+    def __init__(self, settings: ServerSettings) -> None:
+        self._settings = settings
+        self._metadata = (("authorization", f"Bearer {read_service_token(settings.service_token_file)}"),)
         self._send: Any = None
         self._closed = threading.Event()
 
@@ -219,9 +219,7 @@ class GrpcSpanExporter(SpanExporter):
         from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 
         if self._send is None:
-            options = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 2000)]
-            channel = grpc.insecure_channel(self._endpoint, options=[*options, ("grpc.enable_http_proxy", 0)])
-            self._send = channel.unary_unary(_EXPORT_METHOD, None, None)
+            self._send = _channel(self._settings).unary_unary(_EXPORT_METHOD, None, None)
         message = encode_spans(spans).SerializeToString()
         deadline = time.monotonic() + _EXPORT_PATIENCE_S
         while True:
@@ -242,3 +240,18 @@ class GrpcSpanExporter(SpanExporter):
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         """Nothing waits here; the batch processor holds the queue."""
         return True
+
+
+def _channel(settings: ServerSettings) -> Any:
+    import grpc
+
+    options = [
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 2000),
+        ("grpc.enable_http_proxy", 0),
+    ]
+    if settings.otlp_ca_file is None or settings.otlp_endpoint.startswith("unix:"):
+        return grpc.insecure_channel(settings.otlp_endpoint, options=options)
+    files = (settings.otlp_ca_file, settings.tls_key_file, settings.tls_cert_file)
+    credentials = grpc.ssl_channel_credentials(*(file.read_bytes() if file else None for file in files))
+    return grpc.secure_channel(settings.otlp_endpoint, credentials, options=options)

@@ -44,6 +44,12 @@ class Receiver(otlp_stubs.TraceServiceServicer):
         return [span for span in self.spans if span.name == name]
 
 
+def recorder(receiver: Receiver) -> Component:
+    """The component that serves it."""
+    service = "opentelemetry.proto.collector.trace.v1.TraceService"
+    return Component("recorder", [Servicer(service, otlp_stubs.add_TraceServiceServicer_to_server, receiver)])
+
+
 class Accounts(stubs.AccountsServicer):
     """Calls another hop, and the database."""
 
@@ -75,16 +81,7 @@ async def running(short_path: Path, receiver: Receiver, tmp_path: Path) -> Async
         Component(
             "registry", [Servicer("ekiben.identity.v1.Accounts", stubs.add_AccountsServicer_to_server, accounts)]
         ),
-        Component(
-            "recorder",
-            [
-                Servicer(
-                    "opentelemetry.proto.collector.trace.v1.TraceService",
-                    otlp_stubs.add_TraceServiceServicer_to_server,
-                    receiver,
-                )
-            ],
-        ),
+        recorder(receiver),
     )
     async with open_database(f"sqlite:///{tmp_path}/x.db") as accounts.database:
         # One process that exports to itself, as standalone does.
@@ -151,18 +148,8 @@ async def test_a_loop_joins_the_trace_of_the_call_that_caused_its_work(running: 
 
 
 async def test_sampling_drops_new_traces_but_honours_a_callers_decision(short_path: Path, receiver: Receiver) -> None:
-    recorder = Component(
-        "recorder",
-        [
-            Servicer(
-                "opentelemetry.proto.collector.trace.v1.TraceService",
-                otlp_stubs.add_TraceServiceServicer_to_server,
-                receiver,
-            )
-        ],
-    )
     options: dict[str, Any] = {"otlp_endpoint": f"unix:{short_path}/s.sock", "trace_sample_percent": 0.0}
-    async with run_server(short_path, recorder, **options):
+    async with run_server(short_path, recorder(receiver), **options):
         with telemetry.continue_trace("", "dropped"):
             flags = int(telemetry.current_traceparent().rpartition("-")[2], 16)
             assert not flags & 1  # the other bit says that the trace id is random

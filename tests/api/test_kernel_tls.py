@@ -1,5 +1,6 @@
 """TLS and mutual TLS, with certificates made for the test."""
 
+import dataclasses
 import datetime
 import ipaddress
 from dataclasses import dataclass
@@ -14,10 +15,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ekiben import errors
 from ekiben.channel import Tls, open_channel
+from services.kernel import telemetry
 from services.kernel.app import Component
 from services.kernel.peers import Peers
 from services.kernel.settings import PeerSettings, SettingsError
-from tests.fixtures_kernel import run_server, short_path
+from tests.api.test_kernel_telemetry import Receiver, recorder
+from tests.fixtures_kernel import run_server, short_path, until
 
 __all__ = ["short_path"]
 
@@ -127,6 +130,19 @@ async def test_peers_dial_over_mutual_tls_by_their_settings(short_path: Path, au
         )
         await health_pb2_grpc.HealthStub(peers.registry).Check(health_pb2.HealthCheckRequest(), timeout=5)
         await peers.close()
+
+
+async def test_spans_go_to_the_recorder_over_mutual_tls(short_path: Path, authority: Authority) -> None:
+    server = authority.issue("server")
+    tls = {"tls_cert_file": server.cert, "tls_key_file": server.key, "tls_client_ca_file": authority.file}
+    receiver = Receiver()
+    async with run_server(short_path, recorder(receiver), listen="127.0.0.1:0", **tls) as running:
+        settings = dataclasses.replace(running.settings, otlp_endpoint=running.address, otlp_ca_file=authority.file)
+        spans = telemetry.setup("gateway", settings)
+        with telemetry.tracer().start_as_current_span("seen"):
+            pass
+        await until(lambda: receiver.named("seen"), "the span to come")
+        await spans.close()
 
 
 async def test_a_unix_socket_needs_no_tls(short_path: Path, authority: Authority) -> None:

@@ -79,6 +79,8 @@ class Suite(Platform):
             "EKIBEN_SERVER_LISTEN": address.get(service, "127.0.0.1:0"),
             "EKIBEN_SERVER_TLS_CLIENT_CA_FILE": f"{self.data}/ca.pem",
             "EKIBEN_SERVER_METRICS_LISTEN": "127.0.0.1:0",
+            "EKIBEN_SERVER_OTLP_ENDPOINT": address["recorder"],
+            "EKIBEN_SERVER_OTLP_CA_FILE": f"{self.data}/ca.pem",
             "EKIBEN_PEERS_SERVICE_TOKEN_FILE": f"{self.data}/service-token",
             "EKIBEN_PEERS_TLS_CA_FILE": f"{self.data}/ca.pem",
             "EKIBEN_PEERS_BLOBS": f"http://{address['blobs']}",
