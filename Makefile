@@ -17,7 +17,7 @@ help: ## Show this help
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 up: setup ## Start the platform on embedded defaults (DATA=data HOST=127.0.0.1 PORT=7400)
-	@$(BIN)/ekiben up --data $(DATA) --host $(HOST) --port $(PORT)
+	@$(BIN)/ekiben up --data "$(DATA)" --host "$(HOST)" --port "$(PORT)"
 
 ##@ Develop
 setup: $(VENV)/.ready ## Make the virtual environment with everything at its locked version

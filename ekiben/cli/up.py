@@ -31,6 +31,6 @@ def up(data: Path | None, host: str, port: int) -> None:
     """
     # -P: a folder named `services` where the user stands must not be taken for ours.
     command = [sys.executable, "-P", "-m", "services.standalone"]
-    command += ["--data", str((data or default_data()).expanduser().absolute()), "--host", host, "--port", str(port)]
+    command += ["--data", str((data or default_data()).expanduser().resolve()), "--host", host, "--port", str(port)]
     sys.stdout.flush()
     os.execv(sys.executable, command)

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import os
 import signal
-import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from ekiben.errors import EkibenError
 from services.kernel import monitoring, telemetry
 from services.kernel.audit import Writer
 from services.kernel.clock import SYSTEM, Clock
+from services.kernel.endings import NotStarted, run
 from services.kernel.identity import Auditor, Authenticator, ServiceTokenAuthenticator, read_service_token
 from services.kernel.interceptors import CallInterceptor
 from services.kernel.peers import Peers, RemoteAuditor, RemoteAuthenticator, open_peers, with_no_call
@@ -147,18 +147,24 @@ async def serve(
 
     Raises:
         SettingsError: the address cannot be listened on, or a file of the settings cannot be read.
+        NotStarted: a component cannot be opened, and says why.
         BaseExceptionGroup: a loop died; its error is inside.
     """
     async with AsyncExitStack() as stack:
         opened: list[Component] = []
-        spans = telemetry.setup(name, settings)
         # Whatever the folders above: databases hold predictions, and whoever reaches a socket gives orders.
         stack.callback(os.umask, os.umask(0o077))
+        spans = telemetry.setup(name, settings)
         stack.push_async_callback(spans.close)
         stop = stop or asyncio.Event()
         _catch_signals(stop, stack)
         for unopened in components:
-            opened.append(await stack.enter_async_context(unopened))
+            try:
+                opened.append(await stack.enter_async_context(unopened))
+            except EkibenError as exc:
+                raise NotStarted(f"It cannot start. {exc.message}") from exc
+            except OSError as exc:
+                raise NotStarted(f"It cannot start: {exc}.") from exc
         authenticator = authenticator or next((c.authenticator for c in opened if c.authenticator), None)
         auditor = auditor or next((c.auditor for c in opened if c.auditor), None)
         loops: list[tuple[str, Callable[[], Awaitable[None]]]] = [(c.name, loop) for c in opened for loop in c.loops]
@@ -254,8 +260,8 @@ def run_service(
 ) -> None:
     """All that the `__main__` of a service does: settings from the environment, then `serve` until a signal.
 
-    Reads `EKIBEN_<NAME>_…`, `EKIBEN_SERVER_…` and `EKIBEN_PEERS_…`; faults of all three are told at once, and the
-    process ends with code 2.
+    Reads `EKIBEN_<NAME>_…`, `EKIBEN_SERVER_…` and `EKIBEN_PEERS_…`; faults of all three are told at once. How the
+    process ends: `endings.run`.
     """
     faults: list[str] = []
 
@@ -271,15 +277,9 @@ def run_service(
     peers = take(PeerSettings, "EKIBEN_PEERS")
 
     async def main() -> None:
+        if faults:
+            raise SettingsError(faults)
         async with open_peers(peers, caller=name) as opened:
             await serve([open_component(own, opened)], server, name=name, peers=opened)
 
-    try:
-        if faults:
-            raise SettingsError(faults)
-        asyncio.run(main())
-    except SettingsError as exc:
-        print(exc, file=sys.stderr)
-        sys.exit(2)
-    except asyncio.CancelledError:
-        sys.exit(130)  # a second signal: whoever sent it knows
+    run(main())

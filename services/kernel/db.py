@@ -30,6 +30,7 @@ from sqlalchemy.types import TypeDecorator
 from ekiben.errors import Aborted, EkibenError, ResourceExhausted, Unavailable
 from services.kernel import migrations, telemetry
 from services.kernel.engines import AsyncConnection, AsyncEngine, create_async_engine
+from services.kernel.settings import SettingsError
 
 __all__ = ["AsyncConnection", "Database", "UtcDateTime", "open_database"]
 
@@ -116,9 +117,19 @@ class Database:
         folder = _folder(package)
         head = await asyncio.to_thread(migrations.head_of, folder)
         table = migrations.version_table(package)
-        async with self.read() as connection:
-            if await connection.run_sync(migrations.current, table) == head:
-                return
+        try:
+            async with self.read() as connection:
+                if await connection.run_sync(migrations.current, table) == head:
+                    return
+        except Unavailable as exc:  # the first that anybody asks of the database: name it
+            where = self.engine.url.render_as_string()
+            cause = exc.__cause__.orig if isinstance(exc.__cause__, sa.exc.DBAPIError) else exc.__cause__
+            raise Unavailable(
+                f"The database {where} does not answer: {cause}.",
+                reason="DATABASE_UNAVAILABLE",
+                database=where,
+                retry_after_s=1.0,
+            ) from exc
         # Alembic hands its context to env.py in a variable of its module, and a migration gives way to the event
         # loop at each statement: two at once in this process would read one another's.
         lock = _migrating.setdefault(asyncio.get_running_loop(), asyncio.Lock())
@@ -139,7 +150,10 @@ class Database:
 @asynccontextmanager
 async def open_database(url: str) -> AsyncIterator[Database]:
     """Open the database at `url`; the folder of a SQLite file is made when missing. Closed at the end."""
-    parsed = make_url(url)
+    try:
+        parsed = make_url(url)
+    except sa.exc.ArgumentError:
+        raise SettingsError(["database_url: it is no URL of a database."]) from None  # it may hold a password
     backend = parsed.get_backend_name()
     if backend == "sqlite":
         database = _sqlite(parsed.set(drivername="sqlite+aiosqlite"))
@@ -156,7 +170,7 @@ async def open_database(url: str) -> AsyncIterator[Database]:
         reader = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         database = Database(engine, reader)
     else:
-        raise ValueError(f"{parsed.render_as_string()} is neither a SQLite nor a PostgreSQL URL.")
+        raise SettingsError([f"database_url: {parsed.render_as_string()} is neither a SQLite nor a PostgreSQL URL."])
     try:
         yield database
     finally:
@@ -166,7 +180,7 @@ async def open_database(url: str) -> AsyncIterator[Database]:
 
 def _sqlite(url: sa.URL) -> Database:
     if not url.database or url.database == ":memory:":
-        raise ValueError("SQLite needs a file: a database in memory cannot be read beside a writer.")
+        raise SettingsError(["database_url: SQLite needs a file; one in memory cannot be read beside a writer."])
     Path(url.database).parent.mkdir(parents=True, exist_ok=True)
     # One connection writes and several read: WAL lets them run side by side, and a second writer could only wait.
     writer = create_async_engine(url, poolclass=AsyncAdaptedQueuePool, pool_size=1, max_overflow=0, pool_timeout=60)

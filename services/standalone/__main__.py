@@ -1,17 +1,15 @@
 """`python -m services.standalone`: what `ekiben up` starts."""
 
 import argparse
-import asyncio
-import sys
 from pathlib import Path
 
-from services.kernel.settings import SettingsError
+from services.kernel import endings
 from services.standalone.app import run
 from services.standalone.settings import Settings
 
 
 def main() -> None:
-    """Read the command line and serve; settings that stop the start end with status 2 and a sentence for each."""
+    """Read the command line and serve; what stops the start is told in sentences."""
     parser = argparse.ArgumentParser(
         prog="ekiben up",
         description="Everything on this machine, until Ctrl-C. Each service's own settings are read from the "
@@ -22,13 +20,7 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=7400, help="public port; 0 takes a free one (default: %(default)s)")
     arguments = parser.parse_args()
-    try:
-        asyncio.run(run(Settings(data=arguments.data.absolute(), host=arguments.host, port=arguments.port)))
-    except SettingsError as exc:
-        print(exc, file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    endings.run(run(Settings(data=arguments.data.resolve(), host=arguments.host, port=arguments.port)))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import json
 import os
+import sys
 import urllib.error
 import urllib.request
 

@@ -7,6 +7,7 @@ setting of every service can be had in standalone too.
 import contextlib
 import hashlib
 import os
+import re
 import secrets
 import socket
 import tempfile
@@ -14,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import quote
 
 from services.builder.settings import Settings as BuilderSettings
 from services.deployer.settings import Settings as DeployerSettings
@@ -26,6 +28,8 @@ T = TypeVar("T")
 
 # A Unix socket's path has at most 107 bytes, and the services need some 40 of them for names below the folder.
 _LONGEST_RUN_DIR = 60
+# To gRPC `unix:PATH` is a URI: these would begin its query or its fragment, or be decoded.
+_NOT_IN_ADDRESS = re.compile(r"[?#%]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +67,7 @@ def expand(settings: Settings, env: Mapping[str, str] = os.environ) -> Suite:
     """
     data = settings.data
     run = _run_dir(data)
+    in_url = quote(str(data))
     for folder in ("registry/blobs", "builder", "deployer", "recorder", "gateway"):
         (data / folder).mkdir(parents=True, exist_ok=True)
     service_token = data / "service-token"
@@ -83,19 +88,19 @@ def expand(settings: Settings, env: Mapping[str, str] = os.environ) -> Suite:
         "blobs": blobs,
     }
     registry = {
-        "database_url": f"sqlite+aiosqlite:///{data}/registry/registry.db",
-        "blobs_url": f"file://{data}/registry/blobs",
+        "database_url": f"sqlite+aiosqlite:///{in_url}/registry/registry.db",
+        "blobs_url": f"file://{in_url}/registry/blobs",
         "blobs_listen": blobs,
         "secrets_key_file": data / "registry" / "secrets.key",
         "admin_token_file": data / "admin-token",
     }
     builder = {
-        "database_url": f"sqlite+aiosqlite:///{data}/builder/builder.db",
+        "database_url": f"sqlite+aiosqlite:///{in_url}/builder/builder.db",
         "data_dir": data / "builder",
         "run_dir": run / "b",
     }
     deployer = {
-        "database_url": f"sqlite+aiosqlite:///{data}/deployer/deployer.db",
+        "database_url": f"sqlite+aiosqlite:///{in_url}/deployer/deployer.db",
         "data_dir": data / "deployer",
         "run_dir": run / "d",
         "host": shown_host,
@@ -104,7 +109,7 @@ def expand(settings: Settings, env: Mapping[str, str] = os.environ) -> Suite:
         "otlp_token_file": data / "otlp-token",
     }
     recorder = {
-        "database_url": f"sqlite+aiosqlite:///{data}/recorder/recorder.db",
+        "database_url": f"sqlite+aiosqlite:///{in_url}/recorder/recorder.db",
         "otlp_http_listen": f"127.0.0.1:{otlp_port}",
         "otlp_token_file": data / "otlp-token",
     }
@@ -140,9 +145,10 @@ def expand(settings: Settings, env: Mapping[str, str] = os.environ) -> Suite:
 
 
 def _run_dir(data: Path) -> Path:
-    """A folder for sockets that only this user may enter: in the data directory, or elsewhere where that is deep."""
+    """A folder for sockets that only this user may enter: in the data directory, or elsewhere where an address cannot
+    hold its path."""
     run = data / "run"
-    if len(os.fsencode(run)) > _LONGEST_RUN_DIR:
+    if len(os.fsencode(run)) > _LONGEST_RUN_DIR or _NOT_IN_ADDRESS.search(str(run)):
         digest = hashlib.sha256(os.fsencode(data)).hexdigest()[:12]
         run = Path(tempfile.gettempdir()) / f"ekiben-{os.getuid()}-{digest}"
     run.mkdir(parents=True, exist_ok=True, mode=0o700)
