@@ -163,7 +163,7 @@ class SupervisedProcess(asyncio.Protocol):
             self._transport.write(json.dumps(command).encode() + b"\n")
 
     def _end_lost(self) -> None:
-        _end(lambda mark, id: mark == self.mark and id == self.id, self._cgroups)
+        _end(lambda mark, id: mark == self.mark and id == self.id, self._cgroups, {self.pid})
         shim.remove_cgroups(self._cgroups)
 
     async def _ready(self) -> None:
@@ -309,7 +309,7 @@ def _read_state(file: Path) -> dict[str, Any]:
 
 def _shim_lives(state: Mapping[str, Any]) -> bool:
     pid, ticks = state.get("shim", 0), state.get("shim_ticks", 0)
-    return ticks != 0 and shim.start_ticks(pid) == ticks and not shim.is_zombie(pid)
+    return ticks != 0 and _lives(pid, ticks)
 
 
 def _forget(file: Path, state: Mapping[str, Any]) -> None:
@@ -322,11 +322,13 @@ def _forget(file: Path, state: Mapping[str, Any]) -> None:
 
 
 def _end_strays(mark: str, keep: Collection[str]) -> int:
+    # Seen before the shims are killed: what dies with them has no environment to be known by while it dies.
+    seen = {pid for pid, of, id in _marked(MARK) if of == mark and id not in keep}
     for pid, of, id in _marked(SHIM_MARK):
         if of == mark and id not in keep:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
-    return _end(lambda of, id: of == mark and id not in keep)
+    return _end(lambda of, id: of == mark and id not in keep, dying=seen)
 
 
 def _marked(variable: str) -> list[tuple[int, str, str]]:
@@ -350,18 +352,28 @@ def _marked(variable: str) -> list[tuple[int, str, str]]:
     return found
 
 
-def _end(selected: Callable[[str, str], bool], cgroups: Sequence[str] = ()) -> int:
-    """Kill until none is left: a process may fork between being seen and being killed."""
+def _end(selected: Callable[[str, str], bool], cgroups: Sequence[str] = (), dying: Collection[int] = ()) -> int:
+    """Kill until none is left: a process may fork between being seen and being killed.
+
+    Returns once ports and files are given back, those of `dying` too, which are waited for and not killed.
+    """
     ended: set[int] = set()
+    waited = {pid: shim.start_ticks(pid) for pid in dying}
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         pids = {pid for pid, mark, id in _marked(MARK) if selected(mark, id)} | set(shim.cgroup_members(cgroups))
         pids = {pid for pid in pids if not shim.is_zombie(pid)}
-        if not pids:
-            break
         for pid in pids:
+            waited.setdefault(pid, shim.start_ticks(pid))
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         ended |= pids
+        waited = {pid: ticks for pid, ticks in waited.items() if ticks and _lives(pid, ticks)}
+        if not waited and not pids:
+            break
         time.sleep(0.02)
-    return len(ended)
+    return len(ended.union(dying))
+
+
+def _lives(pid: int, ticks: int) -> bool:
+    return shim.start_ticks(pid) == ticks and not shim.is_zombie(pid)

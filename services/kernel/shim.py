@@ -66,9 +66,9 @@ def descendants(root: int) -> list[int]:
                 fields = file.read().rpartition(b")")[2].split()
         except OSError:
             continue
-        if len(fields) > 1:
-            # Zombies are negative: walked through, as one with living threads may have children, but not alive.
-            children.setdefault(int(fields[1]), []).append(-int(entry) if fields[0] == b"Z" else int(entry))
+        if len(fields) > 17:
+            # Zombies are negative: walked through, but not alive.
+            children.setdefault(int(fields[1]), []).append(-int(entry) if _has_ended(fields) else int(entry))
     found: list[int] = []
     queue = [root]
     while queue:
@@ -601,12 +601,17 @@ class Shim:
 
 
 def is_zombie(pid: int) -> bool:
-    """Whether a process has ended and waits for its parent to notice."""
+    """Whether a process has ended, and given back its ports and files, and waits for its parent to notice."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0] == b"Z"
-    except (OSError, IndexError):
+            return _has_ended(file.read().rpartition(b")")[2].split())
+    except (OSError, IndexError, ValueError):
         return True
+
+
+def _has_ended(fields: list[bytes]) -> bool:
+    # The main thread is a zombie while others still end, and what they share is open until then: Envoy's port.
+    return fields[0] == b"Z" and int(fields[17]) <= 1
 
 
 def receive(owner: socket.socket) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 import signal
+import socket
 import sys
 import textwrap
 from collections.abc import AsyncIterator, Callable
@@ -129,6 +130,35 @@ async def test_killing_the_shim_leaves_nothing(run_dir: Path) -> None:
     os.kill(process.shim_pid, signal.SIGKILL)
     assert await process.wait() == processes.LOST
     assert not any(map(alive, pids))
+
+
+THREADS = """
+import socket, threading, time
+listener = socket.create_server(("127.0.0.1", 0))
+memory = bytearray(256 << 20)
+memory[:: 4096] = bytes(len(memory) // 4096)
+for _ in range(30):
+    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+print("port", listener.getsockname()[1])
+time.sleep(60)
+"""
+"""The more memory and threads, the longer a killed process keeps its port, though its main thread is a zombie."""
+
+
+@pytest.mark.parametrize("how", ["shim", "stray", "kill"])
+async def test_who_waits_for_the_end_of_a_tree_can_have_its_port(run_dir: Path, how: str) -> None:
+    process = await start(run_dir, THREADS)
+    log = run_dir / "one.log"
+    await until(lambda: "port" in log.read_text())
+    if how == "shim":
+        os.kill(process.shim_pid, signal.SIGKILL)
+        await process.wait()
+    elif how == "stray":
+        process.detach()
+        await processes.end_strays(process.mark)
+    else:
+        await process.kill()
+    socket.create_server(("127.0.0.1", int(log.read_text().split()[-1]))).close()
 
 
 async def test_strays_of_a_dead_owner_and_a_dead_shim_are_ended(run_dir: Path) -> None:
