@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|Inf|NaN)"
 _SAMPLE = re.compile(rf"^([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{{(.*)\}})?\s+({_NUMBER})(?:\s+-?\d+)?\s*$")
+_LABELS = re.compile(r'(?:\s*[a-zA-Z_][a-zA-Z0-9_]*\s*=\s*"(?:[^"\\]|\\[\\"n])*"\s*(?:,|$))*\s*')
 _LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)\s*=\s*"((?:[^"\\]|\\.)*)"\s*,?')
 _UNESCAPE = re.compile(r"\\(.)")
 _SUFFIXES = {
@@ -35,7 +36,8 @@ def parse(text: str) -> Iterator[Family]:
     """The families of one source. Lines that cannot be read are left out, and so are comments."""
     family: Family | None = None
     families: dict[str, Family] = {}
-    for line in text.splitlines():
+    # Not `splitlines`: a label's value, such as a path that a caller chose, may hold any other end of a line.
+    for line in text.split("\n"):
         if line.startswith(("# HELP ", "# TYPE ")):
             kind, name, rest = [*line[2:].split(" ", 2), ""][:3]
             family = families.setdefault(name, Family(name))
@@ -45,6 +47,8 @@ def parse(text: str) -> Iterator[Family]:
                 family.type = rest.strip()
         elif line and not line.startswith("#") and (sample := _SAMPLE.match(line)):
             name, labels, value = sample[1], sample[2] or "", sample[3]
+            if not _LABELS.fullmatch(labels):  # Prometheus would refuse the whole page for it.
+                continue
             if family is None or not _belongs(name, family):
                 family = families.get(name) or families.setdefault(name, Family(name))
             family.samples.append((name, labels.rstrip(", "), value))

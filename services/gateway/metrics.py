@@ -19,7 +19,8 @@ log = logging.getLogger(__name__)
 TIMEOUT_S = 2.0
 """A replica that is busy must not hold up the page; it is left out, and counted."""
 AT_ONCE = 16
-_MOST_BYTES = 8 << 20
+MOST_BYTES = 8 << 20
+"""A larger page of a replica is left out, and counted."""
 
 failures = Counter("ekiben_scrape_failures_total", "Sources of metrics that did not answer in time, by kind.", ["kind"])
 for _kind in ("replica", "service", "envoy"):
@@ -154,12 +155,10 @@ class Metrics:
             url = "http://replica/metrics"
         else:
             connector, url = aiohttp.TCPConnector(), f"http://{address}/metrics"
-        page = await _fetch(url, connector, "replica")
-        return list(exposition.labelled(exposition.parse(page), labels))
+        return await _fetch(url, connector, "replica", labels)
 
     async def _service(self, name: str, url: str) -> list[Family]:
-        page = await _fetch(url, aiohttp.TCPConnector(), "service")
-        return list(exposition.labelled(exposition.parse(page), {"component": name}))
+        return await _fetch(url, aiohttp.TCPConnector(), "service", {"component": name})
 
     async def _envoy(self) -> list[Family]:
         try:
@@ -216,14 +215,23 @@ def _renamed(families: Iterable[Family], clusters: Mapping[str, Mapping[str, str
         yield renamed
 
 
-async def _fetch(url: str, connector: aiohttp.BaseConnector, kind: str) -> str:
-    """A page, or nothing where it does not come in time."""
+async def _fetch(url: str, connector: aiohttp.BaseConnector, kind: str, labels: Mapping[str, str]) -> list[Family]:
+    """The families of a page with labels added; none where the whole of it does not come in time."""
+    page = bytearray()
     try:
         async with asyncio.timeout(TIMEOUT_S), aiohttp.ClientSession(connector=connector) as session:
             async with session.get(url) as answer:
-                if answer.status != 200:
-                    return ""
-                return (await answer.content.read(_MOST_BYTES)).decode("utf-8", "replace")
-    except (aiohttp.ClientError, OSError, TimeoutError):
+                answer.raise_for_status()
+                async for chunk in answer.content.iter_any():
+                    page += chunk
+                    if len(page) > MOST_BYTES:
+                        raise ValueError(f"The page has more than {MOST_BYTES} bytes.")
+    except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as exc:
+        log.info("metrics are left out", extra={"url": url, **labels, "error": str(exc) or type(exc).__name__})
         failures.labels(kind).inc()
-        return ""
+        return []
+    return await asyncio.to_thread(_read, bytes(page), labels)
+
+
+def _read(page: bytes, labels: Mapping[str, str]) -> list[Family]:
+    return list(exposition.labelled(exposition.parse(page.decode("utf-8", "replace")), labels))

@@ -1,23 +1,28 @@
 """Shares, names, captures' lines and metrics pages, without an Envoy."""
 
+import asyncio
 import base64
 import contextlib
+import dataclasses
 import json
 import shutil
 import subprocess
+from collections.abc import Awaitable, Callable
 
 import pytest
+from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ekiben.deployer.v1 import deployer_pb2 as pb
 from services.gateway import exposition, messages, routes
-from services.gateway.domain import Endpoint, Route, Target, cluster_of
-from services.gateway.metrics import ENVOY_FAMILIES, Metrics, _renamed
+from services.gateway.domain import Endpoint, Route, RouteTable, Target, cluster_of
+from services.gateway.metrics import ENVOY_FAMILIES, Metrics, _renamed, failures
 from services.gateway.records import prediction_from_line
 from services.gateway.settings import Settings
 from services.kernel.clock import ManualClock
 from services.kernel.settings import SettingsError
+from tests.fixtures_gateway import serve
 
 READY = (Endpoint("r", "127.0.0.1:1"),)
 
@@ -196,9 +201,69 @@ envoy_secret{} 1
     assert len({name for name, *_ in ENVOY_FAMILIES.values()}) == len(ENVOY_FAMILIES)
 
 
-async def test_a_replica_that_does_not_answer_is_left_out_of_the_page() -> None:
-    from services.gateway.domain import RouteTable
+def test_a_path_that_a_caller_chose_makes_no_metric_of_its_own() -> None:
+    ends = "\r\x0b\x0c\x1c\x85\u2028"
+    page = "".join(f'a{{path="/{end}forged 1{end}"}} 1\n' for end in ends)
+    (family,) = exposition.parse(page)
+    assert [sample[0] for sample in family.samples] == ["a"] * len(ends)
+    assert check(exposition.write(exposition.merge([[family]])).decode()) == ""
 
+
+@pytest.mark.parametrize("labels", ['bad-name="1"', 'x="1" y="2"', 'x="1', "x=1", 'x="\\q"', ',x="1"', 'x="1",,'])
+def test_a_sample_that_prometheus_would_refuse_a_whole_page_for_is_left_out(labels: str) -> None:
+    text = exposition.write(exposition.merge([exposition.parse(f'b{{{labels}}} 1\nb{{x="2",}} 2\n')])).decode()
+    assert text == '# HELP b b\n# TYPE b untyped\nb{x="2"} 2\n'
+
+
+async def scraped(handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> str:
+    """The page while one replica answers as `handler` does."""
+    async with serve(handler) as address:
+        entry = target("main", 1)
+        entry = dataclasses.replace(entry, endpoints=(Endpoint("r-1", address),))
+        table = RouteTable(1, (Route("deployments/d", targets=(entry,)),))
+
+        async def envoy() -> str:
+            return "# TYPE envoy_server_uptime gauge\nenvoy_server_uptime{} 5\n"
+
+        return (await Metrics(lambda: table, envoy, ManualClock()).render()).decode()
+
+
+async def test_a_page_that_comes_in_pieces_is_read_to_its_end() -> None:
+    async def pieces(request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        for number in range(3):
+            await answer.write(b"".join(b'b{x="%d-%d"} 1\n' % (number, line) for line in range(5000)))
+            await asyncio.sleep(0.01)  # The reader sees what came so far, not the whole.
+        return answer
+
+    assert 'b{x="2-4999",deployment="d"' in await scraped(pieces)
+
+
+async def test_a_page_without_end_or_with_an_error_is_left_out_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def endless(request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        while True:
+            await answer.write(b"b 1\n" * 10_000)
+
+    async def failing(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=500, text="b 1\n")
+
+    async def hanging(request: web.Request) -> web.StreamResponse:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr("services.gateway.metrics.TIMEOUT_S", 0.5)
+    for handler in (endless, failing, hanging):
+        before = failures.labels("replica")._value.get()
+        text = await scraped(handler)
+        assert 'deployment="d"' not in text
+        assert "ekiben_envoy_uptime_seconds 5" in text
+        assert failures.labels("replica")._value.get() == before + 1
+
+
+async def test_a_replica_that_does_not_answer_is_left_out_of_the_page() -> None:
     table = RouteTable(1, (Route("deployments/d", targets=(target("main", 1),)),))
 
     async def envoy() -> str:
