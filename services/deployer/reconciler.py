@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 PASS_S = 1.0
 """At the latest after so long everything is looked at again, whoever forgot to say that something changed."""
 SECRETS_S = 15.0
+"""While a rollout goes on, a secret that was missing or wrong is noticed after so long."""
 DRAIN_ACK_S = 3.0
 """At shutdown gateways may stop before they acknowledge; a person is waiting."""
 SHARES = 100
@@ -80,7 +81,7 @@ class Reconciler:
         self._builds = Builds(builds, clock, self._signal.notify)
         self._revisions: dict[tuple[str, int], Revision] = {}
         self._versions: dict[tuple[str, int], list[Version]] = {}
-        self._secrets_known: dict[tuple[tuple[str, ...], int], tuple[float, list[identity_pb2.Secret]]] = {}
+        self._secrets_known: dict[tuple[object, ...], tuple[float, list[identity_pb2.Secret]]] = {}
         self._applied: set[str] = set()
         self._restored: set[str] = set()
         self._observed: list[SetStatus] = []
@@ -234,24 +235,25 @@ class Reconciler:
 
     async def _secrets(self, view: _View, version: Version) -> list[identity_pb2.Secret] | None:
         try:
-            secrets = await self._revealed(version.secrets, view.deployment.generation)
+            secrets = await self._revealed(version.secrets, view.deployment)
         except NotFound as exc:
             view.problem = view.problem or Condition("Available", False, "SECRET_NOT_FOUND", str(exc))
             return None
         view.problem = view.problem or specs.problem_of(version, secrets)
         return secrets
 
-    async def _revealed(self, names: tuple[str, ...], generation: int) -> list[identity_pb2.Secret]:
-        """The secrets with their values; asked for again after a while, as a pass comes every second."""
+    async def _revealed(self, names: tuple[str, ...], deployment: Deployment) -> list[identity_pb2.Secret]:
+        """The secrets with their values. Asking leaves an audit entry, so what is settled is not asked for again."""
         if not names:
             return []
-        now = self._clock.monotonic()
-        known = self._secrets_known.get((names, generation))
-        if known is None or now - known[0] > SECRETS_S:
+        now, key = self._clock.monotonic(), (deployment.uid, deployment.generation, *names)
+        settled = deployment.status.settled and deployment.status.observed_generation == deployment.generation
+        known = self._secrets_known.get(key)
+        if known is None or (not settled and now - known[0] > SECRETS_S):
             answer = await self._vault.RevealSecrets(identity_pb2.RevealSecretsRequest(names=names))
             if len(self._secrets_known) > 1000:
                 self._secrets_known.clear()
-            known = self._secrets_known[names, generation] = (now, list(answer.secrets))
+            known = self._secrets_known[key] = (now, list(answer.secrets))
         return known[1]
 
     async def _service(
