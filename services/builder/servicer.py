@@ -35,13 +35,12 @@ class Builds(builder_pb2_grpc.BuildsServicer):
         """See the proto."""
         size = pages.page_size(request.page_size)
         bento = str(names.Bento.parse(request.bento)) if request.bento else ""
-        position = pages.decode(request)
-        before = (datetime.fromisoformat(position[0]), position[1]) if position else None
+        before = pages.decode(request, datetime, str)
         found = await self._queue.list(current_principal(), bento, before, size + 1)
         response = pb.ListBuildsResponse(builds=map(self._message, found[:size]))
         if len(found) > size:
             last = found[size - 1]
-            response.next_page_token = pages.encode(request, [last.create_time.isoformat(), last.id])
+            response.next_page_token = pages.encode(request, last.create_time, last.id)
         return response
 
     async def CreateBuild(self, request: pb.CreateBuildRequest, context: Context) -> pb.Build:

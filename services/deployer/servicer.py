@@ -38,11 +38,11 @@ class DeploymentsServicer(stubs.DeploymentsServicer):
 
     async def ListDeployments(self, request: pb.ListDeploymentsRequest, context: Any) -> pb.ListDeploymentsResponse:
         """A page of deployments."""
-        size, after = pages.page_size(request.page_size), pages.decode(request)
+        size, after = pages.page_size(request.page_size), pages.decode(request, int, str)
         found = await self._deployments.search(current_principal().organization, request.filter)
-        rest = [one for one in found if after is None or _position(one) > tuple(after)]
+        rest = [one for one in found if after is None or _position(one) > after]
         page = rest[:size]
-        token = pages.encode(request, _position(page[-1])) if len(rest) > size else ""
+        token = pages.encode(request, *_position(page[-1])) if len(rest) > size else ""
         shown = [self._formatted((one, await self._deployments.latest(one))) for one in page]
         return pb.ListDeploymentsResponse(deployments=shown, next_page_token=token, total_size=len(found))
 
@@ -112,9 +112,9 @@ class DeploymentsServicer(stubs.DeploymentsServicer):
 
     async def ListRevisions(self, request: pb.ListRevisionsRequest, context: Any) -> pb.ListRevisionsResponse:
         """A page of revisions."""
-        size, below = pages.page_size(request.page_size), pages.decode(request)
+        size, below = pages.page_size(request.page_size), pages.decode(request, int)
         deployment, found = await self._deployments.list_revisions(
-            current_principal().organization, request.parent, below, size + 1
+            current_principal().organization, request.parent, below[0] if below else None, size + 1
         )
         token = pages.encode(request, found[size - 1].number) if len(found) > size else ""
         shown = [messages.revision(one, deployment.name, deployment.status) for one in found[:size]]

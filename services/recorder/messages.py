@@ -1,8 +1,7 @@
 """The recorder's messages, to and from domain objects."""
 
 import json
-from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Iterable
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -20,9 +19,6 @@ _MAX_BIGINT = 2**63 - 1
 _MAX_TEXT_BYTES = 2 << 20
 # Characters of a trace's attributes; 10,000 spans without any are about 3 MiB.
 _MAX_ATTRIBUTES_BYTES = 8 << 20
-
-_First = TypeVar("_First")
-_Second = TypeVar("_Second")
 
 
 def prediction_to_proto(prediction: domain.Prediction, *, bodies: bool) -> pb.Prediction:
@@ -209,21 +205,6 @@ def trace_filter(request: pb.ListTracesRequest, organization: str) -> domain.Tra
     if request.HasField("start_time"):
         start_ns = _clamp(request.start_time.seconds * 1_000_000_000 + request.start_time.nanos)
     return domain.TraceFilter(organization, start_ns, _clean(request.service), request.errors_only)
-
-
-def position(
-    decoded: Sequence[object] | None, first: type[_First], second: type[_Second]
-) -> tuple[_First, _Second] | None:
-    """The place in a list's order that a page token held.
-
-    Raises:
-        InvalidArgument: a token of another list (PAGE_TOKEN_INVALID).
-    """
-    if decoded is None:
-        return None
-    if len(decoded) == 2 and isinstance(decoded[0], first) and isinstance(decoded[1], second):
-        return decoded[0], decoded[1]
-    raise InvalidArgument("The page token is of another list.", reason="PAGE_TOKEN_INVALID")
 
 
 def organization_of(name: str) -> str:

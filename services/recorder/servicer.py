@@ -36,11 +36,11 @@ class PredictionsServicer(recorder_pb2_grpc.PredictionsServicer):
 
     async def ListPredictions(self, request: pb.ListPredictionsRequest, context: Any) -> pb.ListPredictionsResponse:
         wanted = messages.prediction_filter(request, _organization())
-        size, before = pages.page_size(request.page_size), messages.position(pages.decode(request), int, int)
+        size, before = pages.page_size(request.page_size), pages.decode(request, int, int)
         found, position = await self._predictions.page(wanted, before=before, size=size, bodies=request.include_bodies)
         return pb.ListPredictionsResponse(
             predictions=[messages.prediction_to_proto(each, bodies=request.include_bodies) for each in found],
-            next_page_token=pages.encode(request, position) if position else "",
+            next_page_token=pages.encode(request, *position) if position else "",
         )
 
     async def TailPredictions(self, request: pb.TailPredictionsRequest, context: Any) -> AsyncIterator[pb.Prediction]:
@@ -86,11 +86,11 @@ class TracesServicer(recorder_pb2_grpc.TracesServicer):
 
     async def ListTraces(self, request: pb.ListTracesRequest, context: Any) -> pb.ListTracesResponse:
         wanted = messages.trace_filter(request, _organization())
-        size, before = pages.page_size(request.page_size), messages.position(pages.decode(request), int, str)
+        size, before = pages.page_size(request.page_size), pages.decode(request, int, str)
         found, position = await self._traces.page(wanted, before=before, size=size)
         return pb.ListTracesResponse(
             traces=map(messages.trace_to_proto, found),
-            next_page_token=pages.encode(request, position) if position else "",
+            next_page_token=pages.encode(request, *position) if position else "",
         )
 
 

@@ -9,7 +9,6 @@ from ekiben.errors import InvalidArgument
 from ekiben.registry.v1 import registry_pb2 as pb
 from services.registry.catalog import etag
 from services.registry.domain import Content, Draft, Repository, Version
-from services.registry.store.searches import Position
 
 WRITABLE = frozenset({"description", "labels", "manifest"})
 """What an update of a version may change."""
@@ -35,14 +34,6 @@ def from_timestamp(stamp: Timestamp, field: str) -> datetime:
             reason="TIME_INVALID",
             violations=[(field, "not a time between the years 1 and 9999")],
         ) from exc
-
-
-def position(decoded: object) -> Position | None:
-    """The position in a page token."""
-    if decoded is None:
-        return None
-    assert isinstance(decoded, list)
-    return int(decoded[0]), int(decoded[1])
 
 
 def repository_draft(

@@ -41,8 +41,8 @@ class Accounts(identity_pb2_grpc.AccountsServicer):
 
     async def ListUsers(self, request: pb.ListUsersRequest, context: Context) -> pb.ListUsersResponse:
         """See the proto."""
-        size, after = pages.page_size(request.page_size), pages.decode(request) or ""
-        found = await self._accounts.list_users(current_principal(), size + 1, str(after))
+        size, after = pages.page_size(request.page_size), pages.decode(request, str) or ("",)
+        found = await self._accounts.list_users(current_principal(), size + 1, *after)
         return pb.ListUsersResponse(
             users=[messages.user(user) for user in found[:size]],
             next_page_token=pages.encode(request, found[size - 1].user) if len(found) > size else "",
@@ -75,8 +75,8 @@ class Accounts(identity_pb2_grpc.AccountsServicer):
 
     async def ListApiTokens(self, request: pb.ListApiTokensRequest, context: Context) -> pb.ListApiTokensResponse:
         """See the proto."""
-        size, before = pages.page_size(request.page_size), pages.decode(request)
-        found, total = await self._accounts.list_tokens(current_principal(), request.filter, size + 1, before)
+        size, before = pages.page_size(request.page_size), pages.decode(request, int) or (None,)
+        found, total = await self._accounts.list_tokens(current_principal(), request.filter, size + 1, *before)
         return pb.ListApiTokensResponse(
             api_tokens=[messages.api_token(token) for _, token in found[:size]],
             next_page_token=pages.encode(request, found[size - 1][0]) if len(found) > size else "",

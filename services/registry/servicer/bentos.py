@@ -31,11 +31,11 @@ class Bentos(registry_pb2_grpc.BentosServicer):
         self, request: pb.ListBentoRepositoriesRequest, context: Context
     ) -> pb.ListBentoRepositoriesResponse:
         """See the proto."""
-        size, after = pages.page_size(request.page_size), messages.position(pages.decode(request))
+        size, after = pages.page_size(request.page_size), pages.decode(request, int, int)
         page = await self._catalog.list_repositories(current_principal(), Kind.BENTO, request.filter, size, after)
         return pb.ListBentoRepositoriesResponse(
             bento_repositories=[messages.bento_repository(found) for found in page.items],
-            next_page_token=pages.encode(request, page.next) if page.next else "",
+            next_page_token=pages.encode(request, *page.next) if page.next else "",
             total_size=page.total,
         )
 
@@ -79,13 +79,13 @@ class Bentos(registry_pb2_grpc.BentosServicer):
         """See the proto."""
         parent = names.BentoRepository.parse(request.parent, wildcard=True)
         repository = None if parent.repository == names.WILDCARD else parent.repository
-        size, after = pages.page_size(request.page_size), messages.position(pages.decode(request))
+        size, after = pages.page_size(request.page_size), pages.decode(request, int, int)
         page = await self._catalog.list_versions(
             current_principal(), Kind.BENTO, repository, request.filter, size, after
         )
         return pb.ListBentosResponse(
             bentos=[messages.bento(found) for found in page.items],
-            next_page_token=pages.encode(request, page.next) if page.next else "",
+            next_page_token=pages.encode(request, *page.next) if page.next else "",
             total_size=page.total,
         )
 

@@ -31,11 +31,11 @@ class Models(registry_pb2_grpc.ModelsServicer):
         self, request: pb.ListModelRepositoriesRequest, context: Context
     ) -> pb.ListModelRepositoriesResponse:
         """See the proto."""
-        size, after = pages.page_size(request.page_size), messages.position(pages.decode(request))
+        size, after = pages.page_size(request.page_size), pages.decode(request, int, int)
         page = await self._catalog.list_repositories(current_principal(), Kind.MODEL, request.filter, size, after)
         return pb.ListModelRepositoriesResponse(
             model_repositories=[messages.model_repository(found) for found in page.items],
-            next_page_token=pages.encode(request, page.next) if page.next else "",
+            next_page_token=pages.encode(request, *page.next) if page.next else "",
             total_size=page.total,
         )
 
@@ -79,13 +79,13 @@ class Models(registry_pb2_grpc.ModelsServicer):
         """See the proto."""
         parent = names.ModelRepository.parse(request.parent, wildcard=True)
         repository = None if parent.repository == names.WILDCARD else parent.repository
-        size, after = pages.page_size(request.page_size), messages.position(pages.decode(request))
+        size, after = pages.page_size(request.page_size), pages.decode(request, int, int)
         page = await self._catalog.list_versions(
             current_principal(), Kind.MODEL, repository, request.filter, size, after
         )
         return pb.ListModelsResponse(
             models=[messages.model(found) for found in page.items],
-            next_page_token=pages.encode(request, page.next) if page.next else "",
+            next_page_token=pages.encode(request, *page.next) if page.next else "",
             total_size=page.total,
         )
 

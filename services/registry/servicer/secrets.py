@@ -28,8 +28,8 @@ class Secrets(identity_pb2_grpc.SecretsServicer):
 
     async def ListSecrets(self, request: pb.ListSecretsRequest, context: Context) -> pb.ListSecretsResponse:
         """See the proto."""
-        size, after = pages.page_size(request.page_size), pages.decode(request) or ""
-        found, total = await self._secrets.list(current_principal(), request.filter, size + 1, str(after))
+        size, after = pages.page_size(request.page_size), pages.decode(request, str) or ("",)
+        found, total = await self._secrets.list(current_principal(), request.filter, size + 1, *after)
         return pb.ListSecretsResponse(
             secrets=[messages.secret(secret) for secret in found[:size]],
             next_page_token=pages.encode(request, found[size - 1].secret) if len(found) > size else "",
@@ -74,9 +74,9 @@ class Audit(identity_pb2_grpc.AuditServicer):
         self, request: pb.ListAuditEntriesRequest, context: Context
     ) -> pb.ListAuditEntriesResponse:
         """See the proto."""
-        size, before = pages.page_size(request.page_size), pages.decode(request)
+        size, before = pages.page_size(request.page_size), pages.decode(request, int) or (None,)
         wanted = AuditFilter(request.user, request.resource, request.refused)
-        found = await self._audit.list(current_principal(), wanted, size + 1, before)
+        found = await self._audit.list(current_principal(), wanted, size + 1, *before)
         return pb.ListAuditEntriesResponse(
             audit_entries=[messages.audit_entry(entry) for _, entry in found[:size]],
             next_page_token=pages.encode(request, found[size - 1][0]) if len(found) > size else "",
