@@ -62,7 +62,7 @@ end
 function envoy_on_request(h)
   local headers = h:headers()
   local authorization = headers:get("authorization")
-  if authorization and find(authorization, "[Bb][Ee][Aa][Rr][Ee][Rr]%s+ek[bs]_") then
+  if authorization and find(authorization, "%f[%w]ek[bs]_") then -- Whatever the scheme, or without one.
     headers:remove("authorization")
   end
   local settings = h:metadata()

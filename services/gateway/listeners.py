@@ -16,7 +16,7 @@ _HCM = f"{TYPES}extensions.filters.network.http_connection_manager.v3.HttpConnec
 _SAMPLERS = f"{TYPES}extensions.tracers.opentelemetry.samplers.v3"
 _CONNECTIONS = f"{TYPES}extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig"
 _TRUST_NOBODY = {"address_prefix": "255.255.255.255", "prefix_len": 32}
-_FROM_OUTSIDE_NEVER = ("ekiben-user", "ekiben-organization", "ekiben-api-token")
+_FROM_OUTSIDE_NEVER = ("ekiben-user", "ekiben-organization", "ekiben-api-token", "ekiben-traceparent")
 _FORWARDED = (
     "x-forwarded-for",
     "x-forwarded-host",
@@ -165,19 +165,43 @@ def _at_the_edge(plan: Plan, manager: Resource) -> Resource:
         "xff_num_trusted_hops": plan.trusted_hops,
         "internal_address_config": {"cidr_ranges": [_TRUST_NOBODY]},
         "always_set_request_id_in_response": True,
+        "strip_trailing_host_dot": True,
         "request_headers_timeout": "60s",
         "early_header_mutation_extensions": [
             {
                 "name": "envoy.http.early_header_mutation.header_mutation",
                 "typed_config": {
                     "@type": f"{TYPES}extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
-                    "mutations": [{"remove": header} for header in lies],
+                    "mutations": [*({"remove": header} for header in lies), *_valid_parent_only()],
                 },
             }
         ],
         "http_filters": [_admission(), _capture(), _router()],
         "access_log": [_capture_log(plan.capture_log)],
     }
+
+
+def _valid_parent_only() -> list[Resource]:
+    """Takes a `traceparent` out that is none: Envoy would make no span at all, where a new trace is asked for.
+
+    Source: W3C Trace Context, 3.2. Of a later version than 00 a new trace is begun, too: Envoy does not read it.
+    """
+    sent = "request.headers['traceparent']"
+    # Not one expression for the whole: its repetitions are more than Envoy lets an expression have.
+    valid = (
+        f"'traceparent' in request.headers && size({sent}) == 55 && {sent}.matches('^00(-[0-9A-Fa-f]+){{3}}$')"
+        f" && !{sent}.contains('-{'0' * 32}-') && !{sent}.contains('-{'0' * 16}-')"
+    )
+
+    def put(header: str, value: str) -> Resource:  # An empty value puts nothing.
+        return {"append": {"header": {"key": header, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}}
+
+    return [
+        put("ekiben-traceparent", f"%CEL({valid} ? {sent} : '')%"),
+        {"remove": "traceparent"},
+        put("traceparent", "%REQ(EKIBEN-TRACEPARENT)%"),
+        {"remove": "ekiben-traceparent"},
+    ]
 
 
 def _router() -> Resource:

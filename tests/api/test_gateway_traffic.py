@@ -360,6 +360,16 @@ async def test_grpc_reaches_public_methods_only(gateway_settings: Settings) -> N
         await server.stop(0)
 
 
+INVALID_PARENTS = (
+    "nonsense",
+    f"00-{'0' * 32}-{'cd' * 8}-01",
+    f"00-{'ab' * 16}-{'0' * 16}-01",
+    f"00-{'ab' * 16}-{'xy' * 8}-01",
+    f"00-{'ab' * 16}-{'cd' * 8}-01-more",
+    f"cc-{'ab' * 16}-{'cd' * 8}-01-more",
+)
+
+
 async def test_spans_go_to_the_recorder_with_the_token_and_replicas_continue_the_callers_trace(
     gateway_settings: Settings, client: aiohttp.ClientSession
 ) -> None:
@@ -397,10 +407,10 @@ async def test_spans_go_to_the_recorder_with_the_token_and_replicas_continue_the
         ):
             await plane.deployer.publish(route("iris", replica))
 
-            async def ask(flags: str = "") -> str:
+            async def ask(flags: str = "", parent: str = "") -> str:
                 headers = plane.host("iris")
-                if flags:
-                    headers["traceparent"] = f"00-{'ab' * 16}-{'cd' * 8}-{flags}"
+                if parent or flags:
+                    headers["traceparent"] = parent or f"00-{'ab' * 16}-{'cd' * 8}-{flags}"
                 async with client.post(plane.url + "/x?code=hush", headers=headers) as answer:
                     return str((await answer.json())["headers"]["traceparent"])
 
@@ -411,6 +421,10 @@ async def test_spans_go_to_the_recorder_with_the_token_and_replicas_continue_the
             await until(lambda: len(spans) >= 2, 15)
             log = plane.settings.captures_dir / "current.jsonl"
             await until(lambda: log.read_bytes().count(b"\n") == 3)
+            for invalid in INVALID_PARENTS:
+                fresh = await ask(parent=invalid)
+                assert fresh.endswith("-00"), invalid
+                assert fresh.split("-")[1] not in ("0" * 32, "ab" * 16)
             traces = [json.loads(text)["trace"] for text in log.read_bytes().splitlines()]
     finally:
         await server.stop(0)
