@@ -6,6 +6,7 @@ Tables have colour and fit the terminal there; piped they are plain columns, nev
 
 import json
 import os
+import re
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 Column = tuple[str, Callable[[Any], str]]
 """A heading, and what an item has under it."""
 
+_STEERING = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069]")
 _COLOURS = {
     "RUNNING": "green",
     "READY": "green",
@@ -107,6 +109,14 @@ def coloured(text: str) -> str:
     """A word of state in its colour; anything else as it is."""
     colour = _COLOURS.get(text.split(" ")[0])
     return click.style(text, fg=colour) if colour else text
+
+
+def visible(text: str, *, lines: bool = False) -> str:
+    """Text of somebody else with what would steer a terminal or turn the reading around spelled out; line ends and
+    tabs too, unless `lines` are wanted."""
+    return _STEERING.sub(
+        lambda found: found[0] if lines and found[0] in "\n\t" else found[0].encode("unicode_escape").decode(), text
+    )
 
 
 def _is_terminal() -> bool:

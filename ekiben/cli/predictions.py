@@ -19,6 +19,7 @@ from ekiben.cli.output import (
     said,
     size,
     tag,
+    visible,
 )
 from ekiben.cli.session import run
 from ekiben.client import Client
@@ -32,8 +33,8 @@ COLUMNS = [
     ("DEPLOYMENT", lambda p: last(p.deployment)),
     ("STATUS", lambda p: str(p.status or "-")),
     ("LATENCY", lambda p: duration(p.latency)),
-    ("METHOD", lambda p: p.method),
-    ("PATH", lambda p: p.path),
+    ("METHOD", lambda p: visible(p.method)),
+    ("PATH", lambda p: visible(p.path)),
     ("REQUEST", lambda p: size(p.request.body_size_bytes)),
     ("RESPONSE", lambda p: size(p.response.body_size_bytes)),
     ("PREDICTION", lambda p: last(p.name)),
@@ -95,7 +96,9 @@ async def show(client: Client, prediction: str, output: str) -> None:
         _print_payload("Request", found.request)
         _print_payload("Response", found.response)
         for entry in found.monitor_entries:
-            click.echo(f"\n{click.style('Monitor ' + entry.monitor, bold=True)}  {moment(entry.time)}\n{entry.data}")
+            click.echo(
+                f"\n{click.style('Monitor ' + entry.monitor, bold=True)}  {moment(entry.time)}\n{visible(entry.data)}"
+            )
 
 
 @predictions.command()
@@ -116,7 +119,7 @@ async def tail(client: Client, deployment: str, status: str, bodies: bool, outpu
 def _line(found: pb.Prediction) -> str:
     colour = "green" if 200 <= found.status < 400 else "red" if found.status >= 500 or not found.status else "yellow"
     status = click.style(str(found.status or "-").rjust(3), fg=colour)
-    what = f"{found.method} {found.path}"
+    what = visible(f"{found.method} {found.path}")
     return (
         f"{moment(found.start_time)}  {status}  {duration(found.latency):>9}  {last(found.deployment):<20}  "
         f"{what:<32}  {last(found.name)}"
@@ -127,7 +130,7 @@ def _fields(found: pb.Prediction) -> list[tuple[str, str]]:
     return [
         ("Prediction", last(found.name)),
         ("Time", moment(found.start_time)),
-        ("Request", f"{found.method} {found.path} ({found.protocol})"),
+        ("Request", visible(f"{found.method} {found.path} ({found.protocol})")),
         ("Status", f"{found.status or 'none: the caller left'}"),
         ("Flags", found.response_flags),
         ("Latency", duration(found.latency)),
@@ -143,12 +146,12 @@ def _fields(found: pb.Prediction) -> list[tuple[str, str]]:
 
 def _print_payload(title: str, payload: pb.Payload) -> None:
     cut = ", truncated" if payload.truncated else ""
-    about = f"{payload.content_type or 'no content type'}, {size(payload.body_size_bytes)}{cut}"
+    about = f"{visible(payload.content_type) or 'no content type'}, {size(payload.body_size_bytes)}{cut}"
     click.echo(f"\n{click.style(title, bold=True)}  {about}")
     for name in sorted(payload.headers):
-        click.echo(f"  {click.style(name, dim=True)}: {payload.headers[name]}")
+        click.echo(f"  {click.style(visible(name), dim=True)}: {visible(payload.headers[name])}")
     if payload.text:
-        click.echo(f"\n{_pretty(payload)}")
+        click.echo(f"\n{visible(_pretty(payload), lines=True)}")
     elif payload.body:
         click.echo(f"\n  {len(payload.body)} bytes that are not text; `-o json` has them in base64.")
 

@@ -18,6 +18,19 @@ class Row:
     duration_ns: int
 
 
+def is_message(span: pb.Span) -> bool:
+    """Whether a span is one message between a server and its application: BentoML's tracing makes one for each ASGI
+    event, three for a plain request and one more for each chunk of a stream. They say nothing that their parent does
+    not, unless they failed."""
+    return "asgi.event.type" in span.attributes and not span.error
+
+
+def without_messages(spans: Sequence[pb.Span]) -> list[pb.Span]:
+    """The spans but those of single messages; one that has a span below it stays."""
+    parents = {span.parent_span_id for span in spans}
+    return [span for span in spans if span.span_id in parents or not is_message(span)]
+
+
 def rows(spans: Sequence[pb.Span]) -> list[Row]:
     """The spans in the order of the tree, siblings by start time.
 
@@ -33,22 +46,20 @@ def rows(spans: Sequence[pb.Span]) -> list[Row]:
     begin = min((span.start_time.ToNanoseconds() for span in spans), default=0)
     drawn: list[Row] = []
     seen: set[str] = set()
-
-    def draw(span: pb.Span, branches: str, twig: str, below: str) -> None:
+    # A stack of (span, branches, twig, below), last one first: a chain of calls may be deeper than Python's own stack.
+    # The roots come first, then what only a loop of parents holds.
+    todo = [(span, "", "", "") for span in reversed([*children.get("", []), *ordered])]
+    while todo:
+        span, branches, twig, below = todo.pop()
         if span.span_id in seen:
-            return
+            continue
         seen.add(span.span_id)
         start = span.start_time.ToNanoseconds() - begin
         drawn.append(Row(branches + twig, span, start, span.duration.ToNanoseconds()))
         under = children.get(span.span_id, [])
-        for index, child in enumerate(under):
-            end = index == len(under) - 1
-            draw(child, branches + below, "└─ " if end else "├─ ", "   " if end else "│  ")
-
-    for span in children.get("", []):
-        draw(span, "", "", "")
-    for span in ordered:  # what only a loop of parents holds
-        draw(span, "", "", "")
+        for child in reversed(under):
+            last = child is under[-1]
+            todo.append((child, branches + below, "└─ " if last else "├─ ", "   " if last else "│  "))
     return drawn
 
 

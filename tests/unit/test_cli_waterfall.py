@@ -2,7 +2,7 @@
 
 import click
 
-from ekiben.cli import traces, waterfall
+from ekiben.cli import output, traces, waterfall
 from ekiben.recorder.v1 import recorder_pb2 as pb
 
 
@@ -43,15 +43,43 @@ def test_bars_lie_where_the_time_was() -> None:
 
 
 def test_lines_fit_the_width_and_say_what_failed() -> None:
-    trace = pb.Trace(
-        spans=[
-            span("a", "", 0, 20, display_name="POST /summarize " + "x" * 80),
-            span("b", "a", 5, 10, "Summarizer", error=True, status_message="ValueError: no"),
-        ]
-    )
+    trace = [
+        span("a", "", 0, 20, display_name="POST /summarize " + "x" * 80),
+        span("b", "a", 5, 10, "Summarizer", error=True, status_message="ValueError: no"),
+    ]
     for width in (60, 80, 120, 200):
         lines = [click.unstyle(line) for line in traces.draw(trace, width)]
         assert max(len(line) for line in lines) <= width, (width, lines)
     assert "…" in lines[0] and "20.0 ms" in lines[0]
     assert "✗ span b" in lines[1] and "Summarizer" in lines[1]
     assert "ValueError: no" in lines[2]
+
+
+def message(id_: str, parent: str, **more: object) -> pb.Span:
+    found = span(id_, parent, 1, 1, "Summarizer", **more)
+    found.attributes["asgi.event.type"] = "http.response.body"
+    return found
+
+
+def test_spans_of_single_messages_are_left_out_unless_they_failed_or_hold_others() -> None:
+    spans = [
+        span("a", "", 0, 20, "Summarizer"),
+        *(message(f"m{number}", "a") for number in range(60)),
+        message("failed", "a", error=True),
+        message("parent", "a"),
+        span("b", "parent", 5, 10),
+    ]
+    assert [each.span_id for each in waterfall.without_messages(spans)] == ["a", "failed", "parent", "b"]
+
+
+def test_a_chain_of_calls_may_be_deeper_than_pythons_stack() -> None:
+    spans = [span(str(depth), str(depth - 1), depth, 1) for depth in range(5000)]
+    assert [row.span.span_id for row in waterfall.rows(spans)] == [str(depth) for depth in range(5000)]
+
+
+def test_a_name_that_a_caller_chose_neither_breaks_the_line_nor_steers_the_terminal() -> None:
+    name = "GET /\x1b[2J\nforged  \u202e日本\u3000語\x9b"
+    (line,) = traces.draw([span("a", "", 0, 20, display_name=name)], 120)
+    assert r"GET /\x1b[2J\nforged  \u202e日本" in line and "\x1b[2J" not in line and "\n" not in line
+    assert "日本\u3000語\\x9b" in line
+    assert output.visible("a\n\tb\x1b", lines=True) == "a\n\tb\\x1b"
