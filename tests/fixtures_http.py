@@ -24,11 +24,12 @@ from ekiben.builder.v1 import builder_pb2_grpc
 from ekiben.deployer.v1 import deployer_pb2 as deployer
 from ekiben.deployer.v1 import deployer_pb2_grpc
 from ekiben.errors import AlreadyExists, NotFound
-from services.gateway.http import build_http_app, http_runner
+from services.gateway.http import RUNNER, build_http_app
 from services.gateway.settings import Settings
 from services.kernel.app import Component, Servicer, serve
 from services.kernel.peers import open_peers
 from services.kernel.settings import PeerSettings, ServerSettings
+from services.kernel.sites import serve_app
 from services.registry.app import open_registry
 from services.registry.settings import Settings as RegistrySettings
 
@@ -229,14 +230,8 @@ async def _listening(front: Front, peers: Any, run: Path, blobs: str, upload_str
             return await _pass_on(session, request)
 
         app.router.add_route("*", "/blobs/{path:.*}", blobs_route)
-        runner = http_runner(app)
-        await runner.setup()
-        try:
-            site = web.TCPSite(runner, "127.0.0.1", 0)
-            await site.start()
-            yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-        finally:
-            await runner.cleanup()
+        async with serve_app(app, "127.0.0.1:0", setting="http_listen", **RUNNER) as where:
+            yield f"http://{where}"
 
 
 async def _pass_on(session: aiohttp.ClientSession, request: web.Request) -> web.StreamResponse:

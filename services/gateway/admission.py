@@ -7,7 +7,6 @@ long at most.
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -16,7 +15,8 @@ from prometheus_client import Counter
 
 from ekiben.errors import EkibenError, PermissionDenied, Unauthenticated
 from services.gateway.routes import problem
-from services.kernel.identity import Authenticator
+from services.kernel.identity import Authenticator, token_of
+from services.kernel.sites import serve_app
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class Admission:
 
     async def handle(self, request: web.Request) -> web.Response:
         """200 lets the request pass; anything else is what the caller gets."""
-        token = _token(request)
+        token = token_of(request.headers)
         if not token:
             admissions.labels("refused").inc()
             return _refusal("This deployment asks for an API token: send `Authorization: Bearer TOKEN`.")
@@ -51,27 +51,11 @@ class Admission:
         return web.Response(headers={"ekiben-api-token": quote(name, safe=" /")})
 
 
-@contextlib.asynccontextmanager
-async def serve_admission(admission: Admission, socket: Path) -> AsyncIterator[None]:
+def serve_admission(admission: Admission, socket: Path) -> contextlib.AbstractAsyncContextManager[str]:
     """Listen on the socket, which only the suite's user may open."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", admission.handle)
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
-    await runner.setup()
-    try:
-        socket.unlink(missing_ok=True)
-        await web.UnixSite(runner, str(socket)).start()
-        socket.chmod(0o600)
-        yield
-    finally:
-        await runner.cleanup()
-
-
-def _token(request: web.Request) -> str:
-    scheme, _, value = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and value.strip():
-        return value.strip()
-    return request.headers.get("x-yatai-api-token", "").strip()
+    return serve_app(app, f"unix:{socket}", setting="run_dir", shutdown_timeout=1.0)
 
 
 def _refusal(detail: str) -> web.Response:

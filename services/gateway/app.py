@@ -4,10 +4,7 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-from aiohttp import web
 
 from ekiben.deployer.v1 import deployer_pb2_grpc
 from ekiben.errors import EkibenError, Unavailable
@@ -16,7 +13,7 @@ from services.gateway import listeners, messages, routes
 from services.gateway.admission import Admission, serve_admission
 from services.gateway.captures import CaptureLog, Captures
 from services.gateway.envoy import Envoy
-from services.gateway.http import build_http_app, http_runner
+from services.gateway.http import RUNNER, build_http_app
 from services.gateway.metrics import Metrics
 from services.gateway.settings import Settings
 from services.gateway.watcher import Watcher, why_not_bindable
@@ -26,6 +23,7 @@ from services.kernel.clock import SYSTEM, Clock
 from services.kernel.identity import read_service_token
 from services.kernel.peers import Peers, RemoteAuthenticator
 from services.kernel.settings import SettingsError
+from services.kernel.sites import serve_app
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,7 @@ async def open_gateway(settings: Settings, peers: Peers, *, clock: Clock = SYSTE
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(serve_admission(admission, settings.admission_socket))
         front = build_http_app(settings, peers, metrics=metrics.render, readiness=parts)
-        await stack.enter_async_context(_serve(front, settings.http_address))
+        await stack.enter_async_context(serve_app(front, settings.http_address, setting="http_listen", **RUNNER))
         await watcher.restore()
         await envoy.start()
         stack.push_async_callback(envoy.stop)
@@ -128,27 +126,6 @@ def suite(settings: Settings, peers: Peers) -> list[messages.Peer]:
     found.append(messages.Peer(routes.HTTP_FRONT, settings.http_address, http2=False))
     found.append(messages.Peer(routes.ADMISSION_CLUSTER, f"unix:{settings.admission_socket}", http2=False))
     return found
-
-
-@contextlib.asynccontextmanager
-async def _serve(app: web.Application, address: str) -> AsyncIterator[None]:
-    """Serve the HTTP front for Envoy: on a Unix socket, or where the settings say on a port."""
-
-    runner = http_runner(app)
-    await runner.setup()
-    try:
-        site: web.BaseSite
-        if address.startswith("unix:"):
-            path = Path(address.removeprefix("unix:"))
-            path.unlink(missing_ok=True)
-            site = web.UnixSite(runner, str(path))
-        else:
-            host, _, port = address.rpartition(":")
-            site = web.TCPSite(runner, host.strip("[]"), int(port))
-        await site.start()
-        yield
-    finally:
-        await runner.cleanup()
 
 
 def _public_port(settings: Settings, *, adopted: bool) -> int:

@@ -30,11 +30,11 @@ from services.gateway.responses import (
     problem_response,
     request_id,
     short_error,
-    token_of,
 )
 from services.gateway.settings import Settings
 from services.gateway.transcoder import Transcoder
 from services.kernel import telemetry
+from services.kernel.identity import token_of
 from services.kernel.peers import Peers, with_no_call, with_token
 
 log = logging.getLogger("services.access")
@@ -48,12 +48,15 @@ _HEALTH_TIMEOUT_S = 3.0
 # Asked every second or so by supervisors and scrapers; nobody wants to read about it.
 _UNOBSERVED = frozenset({"/readyz", "/livez", "/healthz", "/metrics"})
 
+RUNNER: Mapping[str, Any] = {"handler_cancellation": True, "shutdown_timeout": 2.0}
+"""Options of aiohttp's runner that the application counts on: a client that leaves cancels its request."""
+
 _requests = Counter("ekiben_http_requests_total", "HTTP requests answered by the gateway.", ["surface", "code"])
 _durations = Histogram("ekiben_http_request_duration_seconds", "Time until the whole answer was sent.", ["surface"])
 
 
 def build_http_app(settings: Settings, peers: Peers, *, metrics: Metrics, readiness: Readiness) -> web.Application:
-    """The application. Serve it with `http_runner`.
+    """The application. Serve it with `RUNNER`.
 
     Args:
         settings: of the gateway.
@@ -76,11 +79,6 @@ def build_http_app(settings: Settings, peers: Peers, *, metrics: Metrics, readin
 
     app.cleanup_ctx.append(session)
     return app
-
-
-def http_runner(app: web.Application) -> web.AppRunner:
-    """A runner with what the application counts on: a client that leaves cancels its request."""
-    return web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=2.0)
 
 
 class _Front:
@@ -177,7 +175,7 @@ async def _observed(request: web.Request, handler: Handler) -> web.StreamRespons
 @web.middleware
 async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Calls of the handler carry the caller's token, and what it raises becomes an answer."""
-    with with_token(token_of(request)):
+    with with_token(token_of(request.headers)):
         try:
             response = await handler(request)
         except web.HTTPNotFound:

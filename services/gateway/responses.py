@@ -19,6 +19,7 @@ from aiohttp import web
 from ekiben.channel import REQUEST_ID_KEY
 from ekiben.errors import EkibenError, InvalidArgument
 from services.kernel import problems
+from services.kernel.identity import token_of
 
 log = logging.getLogger(__name__)
 
@@ -93,25 +94,13 @@ def request_id(request: web.Request) -> str:
     return request[_REQUEST_ID]
 
 
-def token_of(request: web.Request) -> str:
-    """The API token that a request carries, as our clients or as BentoML's send it; empty for none.
-
-    What gRPC's metadata cannot carry is no token of ours: it counts as one that nobody knows.
-    """
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not token.strip():
-        token = request.headers.get("X-YATAI-API-TOKEN", "")
-    token = token.strip()
-    return token if token.isascii() and token.isprintable() else "?"
-
-
 def call_metadata(request: web.Request) -> tuple[tuple[str, str], ...]:
     """gRPC metadata for calls in the name of who sent the request.
 
     `authorization` is there, empty, even when the request has no token: without one the channel would add the
     gateway's own, and everybody would be a service.
     """
-    token = token_of(request)
+    token = token_of(request.headers)
     return (
         ("authorization", f"Bearer {token}" if token else ""),
         (REQUEST_ID_KEY, request_id(request)),

@@ -13,6 +13,7 @@ but for the caller's identity, which every call has.
     pages        page tokens        updates   field masks, etags       watches   in-process wake-ups
     settings     frozen dataclasses from the environment
     telemetry    traces             logs      log lines                monitoring   the port with /metrics
+    sites        an aiohttp application at an address
     problems     errors as RFC 9457 problems
     clock        the time, so that tests can set it
     processes    supervised trees of child processes, with shim as their root

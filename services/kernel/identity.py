@@ -5,6 +5,7 @@ the suite, or, with the metadata `ekiben-user` and `ekiben-organization`, on beh
 """
 
 import hmac
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -113,6 +114,18 @@ def current_principal() -> Principal:
     if caller is None:
         raise RuntimeError("current_principal() was asked outside of a call")
     return caller.principal
+
+
+def token_of(headers: Mapping[str, str]) -> str:
+    """The token in a call's metadata or a request's headers, as our clients or BentoML's send it; empty for none.
+
+    What gRPC's metadata cannot carry is no token of ours: it counts as one that nobody knows.
+    """
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        token = headers.get("x-yatai-api-token", "")
+    token = token.strip()
+    return token if token.isascii() and token.isprintable() else "?"
 
 
 def read_service_token(path: Path) -> str:

@@ -30,7 +30,7 @@ from ekiben.errors import (
 from services.kernel import identity, telemetry
 from services.kernel.audit import Writer, resource_of
 from services.kernel.calls import Call
-from services.kernel.identity import ANONYMOUS, DEFAULT_ORGANIZATION, Principal, ServiceTokenAuthenticator
+from services.kernel.identity import ANONYMOUS, DEFAULT_ORGANIZATION, Principal, ServiceTokenAuthenticator, token_of
 from services.kernel.policies import Policy, policy_of
 
 bugs = logging.getLogger(__name__)
@@ -253,14 +253,6 @@ class CallInterceptor(aio.ServerInterceptor):  # type: ignore[type-arg]
             trace_id=telemetry.current_trace_id(),
             peer=call.caller.peer,
         )
-
-
-def token_of(metadata: Mapping[str, str]) -> str:
-    """The token among a call's metadata, as our clients or BentoML's send it; empty when there is none."""
-    scheme, _, token = metadata.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and token.strip():
-        return token.strip()
-    return metadata.get("x-yatai-api-token", "").strip()
 
 
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}

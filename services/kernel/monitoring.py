@@ -1,13 +1,12 @@
 """The port for machines that watch: /metrics for Prometheus, /healthz and /readyz for a supervisor."""
 
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, REGISTRY, generate_latest
 
-from services.kernel.settings import SettingsError
+from services.kernel.sites import serve_app
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -41,33 +40,6 @@ def build_app(reasons: Callable[[], Mapping[str, str]]) -> "web.Application":
     return app
 
 
-@asynccontextmanager
-async def listen(address: str, reasons: Callable[[], Mapping[str, str]]) -> AsyncIterator[None]:
-    """Serve the application at `host:port` or `unix:/path` while inside.
-
-    Raises:
-        SettingsError: the address cannot be listened on.
-    """
-    from aiohttp import web
-
-    runner = web.AppRunner(build_app(reasons), access_log=None)
-    await runner.setup()
-    try:
-        site: web.BaseSite
-        if address.startswith("unix:"):
-            path = Path(address.removeprefix("unix:"))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.unlink(missing_ok=True)
-            site = web.UnixSite(runner, str(path))
-        else:
-            host, _, port = address.rpartition(":")
-            if not host or not port.isdigit():
-                raise SettingsError([f"metrics_listen: {address!r} is neither host:port nor unix:/path."])
-            site = web.TCPSite(runner, host.strip("[]"), int(port))
-        try:
-            await site.start()
-        except OSError as exc:
-            raise SettingsError([f"metrics_listen: cannot listen on {address}: {exc.strerror or exc}."]) from exc
-        yield
-    finally:
-        await runner.cleanup()
+def listen(address: str, reasons: Callable[[], Mapping[str, str]]) -> AbstractAsyncContextManager[str]:
+    """Serve the application at `address` while inside; see `sites.serve_app`."""
+    return serve_app(build_app(reasons), address, setting="metrics_listen")

@@ -24,7 +24,8 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from ekiben.errors import EkibenError, ResourceExhausted, Unavailable
-from services.kernel.settings import SettingsError
+from services.kernel.identity import token_of
+from services.kernel.sites import serve_app
 from services.recorder import otlp
 from services.recorder.intake import Intake
 
@@ -129,39 +130,17 @@ class Receiver:
             self._in_flight -= 1
 
     def _admitted(self, request: web.Request) -> bool:
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        return scheme.lower() == "bearer" and hmac.compare_digest(token.strip().encode(), self._token)
+        return hmac.compare_digest(token_of(request.headers).encode(), self._token)
 
 
 @asynccontextmanager
 async def listen(receiver: Receiver, address: str) -> AsyncIterator[str]:
-    """Serve at `address` (`host:port` or `unix:/path`); gives the address with the port that was taken.
-
-    Raises:
-        SettingsError: the address cannot be listened on.
-    """
+    """Serve at `address` while inside; see `sites.serve_app`."""
     # An exporter whose answer is cut off sends again: no need to wait for it at shutdown.
-    runner = web.AppRunner(receiver.app(), access_log=None, auto_decompress=False, shutdown_timeout=2)
-    await runner.setup()
-    try:
-        site: web.BaseSite
-        if address.startswith("unix:"):
-            site = web.UnixSite(runner, address.removeprefix("unix:"))
-        else:
-            host, _, port = address.rpartition(":")
-            if not host or not port.isdigit():
-                raise SettingsError([f"otlp_http_listen: {address!r} is neither host:port nor unix:/path."])
-            site = web.TCPSite(runner, host.strip("[]"), int(port))
-        try:
-            await site.start()
-        except OSError as exc:
-            raise SettingsError([f"otlp_http_listen: cannot listen on {address}: {exc.strerror or exc}."]) from exc
-        bound = runner.addresses[0]
-        where = f"unix:{bound}" if isinstance(bound, str) else f"{bound[0]}:{bound[1]}"
+    options = {"auto_decompress": False, "shutdown_timeout": 2}
+    async with serve_app(receiver.app(), address, setting="otlp_http_listen", **options) as where:
         log.info("OTLP over HTTP is served", extra={"address": where})
         yield where
-    finally:
-        await runner.cleanup()
 
 
 def _answer(content_type: str, status: int, message: Message) -> web.Response:
