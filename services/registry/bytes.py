@@ -14,8 +14,7 @@ import logging
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from pathlib import Path
+from contextlib import AbstractAsyncContextManager
 
 from aiohttp import web
 from opentelemetry.trace import SpanKind
@@ -27,7 +26,7 @@ from services.content.digest import Digest
 from services.kernel import telemetry
 from services.kernel.clock import Clock
 from services.kernel.problems import problem_of
-from services.kernel.settings import SettingsError
+from services.kernel.sites import serve_app
 from services.registry.signing import Signer
 from services.registry.uploads import Uploads
 
@@ -176,32 +175,7 @@ _STATUS = {"STORAGE_FULL": 507, "LENGTH_REQUIRED": 411, "ENCODING_UNSUPPORTED": 
 """Reasons for which HTTP has a status of its own."""
 
 
-@asynccontextmanager
-async def listen(app: web.Application, address: str) -> AsyncIterator[str]:
-    """Serve at `host:port` or `unix:/path` while inside; gives the address with the port that was taken.
-
-    Raises:
-        SettingsError: the address cannot be listened on.
-    """
-    runner = web.AppRunner(
-        app, access_log=None, read_bufsize=_READ_BYTES, shutdown_timeout=5.0, handler_cancellation=True
-    )
-    await runner.setup()
-    try:
-        if address.startswith("unix:"):
-            path = Path(address.removeprefix("unix:"))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.unlink(missing_ok=True)
-            site: web.BaseSite = web.UnixSite(runner, str(path))
-        else:
-            host, _, port = address.rpartition(":")
-            if not host or not port.isdigit():
-                raise SettingsError([f"blobs_listen: {address!r} is neither host:port nor unix:/path."])
-            site = web.TCPSite(runner, host.strip("[]"), int(port))
-        try:
-            await site.start()
-        except OSError as exc:
-            raise SettingsError([f"blobs_listen: cannot listen on {address}: {exc.strerror or exc}."]) from exc
-        yield address if address.startswith("unix:") else f"http://{host}:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
+def listen(app: web.Application, address: str) -> AbstractAsyncContextManager[str]:
+    """Serve the application at `address` while inside; see `sites.serve_app`."""
+    options = {"read_bufsize": _READ_BYTES, "shutdown_timeout": 5.0, "handler_cancellation": True}
+    return serve_app(app, address, setting="blobs_listen", **options)
