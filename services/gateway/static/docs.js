@@ -7,6 +7,18 @@ function make(tag, parent, text, kind) {
   return made;
 }
 
+// Prose of a comment in a proto: a blank line ends a paragraph, a single one is a space, `backticks` are code.
+function prose(parent, text, kind) {
+  for (const paragraph of (text || "").split(/\n\s*\n/)) {
+    if (!paragraph.trim()) continue;
+    const made = make("p", parent, "", kind);
+    paragraph
+      .replace(/\n(?![-*] )/g, " ")
+      .split(/`([^`]+)`/)
+      .forEach((part, at) => (at % 2 ? make("code", made, part) : made.append(part)));
+  }
+}
+
 const nameOf = (schema) => (schema && schema.$ref ? schema.$ref.split("/").pop() : "");
 
 function typeOf(schema) {
@@ -27,14 +39,14 @@ function innermost(schema) {
 function fields(parent, schema, all) {
   const found = all[nameOf(innermost(schema))];
   if (!found) return;
-  if (found.enum) make("p", parent, found.description, "text quiet");
+  if (found.enum) prose(parent, found.description, "text quiet");
   for (const [name, field] of Object.entries(found.properties || {})) {
     const inner = innermost(field);
     const row = make(inner ? "details" : "div", parent);
     const head = make(inner ? "summary" : "div", row);
     make("code", head, name);
     make("span", head, "  " + typeOf(field), "type");
-    make("div", row, field.description, "text quiet");
+    prose(row, field.description, "text quiet");
     if (inner) row.addEventListener("toggle", () => fields(row, inner, all), { once: true });
   }
 }
@@ -57,7 +69,7 @@ function operation(parent, path, verb, it, all) {
   const line = make("div", drawn, "", "line");
   make("span", line, verb.toUpperCase(), "verb");
   line.append(path);
-  make("p", drawn, it.description, "text");
+  prose(drawn, it.description, "text");
   if (it.parameters) {
     make("h4", drawn, "Parameters");
     const rows = make("table", drawn);
@@ -65,7 +77,7 @@ function operation(parent, path, verb, it, all) {
       const row = rows.insertRow();
       make("code", row.insertCell(), parameter.name);
       make("span", row.insertCell(), parameter.in + ", " + typeOf(parameter.schema), "type");
-      row.insertCell().textContent = parameter.description;
+      prose(row.insertCell(), parameter.description, "text");
     }
   }
   content(drawn, "Body", it.requestBody, all);
@@ -78,12 +90,12 @@ async function draw() {
   const all = api.components.schemas;
   const reference = document.getElementById("reference");
   const contents = document.getElementById("contents");
-  make("p", reference, api.info.description, "text");
+  prose(reference, api.info.description, "text");
   const drawn = [];
   for (const tag of api.tags) {
     const title = make("h3", contents, tag.name);
     make("h2", reference, tag.name);
-    make("p", reference, tag.description, "text");
+    prose(reference, tag.description, "text");
     for (const [path, verbs] of Object.entries(api.paths))
       for (const [verb, it] of Object.entries(verbs)) {
         if (it.tags[0] !== tag.name) continue;
