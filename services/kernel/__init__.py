@@ -4,7 +4,7 @@ The rule for entry: three services use it, and it knows none of them. No noun of
 but for the caller's identity, which every call has.
 
     app          Component, and serve(components): listen, health, signals, loops, the order of draining
-    server       the grpc.aio server: limits, keepalive, TLS, health, reflection
+    server       the grpc.aio server: limits, keepalive, TLS, health; reflecting says what it serves
     interceptors what happens around every call, in one order: calls (ids, span, deadline, access line, metrics),
                  policies (who may call a method, from its descriptor), audit (what is written down)
     identity     Principal, and the ports Authenticator and Auditor

@@ -8,9 +8,9 @@ from pathlib import Path
 import grpc
 from grpc import aio
 from grpc_health.v1 import _async, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from ekiben.channel import MAX_MESSAGE_BYTES
+from services.kernel import reflecting
 from services.kernel.settings import ServerSettings, SettingsError
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -74,8 +74,7 @@ def build_server(interceptor: aio.ServerInterceptor, health: Health, services: I
         ],
     )
     health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
-    names = (*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
-    reflection.enable_server_reflection(names, server)
+    reflecting.add((*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name), server)
     return server
 
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import aiohttp
 import pytest
+from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
 
 from ekiben import errors
 from ekiben.channel import open_channel
@@ -95,15 +96,31 @@ async def test_what_a_component_makes_is_for_its_user_only(short_path: Path) -> 
     assert folder / "made" / "kept.db" in made
 
 
-async def test_reflection_lists_the_services_to_anyone(short_path: Path) -> None:
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+async def test_reflection_tells_the_services_and_itself_to_anyone(short_path: Path, version: str) -> None:
+    own = f"grpc.reflection.{version}.ServerReflection"
+    asked = [
+        reflection_pb2.ServerReflectionRequest(list_services=""),
+        reflection_pb2.ServerReflectionRequest(file_containing_symbol="ekiben.identity.v1.Accounts"),
+        reflection_pb2.ServerReflectionRequest(file_containing_symbol=own),
+    ]
     async with run_server(short_path, Component("registry", [servicer(Accounts())])) as running:
         async with open_channel(running.address) as channel:
-            call = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(
-                iter([reflection_pb2.ServerReflectionRequest(list_services="")])
-            )
+            call = channel.stream_stream(
+                f"/{own}/ServerReflectionInfo",
+                request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+                response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+            )(iter(asked))
             answers = [answer async for answer in call]
     names = {service.name for service in answers[0].list_services_response.service}
-    assert {"ekiben.identity.v1.Accounts", "grpc.health.v1.Health"} <= names
+    assert {"ekiben.identity.v1.Accounts", "grpc.health.v1.Health", own} <= names
+    files = [
+        descriptor_pb2.FileDescriptorProto.FromString(answer.file_descriptor_response.file_descriptor_proto[0])
+        for answer in answers[1:]
+    ]
+    assert "Accounts" in {service.name for service in files[0].service}
+    assert files[1].package == f"grpc.reflection.{version}"
+    assert files[1].service[0].method[0].input_type == f".grpc.reflection.{version}.ServerReflectionRequest"
 
 
 async def test_the_watchers_port_tells_metrics_health_and_why_not_ready(short_path: Path) -> None:
