@@ -7,11 +7,20 @@ from typing import Any
 
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.message import DecodeError, Message
+from prometheus_client import Counter
 
 from services.kernel.clock import SYSTEM, Clock
 from services.kernel.identity import Auditor, AuditRecord
 
 log = logging.getLogger(__name__)
+
+# Strangers write down at most so many refusals at once, and then one each so many seconds: anybody who reaches the
+# port can cause one, each costs a write to the disk, and none says more than the ones before.
+_STRANGERS, _STRANGER_S = 1000, 5.0
+
+_strangers_dropped = Counter(
+    "ekiben_audit_strangers_dropped_total", "Refusals of callers without a valid token, too many to be written down."
+)
 
 _LONGEST = 500  # characters of a resource's name in an entry: whoever is refused may have sent any
 
@@ -23,6 +32,8 @@ class Writer:
         self._auditor = auditor
         self._clock = clock
         self._pending: set[asyncio.Task[None]] = set()
+        self._strangers = float(_STRANGERS)
+        self._counted_at = clock.monotonic()
 
     def now_utc(self) -> datetime:
         """The time for an entry."""
@@ -30,7 +41,7 @@ class Writer:
 
     async def now(self, entry: AuditRecord) -> None:
         """Write `entry` and return; when the caller is cancelled the writing goes on."""
-        if self._auditor is not None:
+        if self._auditor is not None and (entry.user or self._takes_a_stranger()):
             await asyncio.shield(self._start(entry))
 
     def later(self, entry: AuditRecord) -> None:
@@ -42,6 +53,16 @@ class Writer:
         """Wait for what is being written."""
         if self._pending:
             await asyncio.wait(self._pending, timeout=5)
+
+    def _takes_a_stranger(self) -> bool:
+        now = self._clock.monotonic()
+        self._strangers = min(_STRANGERS, self._strangers + (now - self._counted_at) / _STRANGER_S)
+        self._counted_at = now
+        if self._strangers < 1:
+            _strangers_dropped.inc()
+            return False
+        self._strangers -= 1
+        return True
 
     def _start(self, entry: AuditRecord) -> asyncio.Task[None]:
         # Not a loose task: `finish` waits for it before the auditor closes.

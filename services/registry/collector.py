@@ -1,4 +1,4 @@
-"""The loop that removes what nobody names any more: late uploads, their parts, blobs, logins.
+"""The loop that removes what nobody names any more: late uploads, their parts, blobs, logins, strangers' refusals.
 
 Level-triggered: each round looks at everything anew, so that it does not matter where the one before ended.
 """
@@ -15,6 +15,7 @@ from services.content.digest import Digest
 from services.kernel.clock import Clock
 from services.kernel.db import Database
 from services.registry.store import accounts as account_rows
+from services.registry.store import audit as audit_rows
 from services.registry.store import blobs as held
 from services.registry.store import uploads as upload_rows
 from services.registry.uploads import Uploads
@@ -24,6 +25,9 @@ log = logging.getLogger(__name__)
 _BATCH = 200
 _REMEMBER_UPLOADS = timedelta(days=7)
 """How long the row of an upload that ended answers a client that asks again."""
+
+_REMEMBER_STRANGERS = timedelta(days=30)
+"""How long the audit log keeps refusals of callers without a valid token."""
 
 _collected = Counter("ekiben_blobs_collected", "Blobs that were deleted because nothing named them.")
 
@@ -68,6 +72,7 @@ class Collector:
             now = self._clock.now()
             await upload_rows.forget_ended(connection, now - _REMEMBER_UPLOADS)
             await account_rows.forget_logins(connection, now)
+            await audit_rows.forget_strangers(connection, now - _REMEMBER_STRANGERS)
         await self._adopt_strays()
         return await self._delete_unheld()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from ekiben.api.v1.annotations_pb2 import Role
 from ekiben.errors import (
@@ -29,6 +30,7 @@ from tests.fixtures_registry import (
     Stubs,
     run_registry,
     running_registry,  # noqa: F401
+    until,
 )
 
 VIEWER, DEVELOPER, ADMIN = Role.ROLE_VIEWER, Role.ROLE_DEVELOPER, Role.ROLE_ADMIN
@@ -345,6 +347,24 @@ async def test_the_audit_log_is_read_in_pages_newest_first(running: Registry) ->
             break
         request.page_token = page.next_page_token
     assert found == [f"m/{n}" for n in range(6, -1, -1)]
+
+
+async def test_refusals_of_strangers_are_forgotten_in_time_and_those_of_users_kept(tmp_path: Path) -> None:
+    async with run_registry(tmp_path, collect_interval_s=0.02) as running:
+        service = running.stubs(SERVICE_TOKEN)
+        old = Timestamp()
+        old.FromDatetime(datetime.now(UTC) - timedelta(days=31))
+        sent = [
+            ipb.AuditEntry(method=method, user=user, outcome="UNAUTHENTICATED", create_time=time)
+            for method, user, time in (("old", "", old), ("new", "", None), ("known", "users/x", old))
+        ]
+        await service.audit.RecordAuditEntries(ipb.RecordAuditEntriesRequest(audit_entries=sent))
+
+        async def only_those() -> bool:
+            page = await running.admin.audit.ListAuditEntries(ipb.ListAuditEntriesRequest(refused=True))
+            return [entry.method for entry in page.audit_entries] == ["known", "new"]
+
+        await until(only_those)
 
 
 async def test_the_last_use_of_a_token_is_noted(tmp_path: Path) -> None:

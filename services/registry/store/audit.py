@@ -1,5 +1,6 @@
 """The audit log as rows; nothing changes one once it is written."""
 
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -69,3 +70,9 @@ async def list_newest(
         where.append(audit_entries.c.id < before)
     statement = sa.select(audit_entries).where(*where).order_by(audit_entries.c.id.desc()).limit(size)
     return [(row.id, _entry(row)) for row in (await connection.execute(statement)).all()]
+
+
+async def forget_strangers(connection: AsyncConnection, before: datetime) -> None:
+    """Delete old refusals of callers whom nobody knew; what users and services did stays."""
+    old = (audit_entries.c.user_name == "", audit_entries.c.create_time < before)
+    await connection.execute(audit_entries.delete().where(*old))
