@@ -27,9 +27,8 @@ from services.recorder.domain import (
     Span,
 )
 
-# Resource attributes that the deployer sets for its replicas.
+# Resource attribute that the deployer sets for its replicas.
 DEPLOYMENT = "ekiben.deployment"
-ORGANIZATION = "ekiben.organization"
 # Set on a span by the component that made it: in standalone, five services share one process and one resource.
 COMPONENT = "ekiben.component"
 # Name of the logger that BentoML's OTLPMonitor writes to; newer SDKs make it the scope's name.
@@ -51,12 +50,14 @@ _MAX_DEPTH = 16
 
 
 def spans_of(request: ExportTraceServiceRequest, *, organization: str) -> tuple[list[Span], int]:
-    """The spans of an export, and how many had to be refused because their ids are not valid ones."""
+    """The spans of an export, and how many had to be refused because their ids are not valid ones.
+
+    Whose they are the receiver says, never the sender: replicas run code of strangers.
+    """
     spans: list[Span] = []
     refused = 0
     for resource_spans in request.resource_spans:
         resource = attributes_of(resource_spans.resource.attributes)
-        owner = resource.get(ORGANIZATION, "").removeprefix("organizations/") or organization
         service = resource.get("service.name", "")
         inherited = {key: value for key, value in resource.items() if key.startswith("ekiben.")}
         for scope_spans in resource_spans.scope_spans:
@@ -69,7 +70,7 @@ def spans_of(request: ExportTraceServiceRequest, *, organization: str) -> tuple[
                 ):
                     refused += 1
                 else:
-                    spans.append(_span(span, owner[:63], service, inherited))
+                    spans.append(_span(span, organization, service, inherited))
     return spans, refused
 
 
@@ -162,7 +163,7 @@ def _monitor_entry(
         data = json.dumps(body)
     time_ns = record.time_unix_nano or record.observed_time_unix_nano or now_ns
     return MonitorEntry(
-        organization=(resource.get(ORGANIZATION, "").removeprefix("organizations/") or organization)[:63],
+        organization=organization,
         monitor=_clean(monitor)[:_MAX_NAME],
         time_ns=min(time_ns, _MAX_TIME_NS),
         trace_id=_trace_of(record, body),

@@ -33,7 +33,7 @@ class Settings:
     would make the database grow is refused, and the rest of the machine keeps running. 0 records until the disk is
     full."""
     organization: str = "default"
-    """Owner of spans and monitor entries whose sender names none (resource attribute `ekiben.organization`)."""
+    """Owner of the spans and monitor entries that come over OTLP."""
 
     def __post_init__(self) -> None:
         faults = []

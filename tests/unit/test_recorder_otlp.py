@@ -79,10 +79,9 @@ def test_the_component_of_a_span_goes_before_the_service_of_its_process() -> Non
     assert only(export(span)).service == "registry"
 
 
-def test_organizations_come_from_the_resource() -> None:
-    for name in ("organizations/mine", "mine"):
-        resource = [pair("ekiben.organization", string_value=name)]
-        assert only(export(OtlpSpan(trace_id=TRACE, span_id=SPAN), resource=resource)).organization == "mine"
+def test_a_sender_does_not_choose_its_organization() -> None:
+    resource = [pair("ekiben.organization", string_value="another")]
+    assert only(export(OtlpSpan(trace_id=TRACE, span_id=SPAN), resource=resource)).organization == "default"
 
 
 @pytest.mark.parametrize(
