@@ -32,9 +32,9 @@ class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType],
     ROLE_VIEWER: _Role.ValueType  # 2
     """May read everything of the organization but the values of secrets."""
     ROLE_DEVELOPER: _Role.ValueType  # 3
-    """May also push, build, deploy and delete."""
+    """May also push, build, deploy and delete, and write the secrets that this needs."""
     ROLE_ADMIN: _Role.ValueType  # 4
-    """May also manage users, API tokens of others and secrets, and read the audit log."""
+    """May also manage users and the API tokens of others, and read the audit log."""
     ROLE_SERVICE: _Role.ValueType  # 5
     """Another service of the suite. Never given to a person."""
 
@@ -48,9 +48,9 @@ ROLE_ANYONE: Role.ValueType  # 1
 ROLE_VIEWER: Role.ValueType  # 2
 """May read everything of the organization but the values of secrets."""
 ROLE_DEVELOPER: Role.ValueType  # 3
-"""May also push, build, deploy and delete."""
+"""May also push, build, deploy and delete, and write the secrets that this needs."""
 ROLE_ADMIN: Role.ValueType  # 4
-"""May also manage users, API tokens of others and secrets, and read the audit log."""
+"""May also manage users and the API tokens of others, and read the audit log."""
 ROLE_SERVICE: Role.ValueType  # 5
 """Another service of the suite. Never given to a person."""
 Global___Role: _TypeAlias = Role  # noqa: Y015

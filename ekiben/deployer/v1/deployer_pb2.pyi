@@ -52,7 +52,7 @@ class Deployment(_message.Message):
         TERMINATED: Deployment._State.ValueType  # 7
         """No replica runs, by somebody's wish."""
         SCALED_TO_ZERO: Deployment._State.ValueType  # 8
-        """The deployment has no replica until a request comes."""
+        """The deployment has no replica until a request comes. Not given yet: one machine keeps at least one of each service."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """State sums up what is observed."""
@@ -74,7 +74,7 @@ class Deployment(_message.Message):
     TERMINATED: Deployment.State.ValueType  # 7
     """No replica runs, by somebody's wish."""
     SCALED_TO_ZERO: Deployment.State.ValueType  # 8
-    """The deployment has no replica until a request comes."""
+    """The deployment has no replica until a request comes. Not given yet: one machine keeps at least one of each service."""
 
     @_typing.final
     class LabelsEntry(_message.Message):
@@ -359,7 +359,9 @@ class ServiceTemplate(_message.Message):
 
     @_builtins.property
     def cold_start_timeout(self) -> _duration_pb2.Duration:
-        """Optional. How long a request waits for a service without replicas."""
+        """Optional. How long a request waits for a service without replicas. Kept for the client that sent it; not acted
+        on yet, since one machine keeps at least one replica.
+        """
 
     @_builtins.property
     def extras(self) -> _struct_pb2.Struct:
