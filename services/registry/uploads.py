@@ -30,6 +30,7 @@ from ekiben.errors import (
 )
 from services.content.archives import check_archive
 from services.content.blobs import MAX_PART_NUMBER, WHOLE, Assembly, BlobStore, Part
+from services.content.blobs.source import Source
 from services.content.digest import Digest
 from services.kernel.clock import Clock
 from services.kernel.db import Database
@@ -193,7 +194,7 @@ class Uploads:
         return Signed(url, expire_time, content.digest, content.size_bytes)
 
     async def receive(
-        self, upload: str, part_number: int, chunks: AsyncIterator[bytes], size_bytes: int, digest: Digest | None
+        self, upload: str, part_number: int, source: Source, size_bytes: int, digest: Digest | None
     ) -> Part:
         """Keep one part from whoever holds a signature for it. See BlobWriter.write for the errors."""
         async with self._database.read() as connection:
@@ -207,7 +208,7 @@ class Uploads:
             check = _check_of(parse_resource(row.resource)[0])
             self._check_size(row, size_bytes)
             digest = digest or (Digest.parse(row.digest) if row.digest else None)
-        return await self._blobs.write(upload, part_number, chunks, size_bytes, digest=digest, check=check)
+        return await self._blobs.write(upload, part_number, source, size_bytes, digest=digest, check=check)
 
     async def complete(self, caller: Principal, upload: str, parts: Sequence[tuple[int, str]]) -> Upload:
         """Make the content visible. Completing again changes nothing.

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import io
+import os
 import tarfile
 from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable
@@ -15,6 +16,7 @@ from ekiben.errors import EkibenError, FailedPrecondition, InvalidArgument, NotF
 from ekiben.registry.v1 import registry_pb2 as pb
 from services.content.archives import fetch_content
 from services.kernel.clock import SystemClock
+from services.registry import bodies
 from tests.fixtures_registry import (
     Registry,
     archive_of,
@@ -290,6 +292,54 @@ async def test_a_client_that_goes_away_leaves_nothing(running: Registry) -> None
     writer.close()
     await until(lambda: not list(folder.iterdir()))
     await refused(complete(running, upload), FailedPrecondition, "UPLOAD_INCOMPLETE")
+
+
+async def test_a_large_body_past_aiohttp_arrives_whole_and_its_faults_are_told(running: Registry) -> None:
+    await running.new_model(running.admin, "iris", "v1")
+    archive = model_archive(os.urandom(9_000_001))
+    url = await url_of(running, await open_upload(running))
+    bad = b64encode(hashlib.sha256(b"other").digest()).decode()
+    for _ in range(2):  # on a connection of its own each: what a body used up is not taken again
+        status, _, body = await running.put(url, archive, **{"Content-Digest": f"sha-256=:{bad}:"})
+        assert (status, "DIGEST_MISMATCH" in body) == (400, True)
+        status, etag, _ = await running.put(url, archive)
+        assert (status, etag) == (200, f'"{hashlib.sha256(archive).hexdigest()}"')
+
+
+async def test_more_large_bodies_at_once_than_have_threads(running: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "_MOST_DIRECT", 2)
+    await running.new_model(running.admin, "iris", "v1")
+    upload = await open_upload(running)
+    data = [os.urandom(5_000_000) for _ in range(5)]
+    urls = [await url_of(running, upload, number + 1) for number in range(5)]
+    answers = await asyncio.gather(*(running.put(url, each) for url, each in zip(urls, data, strict=True)))
+    assert [status for status, _, _ in answers] == [200] * 5
+    with pytest.raises(InvalidArgument):  # all there, and no archive together
+        await complete(running, upload, [(number + 1, etag) for number, (_, etag, _) in enumerate(answers)])
+
+
+async def test_an_upload_that_is_given_up_ends_a_large_body_in_flight(running: Registry) -> None:
+    await running.new_model(running.admin, "iris", "v1")
+    upload = await open_upload(running)
+    url = await url_of(running, upload)
+    reader, writer = await asyncio.open_unix_connection(running.settings.blobs_listen.removeprefix("unix:"))
+    writer.write(f"PUT {url} HTTP/1.1\r\nHost: x\r\nContent-Length: 50000000\r\n\r\n".encode() + b"x" * 6_000_000)
+    await writer.drain()
+    folder = Path(running.settings.blobs_url.removeprefix("file://")) / "uploads" / upload.removeprefix("uploads/")
+    await until(lambda: folder.exists() and list(folder.iterdir()))
+    async with asyncio.timeout(10):
+        await running.admin.uploads.AbortUpload(pb.AbortUploadRequest(name=upload))
+        assert b"UPLOAD_BUSY" in await reader.read()
+    writer.close()
+
+
+async def test_an_empty_body_is_answered_each_time(running: Registry) -> None:
+    """aiohttp has one body for all that are empty, of which `iter_chunks` never ends the second time."""
+    await running.new_model(running.admin, "iris", "v1")
+    url = await url_of(running, await open_upload(running), 1)
+    async with asyncio.timeout(10):
+        for _ in range(3):
+            assert (await running.put(url, b""))[0] == 200
 
 
 async def test_an_upload_that_was_ended_takes_nothing(running: Registry) -> None:

@@ -13,6 +13,7 @@ from ekiben.errors import DataLoss, EkibenError, FailedPrecondition, InvalidArgu
 from services.content import open_blobs
 from services.content.blobs import WHOLE, BlobStore, Part
 from services.content.blobs.checked import read_verified
+from services.content.blobs.source import Chunks
 from services.content.digest import Digest
 
 DATA = os.urandom(1 << 20) * 33
@@ -31,7 +32,7 @@ async def chunks(data: bytes, size: int = 200_000) -> AsyncIterator[bytes]:
 
 
 async def write(store: BlobStore, number: int, data: bytes, upload: str = "u1", **options: object) -> Part:
-    return await store.write(upload, number, chunks(data), len(data), **options)  # type: ignore[arg-type]
+    return await store.write(upload, number, Chunks(chunks(data)), len(data), **options)  # type: ignore[arg-type]
 
 
 async def stored(store: BlobStore, digest: Digest) -> bytes:
@@ -125,11 +126,11 @@ async def test_parts_outlive_the_process_but_not_the_boot(tmp_path: Path, monkey
 async def test_what_is_wrong_is_not_kept(store: BlobStore, tmp_path: Path) -> None:
     wrong = Digest("0" * 64)
     await refused(write(store, 1, b"data", digest=wrong), InvalidArgument, "DIGEST_MISMATCH")
-    await refused(store.write("u1", 1, chunks(b"data"), 5), InvalidArgument, "SIZE_MISMATCH")
-    await refused(store.write("u1", WHOLE, chunks(b"data"), 3), InvalidArgument, "SIZE_MISMATCH")
+    await refused(store.write("u1", 1, Chunks(chunks(b"data")), 5), InvalidArgument, "SIZE_MISMATCH")
+    await refused(store.write("u1", WHOLE, Chunks(chunks(b"data")), 3), InvalidArgument, "SIZE_MISMATCH")
     await refused(write(store, 10_001, b"x"), InvalidArgument, "PART_NUMBER_INVALID")
     await refused(write(store, 1, b"x", upload="../evil"), NotFound, "UPLOAD_NOT_FOUND")
-    await refused(store.write("u1", 1, chunks(b""), 1 << 60), ResourceExhausted, "STORAGE_FULL")
+    await refused(store.write("u1", 1, Chunks(chunks(b"")), 1 << 60), ResourceExhausted, "STORAGE_FULL")
     assert await store.parts("u1") == []
     assert not list((tmp_path / "blobs" / "uploads" / "u1").glob("own-*"))
 
@@ -162,7 +163,7 @@ async def test_a_cancelled_write_leaves_nothing_and_its_place_can_be_used(store:
         gate.set()
         await asyncio.sleep(3600)
 
-    task = asyncio.ensure_future(store.write("u1", 1, stuck(), len(DATA)))
+    task = asyncio.ensure_future(store.write("u1", 1, Chunks(stuck()), len(DATA)))
     await gate.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -181,7 +182,7 @@ async def test_discard_ends_writers(store: BlobStore) -> None:
         gate.set()
         await asyncio.sleep(3600)
 
-    task = asyncio.ensure_future(store.write("u1", 1, stuck(), 10))
+    task = asyncio.ensure_future(store.write("u1", 1, Chunks(stuck()), 10))
     await gate.wait()
     await store.discard("u1")
     await refused(task, FailedPrecondition, "UPLOAD_BUSY")

@@ -20,6 +20,7 @@ from ekiben.errors import EkibenError
 from services.content import open_blobs
 from services.content.blobs import WHOLE, BlobStore
 from services.content.blobs.filesystem import FileAssembly, FilesystemBlobStore
+from services.content.blobs.source import Chunks
 from services.content.digest import Digest
 from services.kernel.clock import ManualClock
 from services.kernel.db import Database, open_database
@@ -69,14 +70,14 @@ async def send(parts: Parts, version: str, archive: bytes, *, pieces: int = 1) -
 
     upload = (await parts.uploads.create(ME, NAME.format(version), "", None)).upload
     if pieces == 1:
-        await parts.uploads.receive(upload, WHOLE, chunks(archive), len(archive), None)
+        await parts.uploads.receive(upload, WHOLE, Chunks(chunks(archive)), len(archive), None)
         await parts.uploads.complete(ME, upload, [])
         return
     size = -(-len(archive) // pieces)
     sent = []
     for number in range(1, pieces + 1):
         piece = archive[(number - 1) * size : number * size]
-        part = await parts.uploads.receive(upload, number, chunks(piece), len(piece), None)
+        part = await parts.uploads.receive(upload, number, Chunks(chunks(piece)), len(piece), None)
         sent.append((number, part.etag))
     await parts.uploads.complete(ME, upload, sent)
 

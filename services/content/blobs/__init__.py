@@ -22,6 +22,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from services.content.blobs.source import Source
 from services.content.digest import Digest
 
 WHOLE = 0
@@ -99,7 +100,7 @@ class BlobWriter(Protocol):
         self,
         upload: str,
         number: int,
-        chunks: AsyncIterator[bytes],
+        source: Source,
         size_bytes: int,
         *,
         digest: Digest | None = None,

@@ -22,6 +22,7 @@ from ekiben.errors import FailedPrecondition, InvalidArgument, NotFound
 from services.content.blobs import MAX_PART_NUMBER, WHOLE, Blob, Check, Part
 from services.content.blobs.ingest import Ingest, Record
 from services.content.blobs.sink import Sink
+from services.content.blobs.source import Source
 from services.content.digest import Digest
 from services.content.files import make_folder, storage_error, sync_folder
 
@@ -123,7 +124,7 @@ class FilesystemBlobStore:
         self,
         upload: str,
         number: int,
-        chunks: AsyncIterator[bytes],
+        source: Source,
         size_bytes: int,
         *,
         digest: Digest | None = None,
@@ -138,7 +139,7 @@ class FilesystemBlobStore:
         ingest = self._ingest(upload)
         async with ingest.writing(number):
             make_folder(ingest.folder)
-            record = await self._receive(ingest, number, chunks, size_bytes, digest, check)
+            record = await self._receive(ingest, number, source, size_bytes, digest, check)
             ingest.keep(record)
             with contextlib.suppress(FileNotFoundError):
                 await ingest.hash_ahead()
@@ -148,7 +149,7 @@ class FilesystemBlobStore:
         self,
         ingest: Ingest,
         number: int,
-        chunks: AsyncIterator[bytes],
+        source: Source,
         size_bytes: int,
         digest: Digest | None,
         check: Check | None,
@@ -160,13 +161,11 @@ class FilesystemBlobStore:
         kept = False
         try:
             sink = Sink(self._pool, path, offset, size_bytes, create=own, sha256=number == WHOLE or digest is not None)
-            async for chunk in chunks:
-                if sink.size_bytes + len(chunk) > size_bytes:
-                    raise _wrong_size(size_bytes, "more")
-                await sink.feed(chunk)
+            await sink.take(source)
             if sink.size_bytes != size_bytes:
                 raise _wrong_size(size_bytes, str(sink.size_bytes))
-            await sink.finish()
+            if await source.readinto(memoryview(bytearray(1))):
+                raise _wrong_size(size_bytes, "more")
             hexdigest = sink.sha256_hex if number == WHOLE or digest is not None else ""
             if digest is not None and hexdigest != digest.hex:
                 raise wrong_digest(digest, Digest(hexdigest))

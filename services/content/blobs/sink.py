@@ -15,6 +15,7 @@ import zlib
 from concurrent.futures import Executor, Future, wait
 from pathlib import Path
 
+from services.content.blobs.source import Source
 from services.content.files import storage_error
 
 BATCH_BYTES = 2 << 20
@@ -29,7 +30,7 @@ DIRECT_BYTES = 8 << 20
 class Sink:
     """Writes at `offset` of a file, computing the sha256 of what passes, or its CRC-32.
 
-    One batch is written and hashed, each in a thread, while the next is gathered. The file is closed by a
+    One batch is written and hashed, each in a thread, while the next is read. The file is closed by a
     thread too, after the last write has ended, so that a caller who is cancelled cannot leave a late write
     to a descriptor that means another file by then.
     """
@@ -41,7 +42,7 @@ class Sink:
         # Of the system's own pages: aligned for O_DIRECT, and given back when dropped.
         length = min(BATCH_BYTES, max(BLOCK_BYTES, size_bytes))
         self._batches = [memoryview(mmap.mmap(-1, length)) for _ in range(2 if size_bytes > length else 1)]
-        self._filled = 0
+        self._announced = size_bytes
         self._running: list[Future[None]] = []
         self.size_bytes = 0
         self.crc32 = 0
@@ -53,42 +54,36 @@ class Sink:
 
     @property
     def sha256_hex(self) -> str:
-        """Of all that was fed, once `finish` has returned; only when asked for."""
+        """Of all that was taken, once `take` has returned; only when asked for."""
         assert self._sha256 is not None
         return self._sha256.hexdigest()
 
-    async def feed(self, chunk: bytes) -> None:
-        """Take the next bytes; waits while the batch before is still being written."""
-        rest = memoryview(chunk)
-        self.size_bytes += len(chunk)
-        while rest:
-            batch = self._batches[0]
-            taken = min(len(rest), len(batch) - self._filled)
-            batch[self._filled : self._filled + taken] = rest[:taken]
-            self._filled += taken
-            rest = rest[taken:]
-            if self._filled == len(batch):
-                await self._pass_on()
+    async def take(self, source: Source) -> None:
+        """Read what was announced, unless the source ends before, and wait until all is written and hashed.
 
-    async def finish(self) -> None:
-        """Wait until all is written and hashed; nothing is synced."""
-        if self._filled:
-            await self._pass_on()
+        The next batch is read while the one before is written and hashed. Nothing is synced.
+        """
+        while left := self._announced - self.size_bytes:
+            batch = self._batches[0][:left]
+            filled = await source.readinto(batch)
+            if filled:
+                await self._pass_on(batch[:filled])
+            if filled < len(batch):
+                break
         await self._settle()
 
     def close(self) -> "Future[None]":
         """Close the file once no thread uses it; the result comes when that is so."""
         return self._pool.submit(_close, list(self._running), [self._fd, self._direct_fd])
 
-    async def _pass_on(self) -> None:
+    async def _pass_on(self, batch: memoryview) -> None:
         await self._settle()
-        batch, filled, start = self._batches[0], self._filled, self._offset
         self._batches.reverse()
-        self._filled = 0
-        self._offset += filled
+        start, self._offset = self._offset, self._offset + len(batch)
+        self.size_bytes += len(batch)
         self._running = [
-            self._pool.submit(self._write, batch[:filled], start),
-            self._pool.submit(self._hash, batch[:filled]),
+            self._pool.submit(self._write, batch, start),
+            self._pool.submit(self._hash, batch),
         ]
         if len(self._batches) == 1:
             await self._settle()
