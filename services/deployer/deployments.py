@@ -37,6 +37,8 @@ CHANGEABLE = (
     "access_authorization",
 )
 MAX_BODY_BYTES = 1 << 20
+MAX_FILTER_CHARS = 4096
+"""Each word is held against each deployment."""
 ATTEMPTS = 5
 """How often a create looks for another port, or another name made up by the server."""
 
@@ -450,6 +452,12 @@ def _filter(text: str) -> Callable[[Deployment], bool]:
             key, equals, wanted = value.partition("=")
             tests.append(lambda d, k=key, e=equals, w=wanted: k in d.labels and (not e or d.labels[k] == w))  # type: ignore[misc]
         elif word == "is:dev":
+    if len(text) > MAX_FILTER_CHARS:
+        raise InvalidArgument(
+            f"The filter has {len(text):,} characters, more than {MAX_FILTER_CHARS:,}.",
+            reason="FILTER_INVALID",
+            violations=[("filter", f"at most {MAX_FILTER_CHARS:,} characters")],
+        )
             tests.append(lambda d: d.dev)
         else:
             tests.append(lambda d, w=word: w.lower() in d.name)  # type: ignore[misc]

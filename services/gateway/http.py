@@ -192,6 +192,10 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
     if not response.prepared:
         response.headers.setdefault("X-Request-Id", request_id(request))
         response.headers["Server"] = "ekiben"
+        if _surface(request.path) != "pages" or request.path == "/api_tokens":
+            # Answers hold tokens, codes and signed URLs, and some requests for them no credential in their headers,
+            # from which a proxy would know to keep nothing.
+            response.headers.setdefault("Cache-Control", "no-store")
     return response
 
 

@@ -32,6 +32,12 @@ def condition(deployment: pb.Deployment, type: str) -> pb.Condition:
     return next(one for one in deployment.conditions if one.type == type)
 
 
+async def test_a_filter_has_a_longest_length(suite: Suite) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        await suite.deployments.ListDeployments(pb.ListDeploymentsRequest(filter="a " * 3000))
+    assert caught.value.reason == "FILTER_INVALID"
+
+
 async def test_a_bento_runs_with_its_environment_and_nothing_of_the_platform_s(
     suite: Suite, built: Callable[..., Built], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,6 +48,14 @@ async def test_a_resource_is_created_read_changed_and_deleted(api: aiohttp.Clien
     assert problem["instance"].startswith("urn:")
 
 
+async def test_answers_are_for_nobodys_cache_and_pages_may_be(api: aiohttp.ClientSession) -> None:
+    for path in ("/v1/caller", "/v1/nothing", "/api/v1/auth/code", "/api/v1/auth/token?code=x", "/api_tokens?code=x"):
+        async with api.get(path) as answer:
+            assert answer.headers["Cache-Control"] == "no-store", path
+    async with api.get("/static/page.css") as answer:
+        assert "Cache-Control" not in answer.headers
+
+
 async def test_a_stale_etag_is_a_conflict(api: aiohttp.ClientSession) -> None:
     await ask(api, "POST", "/v1/modelRepositories", json={"name": "modelRepositories/iris"})
     status, problem, _ = await ask(
