@@ -73,6 +73,12 @@ ENVOY_FAMILIES: Mapping[str, tuple[str, str, float, Mapping[str, str]]] = {
         1,
         {},
     ),
+    "envoy_tracing_opentelemetry_spans_dropped": (
+        "ekiben_gateway_spans_dropped_total",
+        "Spans of requests that came too fast for each to be traced.",
+        1,
+        _LISTENER,
+    ),
     "envoy_http_lua_errors": (
         "ekiben_capture_script_errors_total",
         "Captures that broke off; the requests went on.",
