@@ -20,9 +20,10 @@ from ekiben.errors import FailedPrecondition
 from services.builder import failures, requirements
 from services.builder.domain import Environment, Step
 from services.builder.interpreters import Interpreter
-from services.builder.locks import Lock, Locks, Work, flags, run_uv, write_whole
+from services.builder.locks import Lock, Locks, Work, flags, run_uv
 from services.builder.recipe import Recipe, environment_digest
 from services.builder.uv import Outcome, Programs
+from services.content.files import write_whole
 
 MARKER = "complete.json"
 _POLL_S = 0.25
@@ -171,7 +172,7 @@ class Environments:
             "file_count": files,
             "platform": interpreter.platform,
         }
-        write_whole(made / MARKER, json.dumps(content, indent=2) + "\n")
+        write_whole(made / MARKER, (json.dumps(content, indent=2) + "\n").encode())
         place = self.path(digest)
         if place.exists():  # broken: its interpreter is gone, or its files changed
             place.rename(made.with_name("replaced"))

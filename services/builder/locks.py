@@ -19,6 +19,7 @@ from services.builder.domain import Step
 from services.builder.interpreters import Interpreter
 from services.builder.recipe import Recipe
 from services.builder.uv import Outcome, Programs
+from services.content.files import write_whole
 
 _TRY_WITHOUT = ("REQUIREMENT_UNSATISFIABLE", "REQUIREMENT_NOT_FOUND", "BUILD_BACKEND_FAILED")
 _DEFAULTS = ("UV_DEFAULT_INDEX", "UV_INDEX_URL")
@@ -86,7 +87,7 @@ class Locks:
                 location.as_uri(), f"shipped:{recipe.shipped[name] if recipe.shipped else ''}/{location.name}"
             )
         text = _narrow(text, recipe)
-        await asyncio.to_thread(write_whole, path, text)
+        await asyncio.to_thread(write_whole, path, text.encode())
         return Lock(text)
 
     def located(self, lock: Lock) -> str:
@@ -187,16 +188,6 @@ def flags(recipe: Recipe) -> list[str]:
     for host in recipe.insecure_hosts:
         found += ["--allow-insecure-host", host]
     return found
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader finds all of it or none."""
-    making = path.with_name(f".{path.name}-{os.getpid()}")
-    with open(making, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    making.rename(path)
 
 
 def _located(requirement: str, locations: Mapping[str, Path]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from ekiben.deployer.v1 import deployer_pb2_grpc
 from ekiben.errors import EkibenError, Unavailable
 from ekiben.recorder.v1 import recorder_pb2_grpc
+from services.content.files import write_whole
 from services.gateway import listeners, messages, routes
 from services.gateway.admission import Admission, serve_admission
 from services.gateway.captures import CaptureLog, Captures
@@ -17,7 +18,7 @@ from services.gateway.http import RUNNER, build_http_app
 from services.gateway.metrics import Metrics
 from services.gateway.settings import Settings
 from services.gateway.watcher import Watcher, why_not_bindable
-from services.gateway.xds import Files, replace
+from services.gateway.xds import Files
 from services.kernel.app import Component
 from services.kernel.clock import SYSTEM, Clock
 from services.kernel.identity import read_service_token
@@ -141,7 +142,7 @@ def _public_port(settings: Settings, *, adopted: bool) -> int:
             with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as probe:
                 probe.bind((settings.host, 0))
                 port = int(probe.getsockname()[1])
-        replace(kept, str(port))
+        write_whole(kept, str(port).encode(), durable=False)
     elif not adopted and (why := why_not_bindable(settings.host, port)) is not None:
         raise SettingsError([f"port: cannot listen on {settings.host}:{port}: {why}."])
     return port

@@ -19,8 +19,8 @@ from prometheus_client import Counter, Gauge
 
 from ekiben.errors import EkibenError, InvalidArgument, ResourceExhausted
 from ekiben.recorder.v1 import recorder_pb2 as pb
+from services.content.files import write_whole
 from services.gateway.records import prediction_from_line
-from services.gateway.xds import replace
 from services.kernel import telemetry
 from services.kernel.clock import Clock
 
@@ -92,7 +92,8 @@ class CaptureLog:
             if segment < position.segment:
                 self.path(segment).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
-            replace(self.folder / "position.json", json.dumps([position.segment, position.offset]))
+            content = json.dumps([position.segment, position.offset]).encode()
+            write_whole(self.folder / "position.json", content, durable=False)
 
     def size(self) -> int:
         """Bytes that wait."""

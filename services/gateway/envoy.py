@@ -16,8 +16,9 @@ from typing import Any
 import aiohttp
 
 from ekiben.errors import FailedPrecondition, Unavailable
+from services.content.files import write_whole
 from services.gateway.settings import Settings
-from services.gateway.xds import Files, replace
+from services.gateway.xds import Files
 from services.kernel import processes
 from services.kernel.clock import Clock
 
@@ -213,9 +214,9 @@ class Envoy:
 
     async def _start(self) -> None:
         self._before_start()
-        replace(self._files.bootstrap, self._bootstrap)
+        write_whole(self._files.bootstrap, self._bootstrap.encode(), durable=False)
         # Written before the start: an Envoy without it would never be adopted, only ended.
-        replace(self._fingerprint_file, self._fingerprint())
+        write_whole(self._fingerprint_file, self._fingerprint().encode(), durable=False)
         spec = processes.ProcessSpec(
             id=_ID,
             argv=self._argv(),

@@ -17,11 +17,12 @@ from google.protobuf.message import DecodeError
 
 from ekiben.deployer.v1 import deployer_pb2 as pb
 from ekiben.errors import EkibenError, Unavailable
+from services.content.files import write_whole
 from services.gateway import listeners, messages, routes
 from services.gateway.domain import RouteTable, cluster_of
 from services.gateway.envoy import Envoy
 from services.gateway.settings import Settings
-from services.gateway.xds import Files, live, replace
+from services.gateway.xds import Files, live
 from services.kernel.clock import Clock
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ class Watcher:
     def _take(self, table: pb.RouteTable) -> None:
         self.table = messages.table_from_proto(table)
         try:
-            replace(self._table_file, table.SerializeToString())
+            write_whole(self._table_file, table.SerializeToString(), durable=False)
         except OSError as exc:
             log.error("the route table cannot be kept for a restart", extra={"error": str(exc)})
         self._changed.set()

@@ -4,13 +4,12 @@ Each carries a version made from its content, so that writing what is there alre
 statistics show which content it uses.
 """
 
-import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from services.content.files import write_whole
 from services.gateway.messages import Resource
 
 
@@ -48,7 +47,7 @@ class Files:
         text = json.dumps({"resources": list(resources)}, separators=(",", ":"), sort_keys=True)
         version = hashlib.sha256(text.encode()).hexdigest()[:16]
         if self._versions.get(path) != version or not path.exists():
-            replace(path, f'{{"version_info":"{version}",{text[1:]}')
+            write_whole(path, f'{{"version_info":"{version}",{text[1:]}'.encode(), durable=False)
             self._versions[path] = version
         return version
 
@@ -60,25 +59,6 @@ class Files:
                 if path not in wanted:
                     path.unlink(missing_ok=True)
                     self._versions.pop(path, None)
-
-
-def replace(path: Path, content: str | bytes) -> None:
-    """Write a file that nobody sees half: mode 0600, renamed into its place.
-
-    Raises:
-        OSError: it cannot be written; the old file stays.
-    """
-    data = content.encode() if isinstance(content, str) else content
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with open(descriptor, "wb") as file:
-            file.write(data)
-        beside.rename(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
-        raise
 
 
 def live(versions: Mapping[str, str], statistics: Mapping[str, str]) -> bool:
