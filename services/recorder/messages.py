@@ -1,6 +1,5 @@
 """The recorder's messages, to and from domain objects."""
 
-import json
 from collections.abc import Iterable
 
 from google.protobuf.duration_pb2 import Duration
@@ -117,31 +116,6 @@ def monitor_entry_to_proto(entry: domain.MonitorEntry) -> pb.MonitorEntry:
     )
 
 
-def monitor_entry_from_proto(message: pb.MonitorEntry, *, organization: str, index: int) -> domain.MonitorEntry:
-    """One monitor entry.
-
-    Raises:
-        InvalidArgument: `entries[index].data` is not JSON text of an object, or is longer than 256 KiB.
-    """
-    where = f"entries[{index}].data"
-    if len(message.data) > domain.MAX_MONITOR_DATA_BYTES:
-        raise _wrong(where, "At most 256 KiB.")
-    try:
-        wrong = not isinstance(json.loads(message.data, parse_constant=_refuse), dict)
-    except (ValueError, RecursionError):
-        wrong = True
-    if wrong or "\0" in message.data:
-        raise _wrong(where, "JSON text of an object.")
-    return domain.MonitorEntry(
-        organization=organization_of(message.organization) or organization,
-        monitor=_clean(message.monitor),
-        time_ns=message.time.seconds * 1_000_000_000 + message.time.nanos,
-        trace_id=_trace_id(message.trace_id),
-        data=message.data,
-        deployment=_short(message.deployment),
-    )
-
-
 def trace_to_proto(summary: domain.TraceSummary, spans: Iterable[domain.Span] = ()) -> pb.Trace:
     """A trace with these spans. Attributes of those beyond about 8 MiB are left out, so that it fits into a message."""
     room = _MAX_ATTRIBUTES_BYTES
@@ -229,11 +203,6 @@ def duration(length_ns: int) -> Duration:
 def microseconds(time: Timestamp) -> int:
     """A timestamp as microseconds since the epoch; a part of one is cut off."""
     return _clamp(time.seconds * 1_000_000 + time.nanos // 1000)
-
-
-def _refuse(constant: str) -> None:
-    # Python reads NaN and Infinity, which JSON does not have.
-    raise ValueError(constant)
 
 
 def _payload_from_proto(message: pb.Payload) -> domain.Payload:

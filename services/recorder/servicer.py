@@ -54,24 +54,13 @@ class PredictionsServicer(recorder_pb2_grpc.PredictionsServicer):
     async def RecordPredictions(
         self, request: pb.RecordPredictionsRequest, context: Any
     ) -> pb.RecordPredictionsResponse:
-        _check_batch("predictions", len(request.predictions))
+        _check_batch(len(request.predictions))
         organization = _organization()
         batch = [
             messages.prediction_from_proto(message, organization=organization, index=index)
             for index, message in enumerate(request.predictions)
         ]
         return pb.RecordPredictionsResponse(recorded_count=await self._predictions.record(batch))
-
-    async def RecordMonitorEntries(
-        self, request: pb.RecordMonitorEntriesRequest, context: Any
-    ) -> pb.RecordMonitorEntriesResponse:
-        _check_batch("entries", len(request.entries))
-        organization = _organization()
-        entries = [
-            messages.monitor_entry_from_proto(message, organization=organization, index=index)
-            for index, message in enumerate(request.entries)
-        ]
-        return pb.RecordMonitorEntriesResponse(recorded_count=await self._predictions.record_monitor_entries(entries))
 
 
 class TracesServicer(recorder_pb2_grpc.TracesServicer):
@@ -120,11 +109,11 @@ def _organization() -> str:
     return messages.organization_of(current_principal().organization)
 
 
-def _check_batch(field: str, count: int) -> None:
+def _check_batch(count: int) -> None:
     if count > MAX_BATCH:
         raise InvalidArgument(
-            f"One call records at most {MAX_BATCH} {field}; send fewer at a time.",
+            f"One call records at most {MAX_BATCH} predictions; send fewer at a time.",
             reason="BATCH_TOO_LARGE",
-            violations=[(field, f"At most {MAX_BATCH}.")],
+            violations=[("predictions", f"At most {MAX_BATCH}.")],
             count=count,
         )

@@ -116,7 +116,6 @@ async def test_only_services_record_and_each_sees_its_own_organization(recorder:
     await record(recorder, captured(1))
     for call, request in (
         (recorder.predictions.RecordPredictions, pb.RecordPredictionsRequest()),
-        (recorder.predictions.RecordMonitorEntries, pb.RecordMonitorEntriesRequest()),
         (TraceServiceStub(recorder.viewer).Export, ExportTraceServiceRequest()),  # type: ignore[no-untyped-call]
     ):
         with pytest.raises(PermissionDenied):
@@ -160,27 +159,6 @@ async def test_a_tail_sees_what_another_replica_recorded(recorder: Recorder, tmp
                     break
         finally:
             call.cancel()
-
-
-async def test_monitor_entries_are_shown_with_their_prediction(recorder: Recorder) -> None:
-    await record(recorder, captured(1))
-    entry = pb.MonitorEntry(
-        monitor="iris",
-        time=Timestamp(seconds=5, nanos=7),
-        trace_id=f"{2:032x}",
-        data='{"x": 1}',
-        deployment="deployments/iris",
-        organization="organizations/default",
-    )
-    request = pb.RecordMonitorEntriesRequest(entries=[entry])
-    assert (await recorder.recording.RecordMonitorEntries(request)).recorded_count == 1
-    assert (await recorder.recording.RecordMonitorEntries(request)).recorded_count == 0
-    shown = await recorder.predictions.GetPrediction(pb.GetPredictionRequest(name="predictions/p1"))
-    assert list(shown.monitor_entries) == [entry]
-    for data in ("", "[]", '{"x": NaN}', "{", "1", '{"a": "' + "x" * (1 << 20) + '"}', "[" * 100_000):
-        with pytest.raises(InvalidArgument):
-            bad = pb.MonitorEntry(data=data)
-            await recorder.recording.RecordMonitorEntries(pb.RecordMonitorEntriesRequest(entries=[bad]))
 
 
 async def test_a_trace_that_is_not_there_is_not_found(recorder: Recorder) -> None:

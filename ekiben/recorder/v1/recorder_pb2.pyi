@@ -565,52 +565,6 @@ class RecordPredictionsResponse(_message.Message):
 Global___RecordPredictionsResponse: _TypeAlias = RecordPredictionsResponse  # noqa: Y015
 
 @_typing.final
-class RecordMonitorEntriesRequest(_message.Message):
-    """RecordMonitorEntriesRequest carries entries."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    ENTRIES_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___MonitorEntry]:
-        """Required. The entries."""
-
-    def __init__(
-        self,
-        *,
-        entries: _abc.Iterable[Global___MonitorEntry] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___RecordMonitorEntriesRequest: _TypeAlias = RecordMonitorEntriesRequest  # noqa: Y015
-
-@_typing.final
-class RecordMonitorEntriesResponse(_message.Message):
-    """RecordMonitorEntriesResponse counts them."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    RECORDED_COUNT_FIELD_NUMBER: _builtins.int
-    recorded_count: _builtins.int
-    """How many were recorded."""
-    def __init__(
-        self,
-        *,
-        recorded_count: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["recorded_count", b"recorded_count"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___RecordMonitorEntriesResponse: _TypeAlias = RecordMonitorEntriesResponse  # noqa: Y015
-
-@_typing.final
 class GetTraceRequest(_message.Message):
     """GetTraceRequest names one trace."""
 

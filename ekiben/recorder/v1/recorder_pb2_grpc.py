@@ -55,11 +55,6 @@ class PredictionsStub:
                 request_serializer=ekiben_dot_recorder_dot_v1_dot_recorder__pb2.RecordPredictionsRequest.SerializeToString,
                 response_deserializer=ekiben_dot_recorder_dot_v1_dot_recorder__pb2.RecordPredictionsResponse.FromString,
                 _registered_method=True)
-        self.RecordMonitorEntries = channel.unary_unary(
-                '/ekiben.recorder.v1.Predictions/RecordMonitorEntries',
-                request_serializer=ekiben_dot_recorder_dot_v1_dot_recorder__pb2.RecordMonitorEntriesRequest.SerializeToString,
-                response_deserializer=ekiben_dot_recorder_dot_v1_dot_recorder__pb2.RecordMonitorEntriesResponse.FromString,
-                _registered_method=True)
 
 
 class PredictionsServicer:
@@ -95,13 +90,6 @@ class PredictionsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def RecordMonitorEntries(self, request, context):
-        """Adds values that `bentoml.monitor()` logged. For the services of the suite.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
 
 def add_PredictionsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -124,11 +112,6 @@ def add_PredictionsServicer_to_server(servicer, server):
                     servicer.RecordPredictions,
                     request_deserializer=ekiben_dot_recorder_dot_v1_dot_recorder__pb2.RecordPredictionsRequest.FromString,
                     response_serializer=ekiben_dot_recorder_dot_v1_dot_recorder__pb2.RecordPredictionsResponse.SerializeToString,
-            ),
-            'RecordMonitorEntries': grpc.unary_unary_rpc_method_handler(
-                    servicer.RecordMonitorEntries,
-                    request_deserializer=ekiben_dot_recorder_dot_v1_dot_recorder__pb2.RecordMonitorEntriesRequest.FromString,
-                    response_serializer=ekiben_dot_recorder_dot_v1_dot_recorder__pb2.RecordMonitorEntriesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -240,33 +223,6 @@ class Predictions:
             '/ekiben.recorder.v1.Predictions/RecordPredictions',
             ekiben_dot_recorder_dot_v1_dot_recorder__pb2.RecordPredictionsRequest.SerializeToString,
             ekiben_dot_recorder_dot_v1_dot_recorder__pb2.RecordPredictionsResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def RecordMonitorEntries(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/ekiben.recorder.v1.Predictions/RecordMonitorEntries',
-            ekiben_dot_recorder_dot_v1_dot_recorder__pb2.RecordMonitorEntriesRequest.SerializeToString,
-            ekiben_dot_recorder_dot_v1_dot_recorder__pb2.RecordMonitorEntriesResponse.FromString,
             options,
             channel_credentials,
             insecure,

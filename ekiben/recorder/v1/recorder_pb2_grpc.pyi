@@ -43,8 +43,6 @@ class PredictionsStub:
     """Adds captured predictions; each is kept before the answer. One whose name is there already is not
     added again. For the services of the suite.
     """
-    RecordMonitorEntries: _grpc.UnaryUnaryMultiCallable[_recorder_pb2.RecordMonitorEntriesRequest, _recorder_pb2.RecordMonitorEntriesResponse]
-    """Adds values that `bentoml.monitor()` logged. For the services of the suite."""
 
 @_typing.type_check_only
 class PredictionsAsyncStub(PredictionsStub):
@@ -61,8 +59,6 @@ class PredictionsAsyncStub(PredictionsStub):
     """Adds captured predictions; each is kept before the answer. One whose name is there already is not
     added again. For the services of the suite.
     """
-    RecordMonitorEntries: _aio.UnaryUnaryMultiCallable[_recorder_pb2.RecordMonitorEntriesRequest, _recorder_pb2.RecordMonitorEntriesResponse]  # type: ignore[assignment]
-    """Adds values that `bentoml.monitor()` logged. For the services of the suite."""
 
 class PredictionsServicer(metaclass=_abc_1.ABCMeta):
     """Predictions is the prediction log."""
@@ -100,14 +96,6 @@ class PredictionsServicer(metaclass=_abc_1.ABCMeta):
         """Adds captured predictions; each is kept before the answer. One whose name is there already is not
         added again. For the services of the suite.
         """
-
-    @_abc_1.abstractmethod
-    def RecordMonitorEntries(
-        self,
-        request: _recorder_pb2.RecordMonitorEntriesRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_recorder_pb2.RecordMonitorEntriesResponse, _abc.Awaitable[_recorder_pb2.RecordMonitorEntriesResponse]]:
-        """Adds values that `bentoml.monitor()` logged. For the services of the suite."""
 
 def add_PredictionsServicer_to_server(servicer: PredictionsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
