@@ -59,7 +59,7 @@ class Bentos:
         one that is READY is left alone unless `force`.
 
         Raises:
-            DataLoss: the registry holds other bytes than were sent (DIGEST_MISMATCH).
+            DataLoss: the registry holds other bytes than were sent (CONTENT_DIFFERS).
         """
         if not isinstance(source, localstore.Version):
             path = source if isinstance(source, Path) else localstore.folder("bentos", source)

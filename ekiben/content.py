@@ -24,12 +24,12 @@ def check_digest(name: str, content: pb.Content, digest: str) -> None:
     """Nothing, where a finished push left the bytes that were sent.
 
     Raises:
-        DataLoss: other bytes, or none (DIGEST_MISMATCH).
+        DataLoss: other bytes, or none (CONTENT_DIFFERS).
     """
     if content.digest != digest:
         raise DataLoss(
             f"{name} holds {content.digest or 'nothing'} although {digest} was sent. Push it again with --force.",
-            reason="DIGEST_MISMATCH",
+            reason="CONTENT_DIFFERS",
             name=name,
             digest=digest,
         )

@@ -85,7 +85,7 @@ def read_model(path: Path) -> Version:
     """A model as it lies in a folder, or in a tar file.
 
     Raises:
-        FailedPrecondition: not a model (MANIFEST_INVALID).
+        FailedPrecondition: not a model (FOLDER_INVALID).
     """
     info, archive, size = _open(path, "model.yaml", lambda name: False)
     context = _mapping(info.get("context"))
@@ -112,7 +112,7 @@ def read_bento(path: Path) -> Version:
     """A bento as it lies in a folder, or in a tar file. The models in it are left out: they are pushed as models.
 
     Raises:
-        FailedPrecondition: not a bento (MANIFEST_INVALID).
+        FailedPrecondition: not a bento (FOLDER_INVALID).
     """
     info, archive, size = _open(path, "bento.yaml", lambda name: name == "models" or name.startswith("models/"))
     services = [_mapping(item) for item in info.get("services") or []]
@@ -167,7 +167,7 @@ def _open(path: Path, name: str, exclude: Callable[[str], bool]) -> tuple[dict[s
         said = f"it has no {name}" if isinstance(error, KeyError | FileNotFoundError) else str(error)
         hint = " Build it first: `bentoml build`." if (path / "service.py").is_file() else ""
         raise FailedPrecondition(
-            f"{path} is not a {name.removesuffix('.yaml')}: {said}.{hint}", reason="MANIFEST_INVALID", path=str(path)
+            f"{path} is not a {name.removesuffix('.yaml')}: {said}.{hint}", reason="FOLDER_INVALID", path=str(path)
         ) from error
     return info, archive, archive.size_bytes
 

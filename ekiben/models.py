@@ -58,7 +58,7 @@ class Models:
         Returns the model, and whether bytes had to be sent at all: one that is READY is left alone unless `force`.
 
         Raises:
-            DataLoss: the registry holds other bytes than were sent (DIGEST_MISMATCH).
+            DataLoss: the registry holds other bytes than were sent (CONTENT_DIFFERS).
         """
         if not isinstance(source, localstore.Version):
             path = source if isinstance(source, Path) else localstore.folder("models", source)
