@@ -22,16 +22,6 @@ class State(StrEnum):
 ENDED = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
 """States which nothing leaves."""
 
-TRANSITIONS: Mapping[State, frozenset[State]] = {
-    State.QUEUED: frozenset({State.RUNNING, State.CANCELLED}),
-    # Back to QUEUED: its worker was stopped, or died and was noticed by the next start.
-    State.RUNNING: frozenset({State.QUEUED, State.RUNNING, State.SUCCEEDED, State.FAILED, State.CANCELLED}),
-    State.SUCCEEDED: frozenset(),
-    State.FAILED: frozenset(),
-    State.CANCELLED: frozenset(),
-}
-"""Which state may follow which. RUNNING after RUNNING: another worker took it up after the lease ran out."""
-
 
 class Step(StrEnum):
     """What a build does, in the words that a reader sees."""
@@ -145,11 +135,6 @@ def progress(step: Step, done: int = 0, of: int = 0) -> int:
         return begin
     end = BEGINS_AT[steps[steps.index(step) + 1]]
     return begin + int((end - 1 - begin) * min(1.0, max(0.0, done / of)))
-
-
-def may_follow(old: State, new: State) -> bool:
-    """Whether a build in state `old` may become `new`."""
-    return new in TRANSITIONS[old]
 
 
 def dedup_key(bento_digest: str, secrets: Sequence[str]) -> str:

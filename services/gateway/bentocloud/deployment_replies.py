@@ -7,7 +7,7 @@ from google.protobuf import json_format
 from google.protobuf.struct_pb2 import Struct
 
 from ekiben.deployer.v1 import deployer_pb2 as deployer
-from services.gateway.bentocloud.wire import KUBE_NAMESPACE, Reply, last, page, resource
+from services.gateway.bentocloud.wire import KUBE_NAMESPACE, Reply, last, resource
 
 _STATUS = {
     deployer.Deployment.DEPLOYING: "deploying",
@@ -62,11 +62,6 @@ def deployment_reply(
         # The client takes anything but exactly one URL for "not ready".
         "urls": list(deployment.urls[:1]),
     }
-
-
-def list_reply(items: list[Reply], *, start: int, total: int) -> Reply:
-    """A list of deployments."""
-    return page(items, start=start, total=total)
 
 
 def bentos_of(deployments: Iterable[deployer.Deployment]) -> set[str]:

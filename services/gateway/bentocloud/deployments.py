@@ -15,7 +15,7 @@ from services.gateway.bentocloud.deployment_replies import bentos_of, deployment
 from services.gateway.bentocloud.deployment_requests import deployment_of
 from services.gateway.bentocloud.repositories import BENTOS
 from services.gateway.bentocloud.versions import with_repository
-from services.gateway.bentocloud.wire import Reply, last, member, number, page
+from services.gateway.bentocloud.wire import Reply, member, number, page
 
 _NO_CODESPACES = (
     "Codespaces (`bentoml code`) are not offered here yet. "
@@ -130,8 +130,3 @@ async def _bento(call: Call, name: str) -> Reply | None:
 
 def _name(call: Call) -> str:
     return str(names.Deployment(call.path("deployment")))
-
-
-def id_of(deployment: deployer.Deployment) -> str:
-    """The id that clients call a deployment by."""
-    return last(deployment.name)
