@@ -8,9 +8,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.bentoml_clients import client
-
 from benchmarks.measure import Table, timed
+from tests.bentoml_clients import client
 from tests.platform import BentoMl, Platform, free_port, http, wait_for
 
 BENTO = Path(__file__).resolve().parent.parent / "tests" / "bentos" / "versions"

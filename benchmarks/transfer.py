@@ -8,9 +8,8 @@ import tempfile
 import threading
 from pathlib import Path
 
-from tests.bentoml_clients import client
-
 from benchmarks.measure import Table, descendants, rss_mib, timed
+from tests.bentoml_clients import client
 from tests.platform import BentoMl, Platform
 
 SIZE = 1 << 30

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.bentoml_clients import client
 
+from tests.bentoml_clients import client
 from tests.platform import BentoMl, Platform, http, process_tree_of, running, wait_for
 
 BENTOS = Path(__file__).resolve().parent.parent / "bentos"

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.bentoml_clients import client
 
+from tests.bentoml_clients import client
 from tests.platform import BentoMl, Platform, running
 
 
