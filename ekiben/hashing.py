@@ -5,8 +5,8 @@ import queue
 import threading
 from typing import Self
 
-_AHEAD = 16
-"""Chunks that may wait to be hashed: at most 16 MiB of memory for one stream."""
+AHEAD = 2
+"""Chunks that may wait to be hashed while one is."""
 
 
 class Hasher:
@@ -17,7 +17,7 @@ class Hasher:
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
-        self._chunks: queue.Queue[bytes] = queue.Queue(_AHEAD)
+        self._chunks: queue.Queue[bytes | memoryview] = queue.Queue(AHEAD)
         self._thread = threading.Thread(target=self._run, name="ekiben-hash", daemon=True)
 
     def __enter__(self) -> Self:
@@ -27,8 +27,8 @@ class Hasher:
     def __exit__(self, *_: object) -> None:
         self._finish()
 
-    def update(self, chunk: bytes) -> None:
-        """Take one more chunk; an empty one is nothing."""
+    def update(self, chunk: bytes | memoryview) -> None:
+        """Take one more chunk; an empty one is nothing. Its bytes must stay until AHEAD + 1 more were taken."""
         if chunk:
             self._chunks.put(chunk)
 

@@ -12,7 +12,7 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnec
 from urllib.parse import urlsplit
 
 from ekiben import errors
-from ekiben.archives import CHUNK_BYTES, Archive, FileRange
+from ekiben.archives import Archive, FileRange
 
 _IDLE_S = 120.0
 """How long a server may say nothing: it hashes and checks a whole archive before it answers."""
@@ -74,8 +74,11 @@ def put(
         return response.headers.get("ETag", "")
 
 
-def get(url: str, offset: int = 0, end: int | None = None) -> Iterator[bytes]:
-    """GET a URL from `offset` on (up to `end`, exclusive), in chunks of at most 1 MiB.
+@contextlib.contextmanager
+def get(url: str, offset: int = 0, end: int | None = None) -> Iterator[Callable[[memoryview], int]]:
+    """GET a URL from `offset` on (up to `end`, exclusive); gives a function that fills a buffer, to be used inside.
+
+    It returns how many bytes it put there, none at the end, and raises the same errors.
 
     Raises:
         Unavailable: the connection broke or the server answered 5xx; may be tried again from where it broke.
@@ -89,14 +92,22 @@ def get(url: str, offset: int = 0, end: int | None = None) -> Iterator[bytes]:
             response = connection.getresponse()
             if response.status not in (200, 206) or (response.status == 200 and offset):
                 raise _refusal(response, response.read(1 << 16))
-            left = int(response.headers.get("Content-Length") or -1)
-            while chunk := response.read(CHUNK_BYTES):
-                left -= len(chunk)
-                yield chunk
         except (OSError, HTTPException) as error:
             raise _broken(url, error) from error
-        if left > 0:
-            raise _broken(url, ConnectionError("the answer ended early"))
+        left = int(response.headers.get("Content-Length") or -1)
+
+        def readinto(buffer: memoryview) -> int:
+            nonlocal left
+            try:
+                got = response.readinto(buffer)
+            except (OSError, HTTPException) as error:
+                raise _broken(url, error) from error
+            left -= got
+            if not got and left > 0:
+                raise _broken(url, ConnectionError("the answer ended early"))
+            return got
+
+        yield readinto
 
 
 @contextlib.contextmanager

@@ -7,21 +7,17 @@ that restarts and a URL that expires in between are tried again for a while; a r
 import asyncio
 import contextlib
 import random
-import shutil
-import tarfile
-import tempfile
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Self, TypeVar
 
 import grpc.aio
 
-from ekiben import archives, signed
+from ekiben import archives, receiving, signed
 from ekiben.endpoints import Endpoint
-from ekiben.errors import DataLoss, EkibenError, FailedPrecondition, Unavailable
-from ekiben.hashing import Hasher
+from ekiben.errors import EkibenError, FailedPrecondition, Unavailable
 from ekiben.registry.v1 import registry_pb2 as pb
 from ekiben.registry.v1.registry_pb2_grpc import UploadsStub
 
@@ -226,43 +222,48 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return next((leaf for leaf in leaves if isinstance(leaf, EkibenError)), leaves[0])
 
 
-def _resumed(sign: Callable[[], str], progress: Progress, stopped: Callable[[], bool]) -> Iterator[bytes]:
-    """The bytes of a download, taken up where a connection breaks."""
-    offset, pause_s, seen = 0, 0.2, time.monotonic()
-    while True:
-        try:
-            for chunk in signed.get(sign(), offset):
-                if stopped():
-                    raise signed.Stopped
-                offset, pause_s, seen = offset + len(chunk), 0.2, time.monotonic()
-                progress(len(chunk))
-                yield chunk
-            return
-        except Unavailable:
-            if stopped() or time.monotonic() - seen > _PATIENCE_S:
-                raise
-        time.sleep(pause_s)
-        pause_s = min(pause_s * 2, 5.0)
+class _Resumed:
+    """A download that is taken up where a connection breaks."""
 
+    def __init__(self, sign: Callable[[], str], progress: Progress, stopped: Callable[[], bool]) -> None:
+        self._sign, self._progress, self._stopped = sign, progress, stopped
+        self._offset, self._pause_s, self._seen = 0, 0.2, time.monotonic()
+        self._connection = contextlib.ExitStack()
+        self._read: Callable[[memoryview], int] | None = None
 
-class _Stream:
-    """A download as the file that tarfile reads, hashing what passes."""
+    def __enter__(self) -> Self:
+        return self
 
-    def __init__(self, chunks: Iterator[bytes], hasher: Hasher) -> None:
-        self._chunks, self._hasher, self._rest = chunks, hasher, b""
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
 
-    def read(self, size: int) -> bytes:
-        """At least one byte, at most `size`; none at the end."""
-        if not self._rest:
-            self._rest = next(self._chunks, b"")
-            self._hasher.update(self._rest)
-        given, self._rest = self._rest[:size], self._rest[size:]
-        return given
+    def readinto(self, buffer: memoryview) -> int:
+        """Fill the buffer; fewer bytes than it has room for mean the end."""
+        filled = 0
+        while filled < len(buffer) and (got := self._some(buffer[filled:])):
+            filled += got
+            self._offset += got
+            self._progress(got)
+        return filled
 
-    def drain(self) -> None:
-        """Let pass what tarfile left (the blocks after its end)."""
-        while self.read(1 << 20):
-            pass
+    def _some(self, buffer: memoryview) -> int:
+        while True:
+            if self._stopped():
+                raise signed.Stopped
+            try:
+                if self._read is None:
+                    self._read = self._connection.enter_context(signed.get(self._sign(), self._offset))
+                got = self._read(buffer)
+            except Unavailable:
+                self._connection.close()
+                self._read = None
+                if self._stopped() or time.monotonic() - self._seen > _PATIENCE_S:
+                    raise
+                time.sleep(self._pause_s)
+                self._pause_s = min(self._pause_s * 2, 5.0)
+            else:
+                self._pause_s, self._seen = 0.2, time.monotonic()
+                return got
 
 
 def _fetch(
@@ -273,48 +274,5 @@ def _fetch(
     progress: Progress,
     stopped: Callable[[], bool],
 ) -> None:
-    chunks = _resumed(sign, progress, stopped)
-    with Hasher() as hasher:
-        if unpack:
-            work = Path(tempfile.mkdtemp(prefix=f".{into.name}.", dir=into.parent))
-            try:
-                _unpack(_Stream(chunks, hasher), work)
-                _check(hasher, digest)
-                work.replace(into)
-            except BaseException:
-                shutil.rmtree(work, ignore_errors=True)
-                raise
-            return
-        new = into.with_name(f".{into.name}.part")
-        try:
-            with new.open("wb") as out:
-                for chunk in chunks:
-                    hasher.update(chunk)
-                    out.write(chunk)
-            _check(hasher, digest)
-            new.replace(into)
-        except BaseException:
-            new.unlink(missing_ok=True)
-            raise
-
-
-def _unpack(stream: _Stream, into: Path) -> None:
-    """Unpack without leaving the folder: no absolute name, no `..`, no device (tarfile's `data` filter)."""
-    source: Any = stream
-    try:
-        with tarfile.open(fileobj=source, mode="r|*", bufsize=archives.CHUNK_BYTES) as tar:
-            tar.copybufsize = archives.CHUNK_BYTES  # type: ignore[attr-defined]
-            tar.extractall(into, filter="data")
-        stream.drain()
-    except tarfile.TarError as error:
-        raise FailedPrecondition(f"The archive cannot be unpacked: {error}.", reason="ARCHIVE_INVALID") from error
-
-
-def _check(hasher: Hasher, digest: str) -> None:
-    found = hasher.digest()
-    if digest and found != digest:
-        raise DataLoss(
-            f"What arrived has the digest {found}, and {digest} was expected. Try again.",
-            reason="DIGEST_MISMATCH",
-            digest=digest,
-        )
+    with _Resumed(sign, progress, stopped) as download:
+        receiving.fetch(download.readinto, into, digest, unpack=unpack)
