@@ -8,6 +8,10 @@ from enum import StrEnum
 
 from ekiben.errors import FailedPrecondition
 
+RECIPE_VERSION = 1
+"""Part of every digest and of the key by which builds are found again: raise it when equal bentos must get another
+environment."""
+
 
 class State(StrEnum):
     """How far a build has come. The names are those of the API."""
@@ -138,8 +142,8 @@ def progress(step: Step, done: int = 0, of: int = 0) -> int:
 
 
 def dedup_key(bento_digest: str, secrets: Sequence[str]) -> str:
-    """Equal for requests that one build can answer: the same content and the same secrets by name."""
-    text = "\n".join([bento_digest, *sorted(set(secrets))])
+    """Equal for requests that one build can answer: the same content, secrets by name, and way of making recipes."""
+    text = "\n".join([f"recipe {RECIPE_VERSION}", bento_digest, *sorted(set(secrets))])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

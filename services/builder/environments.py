@@ -32,16 +32,31 @@ _PAUSES_S = (0.5, 2.0, 5.0, 10.0)
 _FORGOTTEN = ("REQUIREMENT_UNSATISFIABLE", "REQUIREMENT_NOT_FOUND")
 
 _CHECK = """
-import importlib, sys
+import importlib, json, sys
 import bentoml
 # Imported so that they are compiled now, beside the build, and not while the first replica starts.
 for name in ("bentoml_cli.cli", "bentoml_cli._internal.start", "_bentoml_impl.server.app",
              "_bentoml_impl.server.serving", "bentoml_cli.worker.http_api_server", "_bentoml_impl.worker.service",
-             "uvicorn", "starlette.applications", "opentelemetry.exporter.otlp.proto.http.trace_exporter"):
+             "uvicorn", "starlette.applications"):
     try:
         importlib.import_module(name)
     except BaseException:
         pass
+# What is there need not work: an exporter of one year does not import the protobuf of another.
+exports = []
+for kind, name in (("traces", "opentelemetry.exporter.otlp.proto.http.trace_exporter"),
+                   ("monitors", "bentoml._internal.monitoring.otlp")):
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        pass
+    except BaseException as error:
+        said = str(error).strip().splitlines()
+        print("WARNING: replicas send no", kind + ":", type(error).__name__, "when importing", name + ":", *said[:1])
+    else:
+        exports.append(kind)
+with open(sys.argv[1], "w") as file:
+    json.dump(exports, file)
 print("BentoML", bentoml.__version__, "on Python", sys.version.split()[0])
 """
 
@@ -92,8 +107,8 @@ class Environments:
             await asyncio.to_thread(shutil.rmtree, made, ignore_errors=True)
             await self._install(lock, recipe, interpreter, work, made)
             await work.report(Step.CHECKING, 0, 0)
-            await self._check(made, work)
-            environment = await asyncio.to_thread(self._finish, made, digest, lock, interpreter, recipe)
+            exports = await self._check(made, work)
+            environment = await asyncio.to_thread(self._finish, made, digest, lock, interpreter, recipe, exports)
         return environment, False
 
     async def _install(self, lock: Lock, recipe: Recipe, interpreter: Interpreter, work: Work, made: Path) -> None:
@@ -137,12 +152,13 @@ class Environments:
             recipe=recipe,
         )
 
-    async def _check(self, made: Path, work: Work) -> None:
-        """Import BentoML, so that what cannot start fails here, with its reason."""
+    async def _check(self, made: Path, work: Work) -> list[str]:
+        """Import BentoML, so that what cannot start fails here, with its reason; what replicas can export with it."""
         home = work.directory / "home"
         home.mkdir(exist_ok=True)
+        exports = work.directory / "exports.json"
         outcome = await self._programs.run(
-            [str(made / "bin" / "python"), "-I", "-c", _CHECK],
+            [str(made / "bin" / "python"), "-I", "-c", _CHECK, str(exports)],
             cwd=work.directory,
             env={"BENTOML_HOME": str(home), "HOME": str(home), "BENTOML_DO_NOT_TRACK": "True"},
             line=work.say,
@@ -153,8 +169,12 @@ class Environments:
             raise FailedPrecondition(
                 f"BentoML cannot be imported in the environment: {said}", reason="ENVIRONMENT_BROKEN", said=said
             )
+        found: list[str] = json.loads(await asyncio.to_thread(exports.read_text))
+        return found
 
-    def _finish(self, made: Path, digest: str, lock: Lock, interpreter: Interpreter, recipe: Recipe) -> Environment:
+    def _finish(
+        self, made: Path, digest: str, lock: Lock, interpreter: Interpreter, recipe: Recipe, exports: list[str]
+    ) -> Environment:
         packages = lock.packages
         (made / "lock.txt").write_text(lock.text)
         files, size_bytes = _measure(made)
@@ -171,6 +191,8 @@ class Environments:
             "size_bytes": size_bytes,
             "file_count": files,
             "platform": interpreter.platform,
+            # Read by the runtime: what BentoML may be told to send over OTLP/HTTP, of `traces` and `monitors`.
+            "exports": exports,
         }
         write_whole(made / MARKER, (json.dumps(content, indent=2) + "\n").encode())
         place = self.path(digest)

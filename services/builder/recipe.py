@@ -16,10 +16,8 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
 
 from ekiben.errors import FailedPrecondition
+from services.builder.domain import RECIPE_VERSION
 from services.builder.requirements import Option, Requirement, parse, parse_arguments
-
-RECIPE_VERSION = 1
-"""Part of every digest: raise it when equal bentos must get another environment."""
 
 DEFAULT_INDEX = "https://pypi.org/simple"
 """Clients write this line into every lock. It means "the usual index", which here an operator may have set."""

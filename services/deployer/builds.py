@@ -1,4 +1,4 @@
-"""Environments, asked of the builder: one task for each bento that is being waited for."""
+"""Environments, asked of the builder: one task for each revision that waits for one."""
 
 import asyncio
 import logging
@@ -19,6 +19,8 @@ AGAIN_S = 300.0
 """A failed build is tried anew after this long: what failed may have been the network."""
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
+UNWANTED_S = 60.0
+"""An environment that no pass asked for during this time is nobody's any more; passes come every second."""
 
 
 @dataclass
@@ -31,25 +33,52 @@ class Progress:
     message: str = ""
     failed: bool = False
     reason: str = "BUILD_FAILED"
+    wanted_at: float = 0.0
+    task: "asyncio.Task[None] | None" = None
+
+
+Key = tuple[str, int, str, str, tuple[str, ...]]
+"""Deployment and revision, bento and its digest, secrets."""
 
 
 class Builds:
-    """Environments by bento and secrets. `changed` is called whenever one of them comes further."""
+    """Environments by revision, bento and secrets. `changed` is called whenever one of them comes further.
+
+    Each revision asks for itself, so that it gets what the builder made last: the builder answers at once with what it
+    has, and a build that somebody forced meanwhile is used by the deployments and revisions after it.
+    """
 
     def __init__(self, stub: Any, clock: Clock, changed: Callable[[], None]) -> None:
         self._stub, self._clock, self._changed = stub, clock, changed
-        self._progress: dict[tuple[str, str, tuple[str, ...]], Progress] = {}
+        self._progress: dict[Key, Progress] = {}
 
     def want(
-        self, tasks: asyncio.TaskGroup, bento: str, digest: str, secrets: Sequence[str], caller: Principal, parent: str
+        self,
+        tasks: asyncio.TaskGroup,
+        revision: tuple[str, int],
+        bento: str,
+        digest: str,
+        secrets: Sequence[str],
+        caller: Principal,
+        parent: str,
     ) -> Progress:
         """The progress of an environment, which is asked for if it was not yet."""
-        key = (bento, digest, tuple(secrets))
+        key = (*revision, bento, digest, tuple(secrets))
         progress = self._progress.get(key)
         if progress is None:
             progress = self._progress[key] = Progress()
-            tasks.create_task(self._follow(progress, bento, secrets, caller, parent))
+            progress.task = tasks.create_task(self._follow(progress, bento, secrets, caller, parent))
+        progress.wanted_at = self._clock.monotonic()
         return progress
+
+    def prune(self) -> None:
+        """Stop asking for what no pass wants any more: what failed for a deleted deployment is not tried for ever."""
+        long_ago = self._clock.monotonic() - UNWANTED_S
+        for key, progress in list(self._progress.items()):
+            if progress.wanted_at < long_ago:
+                if progress.task is not None:
+                    progress.task.cancel()
+                del self._progress[key]
 
     def forget(self, environment: str) -> None:
         """Ask anew for environments at this place: it is not there any more."""

@@ -288,9 +288,9 @@ class Deployments:
             version = template.canary.versions[target]
             bentos[target] = await self._resolve(version.bento)
             version.bento = bentos[target].name
-            found += _unknown(
-                f"deployment.template.canary.versions[{target}].services", version.services, bentos[target].parsed()
-            )
+            path, manifest = f"deployment.template.canary.versions[{target}]", bentos[target].parsed()
+            found += _unknown(f"{path}.services", version.services, manifest)
+            found += _unknown(f"{path}.scaling", version.scaling, manifest)
         domain.refuse(found, reason="SERVICE_UNKNOWN")
         wanted = [*template.secrets, *(s for v in template.canary.versions.values() for s in v.secrets)]
         for secret in dict.fromkeys(wanted):
@@ -321,14 +321,10 @@ class Deployments:
                 found.append((f"{path}.weight_percent", "must be from 0 to 100"))
             share += max(0, version.weight_percent)
             found += self._template_violations(path, version.envs, version.services)
+            found += _scaling_violations(f"{path}.scaling", version.scaling)
         if share > 100:
             found.append(("deployment.template.canary.versions", f"the weights add up to {share}, more than 100"))
-        for service, scaling in sent.scaling.items():
-            found += domain.check_scaling(
-                f"deployment.scaling[{service}]",
-                scaling.min_replicas if scaling.HasField("min_replicas") else None,
-                scaling.max_replicas if scaling.HasField("max_replicas") else None,
-            )
+        found += _scaling_violations("deployment.scaling", sent.scaling)
         capture = sent.capture
         if capture.HasField("sample_percent") and not 0 <= capture.sample_percent <= 100:
             found.append(("deployment.capture.sample_percent", "must be from 0 to 100"))
@@ -392,6 +388,17 @@ class Deployments:
         )
 
 
+def _scaling_violations(path: str, scaling: Mapping[str, pb.Scaling]) -> list[tuple[str, str]]:
+    found = []
+    for service, one in scaling.items():
+        found += domain.check_scaling(
+            f"{path}[{service}]",
+            one.min_replicas if one.HasField("min_replicas") else None,
+            one.max_replicas if one.HasField("max_replicas") else None,
+        )
+    return found
+
+
 def _bindable(host: str, port: int) -> bool:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -445,6 +452,12 @@ def _made_up(bento: str) -> str:
 
 
 def _filter(text: str) -> Callable[[Deployment], bool]:
+    if len(text) > MAX_FILTER_CHARS:
+        raise InvalidArgument(
+            f"The filter has {len(text):,} characters, more than {MAX_FILTER_CHARS:,}.",
+            reason="FILTER_INVALID",
+            violations=[("filter", f"at most {MAX_FILTER_CHARS:,} characters")],
+        )
     tests: list[Callable[[Deployment], bool]] = []
     for word in text.split():
         kind, _, value = word.partition(":")
@@ -452,12 +465,6 @@ def _filter(text: str) -> Callable[[Deployment], bool]:
             key, equals, wanted = value.partition("=")
             tests.append(lambda d, k=key, e=equals, w=wanted: k in d.labels and (not e or d.labels[k] == w))  # type: ignore[misc]
         elif word == "is:dev":
-    if len(text) > MAX_FILTER_CHARS:
-        raise InvalidArgument(
-            f"The filter has {len(text):,} characters, more than {MAX_FILTER_CHARS:,}.",
-            reason="FILTER_INVALID",
-            violations=[("filter", f"at most {MAX_FILTER_CHARS:,} characters")],
-        )
             tests.append(lambda d: d.dev)
         else:
             tests.append(lambda d, w=word: w.lower() in d.name)  # type: ignore[misc]

@@ -162,6 +162,7 @@ class Reconciler:
         routes = [await self._route(view) for view in views if view is not None and not view.deployment.deleting]
         await self.routes.publish(routes)
         await self._release(observed)
+        self._builds.prune()
         for phase in Phase:
             _replicas.labels(phase.value).set(sum(one.count(phase) for one in observed))
 
@@ -212,13 +213,13 @@ class Reconciler:
         return _View(deployment, await self._revision(deployment.uid, deployment.latest_revision), sets)
 
     def _environment(self, view: _View, version: Version) -> Progress:
-        progress = self._wanted(view.deployment, version)
+        progress = self._wanted(view.deployment, view.revision.number, version)
         missing = [one for one in view.sets if any(r.reason == "ENVIRONMENT_MISSING" for r in one.replicas)]
         if missing and progress.environment:
             # The builder has thrown it away meanwhile: ask for it again, and tell the runtime where it is then.
             self._builds.forget(progress.environment)
             self._applied.difference_update(one.key for one in missing)
-            progress = self._wanted(view.deployment, version)
+            progress = self._wanted(view.deployment, view.revision.number, version)
         if version.target == MAIN:
             view.build = progress.build
         if progress.failed:
@@ -227,10 +228,16 @@ class Reconciler:
             view.building, view.building_message = True, progress.message
         return progress
 
-    def _wanted(self, deployment: Deployment, version: Version) -> Progress:
+    def _wanted(self, deployment: Deployment, revision: int, version: Version) -> Progress:
         caller = Principal(deployment.creator, deployment.organization, annotations_pb2.ROLE_SERVICE)
         return self._builds.want(
-            self._tasks, version.bento, version.digest, version.secrets, caller, deployment.traceparent
+            self._tasks,
+            (deployment.uid, revision),
+            version.bento,
+            version.digest,
+            version.secrets,
+            caller,
+            deployment.traceparent,
         )
 
     async def _secrets(self, view: _View, version: Version) -> list[identity_pb2.Secret] | None:
@@ -269,7 +276,8 @@ class Reconciler:
         ]
         template = version.services.get(service, pb.ServiceTemplate())
         called = bool(version.manifest.dependents(service))
-        plan = rollout.plan_of(template.deployment_strategy, specs.desired_of(deployment, service), called=called)
+        desired = specs.desired_of(deployment, version, service)
+        plan = rollout.plan_of(template.deployment_strategy, desired, called=called)
         # A new replica counts once gateways know it: before, an old one must not go, and nobody should be told RUNNING.
         seen_new = replace(_seen(new, key), ready=self._routed(new))
         seen_old = [_seen(one, one.key) for one in old]
@@ -354,13 +362,14 @@ class Reconciler:
             self._restored.add(deployment.uid)
             return
         for version in self._versions_of(await self._revision(deployment.uid, serving)):
-            progress = self._wanted(deployment, version)
+            progress = self._wanted(deployment, serving, version)
             if progress.failed:
                 continue
             if not progress.environment:
                 return
             for service in version.manifest.services:
-                await self._apply_old(view, serving, version, service.name, specs.desired_of(deployment, service.name))
+                desired = specs.desired_of(deployment, version, service.name)
+                await self._apply_old(view, serving, version, service.name, desired)
         self._restored.add(deployment.uid)
         view.sets[:] = [one for one in await self._runtime.observe() if one.deployment_uid == deployment.uid]
 
@@ -370,7 +379,7 @@ class Reconciler:
             if one.revision == view.revision.number or one.key in self._applied or not one.asked:
                 continue
             for version in self._versions_of(await self._revision(one.deployment_uid, one.revision)):
-                if version.target == one.target and self._wanted(view.deployment, version).environment:
+                if version.target == one.target and self._wanted(view.deployment, one.revision, version).environment:
                     await self._apply_old(view, one.revision, version, one.service, one.asked)
 
     async def _apply_old(self, view: _View, revision: int, version: Version, service: str, replicas: int) -> None:
@@ -382,7 +391,7 @@ class Reconciler:
             revision,
             version,
             service,
-            environment=self._wanted(view.deployment, version).environment,
+            environment=self._wanted(view.deployment, revision, version).environment,
             secrets=secrets,
             instance_types=self._instance_types,
             drain_s=self._settings.drain_s,
@@ -512,7 +521,7 @@ class Reconciler:
             return f"deployments/{view.deployment.name} was terminated."
         for condition in view.deployment.status.conditions:
             if condition.type == "Available" and condition.status is False:
-                return condition.message
+                return f"deployments/{view.deployment.name} is not available. {status.without_lines(condition.message)}"
         return f"deployments/{view.deployment.name} is starting."
 
     def _without_endpoints(self) -> list[pb.Route]:

@@ -3,7 +3,7 @@
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from google.protobuf import json_format
@@ -30,6 +30,8 @@ class Version:
     secrets: tuple[str, ...]
     services: Mapping[str, pb.ServiceTemplate]
     weight: int
+    scaling: Mapping[str, pb.Scaling] | None = None
+    """Replicas by service. None for main: its are the deployment's, and change without another revision."""
 
 
 def versions_of(revision: Revision) -> list[Version]:
@@ -39,7 +41,8 @@ def versions_of(revision: Revision) -> list[Version]:
     rest = 100 - sum(version.weight_percent for version in canaries.values())
     found = [_version(revision, MAIN, template, rest)]
     for target, version in sorted(canaries.items()):
-        found.append(_version(revision, target, version, version.weight_percent))
+        canary = _version(revision, target, version, version.weight_percent)
+        found.append(replace(canary, scaling=dict(version.scaling)))
     return found
 
 
@@ -58,9 +61,10 @@ def _version(revision: Revision, target: str, of: Any, weight: int) -> Version:
     )
 
 
-def desired_of(deployment: Deployment, service: str) -> int:
-    """How many replicas a service should have."""
-    scaling = messages.scaling(deployment.scaling).get(service)
+def desired_of(deployment: Deployment, version: Version, service: str) -> int:
+    """How many replicas a service of a version should have."""
+    by_service = messages.scaling(deployment.scaling) if version.scaling is None else version.scaling
+    scaling = by_service.get(service)
     least = scaling.min_replicas if scaling is not None and scaling.HasField("min_replicas") else None
     return replicas_of(least)
 
@@ -131,6 +135,7 @@ def spec_of(
         envs=envs,
         files=tuple(_secret_files(secrets)),
         config=_whole(overrides),
+        readiness_path=_readiness_path(manifest.service(service).config, overrides),
         dependencies=tuple(
             (name, key_of(deployment.uid, revision, version.target, name))
             for name in manifest.service(service).dependencies
@@ -139,6 +144,17 @@ def spec_of(
         memory_bytes=size.memory_bytes if size else 0,
         drain_s=drain_s,
     )
+
+
+def _readiness_path(*configs: Mapping[str, Any]) -> str:
+    """Where the last of the configurations says that readiness is asked; a `path_prefix` of the service moves it."""
+    path = "/readyz"
+    for config in configs:
+        endpoints = config.get("endpoints")
+        named = endpoints.get("readyz") if isinstance(endpoints, Mapping) else None
+        if isinstance(named, str) and named.strip("/"):
+            path = f"/{named.lstrip('/')}"
+    return path
 
 
 def _runtime(secrets: Sequence[identity_pb2.Secret]) -> list[identity_pb2.Secret]:

@@ -7,6 +7,8 @@ from datetime import datetime
 from services.deployer.domain import MAIN, Condition, Status
 from services.deployer.runtimes import Phase, ReplicaStatus, SetStatus
 
+_LAST_LINES = " Its last lines:\n"
+
 
 @dataclass(frozen=True)
 class ServiceFact:
@@ -62,7 +64,8 @@ def summarize(facts: Facts, before: Status, now: datetime) -> Status:
         state = "FAILED"
     else:
         state = "DEPLOYING"
-    conditions = (_built(facts), _available(facts, crashed), _progressing(facts, state, crashed))
+    available = _available(facts, crashed)
+    conditions = (_built(facts), available, _progressing(facts, state, crashed, told=available.status is False))
     counts = {
         fact.service: _counts(fact)
         for fact in sorted(facts.services, key=lambda fact: fact.target == MAIN)  # main's counts win
@@ -152,39 +155,54 @@ def _available(facts: Facts, crashed: ReplicaStatus | None) -> Condition:
         )
         return Condition("Available", True, "REPLICAS_READY", f"Ready: {shown}.{note}")
     if facts.problem is not None:
-        return Condition("Available", False, facts.problem.reason, facts.problem.message)
+        built = facts.problem.type == "Built"
+        text = "Its environment cannot be built." if built else facts.problem.message
+        return Condition("Available", False, facts.problem.reason, text)
     if crashed is not None:
-        return Condition("Available", False, _reason(crashed), _told(crashed) + note)
+        return Condition("Available", False, _reason(crashed), _told(crashed, note))
     if facts.building:
         return Condition("Available", False, "BUILDING", "The environment is being built.")
     text = "; ".join(lacking) or "nothing is started yet"
+    said = sorted({one.message for fact in facts.services if fact.new for one in fact.new.replicas if one.message})
+    if lacking and said:
+        text += f". {' '.join(said)}".rstrip(".")
     return Condition("Available", False, "REPLICAS_STARTING", f"{text[:1].upper()}{text[1:]}.{note}")
 
 
-def _progressing(facts: Facts, state: str, crashed: ReplicaStatus | None) -> Condition:
+def _progressing(facts: Facts, state: str, crashed: ReplicaStatus | None, *, told: bool) -> Condition:
+    """`told`: another condition says already what is wrong; a page of log lines is read once."""
     if state == "RUNNING":
         return Condition("Progressing", False, "ROLLED_OUT", f"Revision {facts.latest_revision} is rolled out.")
     if state == "FAILED":
         if facts.problem is not None:
-            return Condition("Progressing", False, facts.problem.reason, facts.problem.message)
+            why = "" if told or facts.problem.type == "Built" else f" {facts.problem.message}"
+            text = f"Revision {facts.latest_revision} cannot be started.{why}"
+            return Condition("Progressing", False, facts.problem.reason, text)
         assert crashed is not None
-        text = f"Revision {facts.latest_revision} does not start; it is tried again. {_told(crashed)}"
+        why = "" if told else f" {_told(crashed)}"
+        text = f"Revision {facts.latest_revision} does not start; it is tried again.{why}"
         return Condition("Progressing", False, _reason(crashed), text)
-    if crashed is not None:
+    if crashed is not None and not told:
         return Condition("Progressing", True, _reason(crashed), _told(crashed))
     done = sum(fact.new.count(Phase.READY) if fact.new else 0 for fact in facts.services)
     wanted = sum(fact.desired for fact in facts.services)
     text = f"Revision {facts.latest_revision}: {done} of {wanted} replicas are ready."
-    return Condition("Progressing", True, "ROLLING_OUT", text)
+    return Condition("Progressing", True, _reason(crashed) if crashed is not None else "ROLLING_OUT", text)
 
 
 def _reason(replica: ReplicaStatus) -> str:
     return "REPLICA_UNREADY" if replica.phase is Phase.UNREADY else "REPLICA_CRASHED"
 
 
-def _told(replica: ReplicaStatus) -> str:
+def _told(replica: ReplicaStatus, note: str = "") -> str:
     again = f" It was started {replica.restart_count + 1} times." if replica.restart_count else ""
-    return f"Replica {replica.replica}: {replica.message}{again}"
+    lines = f"{_LAST_LINES}{replica.last_lines}" if replica.last_lines else ""
+    return f"Replica {replica.replica}: {replica.message}{again}{note}{lines}"
+
+
+def without_lines(message: str) -> str:
+    """A condition's message without what replicas printed: for callers of a deployment, who need not see its log."""
+    return message.partition(_LAST_LINES)[0]
 
 
 def _dated(conditions: Sequence[Condition], before: Sequence[Condition], now: datetime) -> tuple[Condition, ...]:

@@ -63,6 +63,8 @@ class SetSpec:
     files: tuple[SecretFile, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     """Fragment of BentoML's service configuration."""
+    readiness_path: str = "/readyz"
+    """Where a replica says with 200 that it takes requests."""
     dependencies: tuple[tuple[str, str], ...] = ()
     """Services that it calls, each with the key of its replica set."""
     cpu_millicores: int = 0
@@ -79,7 +81,9 @@ class ReplicaStatus:
     address: str = ""
     """`host:port` or `unix:PATH`, reachable from the gateway."""
     message: str = ""
-    """What is wrong, in words; for one that ended, its last lines."""
+    """What is wrong, in words."""
+    last_lines: str = ""
+    """What it printed last, for one that ended: for those who look after it, as anything may be in it."""
     restart_count: int = 0
     """How often it was started again."""
     failed_starts: int = 0

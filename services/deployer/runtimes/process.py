@@ -230,6 +230,7 @@ class ProcessRuntime:
         # It served a moment ago: a route table without it, until the first probe, would refuse requests for nothing.
         replica.phase = Phase.READY if replica.ready_once else Phase.STARTING
         replica.restart_count = state.get("restart_count", 0)
+        replica.readiness_path = state.get("readiness_path", replica.readiness_path)
         replica.start_time = datetime.fromisoformat(state["start_time"]) if state.get("start_time") else None
         known.replicas[replica.id] = replica
         known.status = replace(known.status, asked=len(known.replicas))

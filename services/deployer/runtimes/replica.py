@@ -5,6 +5,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 from collections.abc import Awaitable, Callable
@@ -88,6 +89,8 @@ class Replica:
     spec: SetSpec | None
     sockets: dict[str, Path] = field(default_factory=dict)
     legacy: bool = False
+    readiness_path: str = "/readyz"
+    """Of one that was adopted, until it is told its spec."""
     process: SupervisedProcess | None = None
     phase: Phase = Phase.STARTING
     message: str = ""
@@ -103,6 +106,7 @@ class Replica:
     """Grace at the end, where it is shorter than the set's."""
     _crashes: int = 0
     _last_end: str = ""
+    _last_lines: str = ""
 
     def status(self) -> ReplicaStatus:
         """What is seen of it now."""
@@ -111,6 +115,7 @@ class Replica:
             self.phase,
             f"unix:{self.folders.socket}",
             f"{self.message} {self._last_end}" if self._last_end and self.phase is Phase.STARTING else self.message,
+            self._last_lines,
             self.restart_count,
             self.failed_starts,
             self.start_time,
@@ -267,11 +272,11 @@ class Replica:
                     probe.cancel()
             if ended.done() or retired.done():
                 return
-            ready, alive = probe.result()
+            status, path = probe.result()
             now = self.clock.monotonic()
-            if alive:
+            if status:
                 alive_at = now
-            if ready:
+            if status == 200:
                 failures = 0
                 if self.phase is not Phase.READY:
                     ready_since = now
@@ -285,7 +290,10 @@ class Replica:
                 continue
             failures += 1
             if self.phase is Phase.READY and failures >= PROBES_UNTIL_UNREADY:
-                self._see(Phase.UNREADY, "It does not answer its readiness probe.")
+                said = f"answers {path} with {status}" if status else "does not answer its readiness probe"
+                self._see(Phase.UNREADY, f"It {said}.")
+            elif self.phase is Phase.STARTING and status:
+                self._see(Phase.STARTING, f"It runs, but is not ready: it answers {path} with {status}.")
             if self.ready_once and now - alive_at > self.limits.liveness_s:
                 await self._give_up(process, f"It answered nothing for {self.limits.liveness_s:.0f} s.")
                 return
@@ -293,13 +301,14 @@ class Replica:
                 await self._give_up(process, f"It was not ready within {self.limits.start_timeout_s:.0f} s.")
                 return
 
-    async def _probe(self, session: aiohttp.ClientSession) -> tuple[bool, bool]:
-        """Whether it is ready, and whether it answers at all."""
+    async def _probe(self, session: aiohttp.ClientSession) -> tuple[int, str]:
+        """The status that it answers with, and what was asked; 0 where it answers nothing in time."""
         try:
-            async with session.get("http://replica/readyz") as response:
-                return response.status == 200, True
+            path = self.spec.readiness_path if self.spec is not None else self.readiness_path
+            async with session.get(f"http://replica{path}", allow_redirects=False) as response:
+                return response.status, path
         except (aiohttp.ClientError, TimeoutError, OSError):
-            return False, False
+            return 0, ""
 
     async def _give_up(self, process: SupervisedProcess, why: str) -> None:
         self._see(Phase.UNREADY, why)
@@ -322,8 +331,12 @@ class Replica:
         if not self.ready_once:
             self.failed_starts += 1
         lines = await asyncio.to_thread(logs.tail_text, self.folders.log, LAST_LINES, self.start_time)
-        text = "\n".join(lines)[-MESSAGE_BYTES:]
-        self._see(Phase.CRASHED, f"{why} Its last lines:\n{text}" if text else why)
+        text = "\n".join(lines)
+        if self.spec is not None:
+            # The same long path at the beginning of each line of a traceback would push out what it is about.
+            text = re.sub(re.escape(f"{self.spec.environment}/lib/") + r"python[0-9.]+/site-packages/", "", text)
+        self._last_lines = text[-MESSAGE_BYTES:]
+        self._see(Phase.CRASHED, why)
         log.info("replica ended", extra={"replica": self.id, "returncode": code, "why": why})
 
     async def _pause(self) -> None:
@@ -357,6 +370,7 @@ class Replica:
                 "ready_once": self.ready_once,
                 "restart_count": self.restart_count,
                 "start_time": self.start_time.isoformat() if self.start_time else "",
+                "readiness_path": self.spec.readiness_path if self.spec is not None else self.readiness_path,
             }
             temporary = file.with_suffix(".tmp")
             temporary.write_text(json.dumps(state))
@@ -366,7 +380,7 @@ class Replica:
         if phase is Phase.CRASHED:
             self._last_end = f"Before: {message}"
         elif phase is Phase.READY:
-            self._last_end = ""
+            self._last_end = self._last_lines = ""
         if (phase, message) != (self.phase, self.message):
             self.phase, self.message = phase, message
             self.changed()

@@ -1,5 +1,6 @@
 """How a replica is started: its command, environment and configuration. Pure but for looking at files."""
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ def command(spec: SetSpec, places: Places, sockets: Mapping[str, Path], drain_s:
 
 def environment(spec: SetSpec, places: Places, telemetry: Telemetry, replica: str) -> dict[str, str]:
     """The whole environment of a replica: nothing of the platform's own is in it."""
-    exports = telemetry.endpoint and has_exporter(Path(spec.environment))
+    exports = telemetry.endpoint and exports_of(Path(spec.environment))
     envs = {
         "PATH": f"{spec.environment}/bin:/usr/local/bin:/usr/bin:/bin",
         "VIRTUAL_ENV": spec.environment,
@@ -111,8 +112,10 @@ def service_config(spec: SetSpec, places: Places, telemetry: Telemetry) -> dict[
         "runner_probe": {"enabled": False},
         "monitoring": {"enabled": True, "type": "default", "options": {"log_path": str(places.monitoring)}},
     }
-    if telemetry.endpoint and has_exporter(Path(spec.environment)):
+    exports = exports_of(Path(spec.environment)) if telemetry.endpoint else frozenset()
+    if "traces" in exports:
         config["tracing"] = tracing(telemetry)
+    if "monitors" in exports:
         config["monitoring"] = {
             "enabled": True,
             "type": "otlp",
@@ -126,8 +129,10 @@ def service_config(spec: SetSpec, places: Places, telemetry: Telemetry) -> dict[
 def legacy_config(spec: SetSpec, telemetry: Telemetry) -> dict[str, Any]:
     """Configuration file of BentoML 1.0 and 1.1, as JSON is YAML too."""
     config: dict[str, Any] = {"version": 1}
-    if telemetry.endpoint and has_exporter(Path(spec.environment)):
+    exports = exports_of(Path(spec.environment)) if telemetry.endpoint else frozenset()
+    if "traces" in exports:
         config["tracing"] = tracing(telemetry)
+    if "monitors" in exports:
         config["monitoring"] = {"enabled": True, "type": "otlp", "options": {}}
     return merge(config, spec.config)
 
@@ -142,9 +147,15 @@ def tracing(telemetry: Telemetry) -> dict[str, Any]:
     }
 
 
-def has_exporter(environment: Path) -> bool:
-    """Whether the environment can export over OTLP/HTTP; BentoML fails to start when told to without."""
-    return any(environment.glob("lib/python3*/site-packages/opentelemetry/exporter/otlp/proto/http/trace_exporter"))
+def exports_of(environment: Path) -> frozenset[str]:
+    """What the environment can send over OTLP/HTTP, of `traces` and `monitors`; BentoML fails when told to without.
+
+    The builder tried it and wrote it down. One that did not tell has both where the exporter is there.
+    """
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        return frozenset(json.loads((environment / "complete.json").read_text())["exports"])
+    exporter = "lib/python3*/site-packages/opentelemetry/exporter/otlp/proto/http/trace_exporter"
+    return frozenset(("traces", "monitors")) if any(environment.glob(exporter)) else frozenset()
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
