@@ -24,6 +24,7 @@ from ekiben.identity.v1 import identity_pb2_grpc as stubs
 from services.kernel import telemetry
 from services.kernel.app import Component, Servicer, serve
 from services.kernel.db import open_database
+from services.kernel.endings import NotStarted
 from services.kernel.settings import ServerSettings, SettingsError
 from tests.fixtures_kernel import run_server, short_path, until
 
@@ -249,7 +250,7 @@ async def test_a_component_that_cannot_open_closes_those_before_it(short_path: P
         yield
 
     settings = ServerSettings(service_token_file=short_path / "t", listen=f"unix:{short_path}/s")
-    with pytest.raises(errors.Unavailable):
+    with pytest.raises(NotStarted, match="No database"):
         await serve([good(), bad()], settings, authenticator=_Nobody(), auditor=_Nobody())
     assert closed == ["a"]
 

@@ -24,6 +24,7 @@ from ekiben.errors import (
 from ekiben.identity.v1 import identity_pb2 as ipb
 from ekiben.registry.v1 import registry_pb2 as pb
 from services.kernel.clock import SystemClock
+from services.kernel.endings import NotStarted
 from tests.fixtures_registry import (
     SERVICE_TOKEN,
     Registry,
@@ -302,7 +303,7 @@ async def test_a_lost_key_stops_the_start_and_a_new_key_rotates(tmp_path: Path) 
     with pytest.raises(BaseExceptionGroup) as caught:
         async with run_registry(tmp_path):
             pass
-    assert caught.group_contains(FailedPrecondition, match="key file")
+    assert caught.group_contains(NotStarted, match="key file")
     path.write_text("new:" + "A" * 43 + "=\n" + old)
     async with run_registry(tmp_path) as running:
         service = running.stubs(SERVICE_TOKEN)
