@@ -420,7 +420,7 @@ async def test_spans_go_to_the_recorder_with_the_token_and_replicas_continue_the
             assert (await ask("00")).split("-")[1::2] == ["ab" * 16, "00"]
             seen = await ask("01")
             assert seen.split("-")[1::2] == ["ab" * 16, "01"]
-            await until(lambda: len(spans) >= 2, 15)
+            await until(lambda: len(spans) >= 1, 15)
             log = plane.settings.captures_dir / "current.jsonl"
             await until(lambda: log.read_bytes().count(b"\n") == 3)
             for invalid in INVALID_PARENTS:
@@ -430,8 +430,8 @@ async def test_spans_go_to_the_recorder_with_the_token_and_replicas_continue_the
             exports_before, spans_before = len(exports), len(spans)
             for number in range(1, 41):
                 await ask(parent=f"00-{number:032x}-{'cd' * 8}-01")
-            await until(lambda: len(spans) == spans_before + 80, 15)
-            assert len(exports) - exports_before < 16, "Envoy sends few spans at a time."
+            await until(lambda: len(spans) == spans_before + 40, 15)
+            assert len(exports) - exports_before < 8, "Envoy sends few spans at a time."
             del spans[spans_before:]
             traces = [json.loads(text)["trace"] for text in log.read_bytes().splitlines()]
     finally:
@@ -439,11 +439,10 @@ async def test_spans_go_to_the_recorder_with_the_token_and_replicas_continue_the
     assert tokens == {"Bearer eks_x"}
     assert {name for name, _ in spans} == {"gateway"}
     by_id = {span.span_id.hex(): span for _, span in spans}
-    assert len(by_id) == 2
-    upstream = by_id[seen.split("-")[2]]
-    ingress = by_id[upstream.parent_span_id.hex()]
+    assert len(by_id) == 1
+    ingress = by_id[seen.split("-")[2]]
     assert ingress.parent_span_id.hex() == "cd" * 8
-    assert (ingress.name, upstream.name) == ("POST deployments/iris/x", "to deployment_iris_main_1")
+    assert ingress.name == "POST deployments/iris/x"
     attributes = {each.key: each.value.string_value for each in ingress.attributes}
     assert attributes["ekiben.deployment"] == "deployments/iris"
     assert attributes["ekiben.replica"] == "iris-0"
