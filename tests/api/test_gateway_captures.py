@@ -305,3 +305,11 @@ def line(name: str, **fields: Any) -> bytes:
 
 async def _nothing() -> None:
     pass
+
+
+async def test_captures_rest_longer_than_they_work_while_there_is_room(plane: Plane, recorder: Recorder) -> None:
+    async with sending(plane, recorder, backlog_bytes=4000) as sender:
+        assert sender.rest_s(0.1) == 0.2
+        assert sender.rest_s(10) == 0.5
+        (plane.settings.captures_dir / "current.jsonl").write_bytes(b"x" * 1000)
+        assert sender.rest_s(0.1) == 0.1
