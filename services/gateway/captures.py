@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,6 +189,9 @@ class Captures:
         # Whether Envoy may still write to it: it may until it has opened the log anew.
         growing = at.segment >= self._log.number or not self._log.current.exists()
         with file:
+            if os.fstat(file.fileno()).st_size < at.offset:  # Another file than the one that was read so far.
+                self._log.commit(Position(at.segment))
+                return True
             lines, taken = await asyncio.to_thread(_read_lines, file, at.offset, self._batch_lines)
         if not lines:
             rest = 0 if growing else self._log.path(at.segment).stat().st_size - at.offset - taken
@@ -249,7 +253,8 @@ class Captures:
             size = self._log.current.stat().st_size
         if size >= self._segment_bytes:
             self._log.seal()
-        if self._log.sealed() and not self._log.current.exists():
+        if not self._log.current.exists():  # Sealed just now, or taken away: Envoy would write where nobody reads.
+            self._log.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             await self._reopen()
         while self._log.size() > self._backlog_bytes and self._log.sealed():
             lost = await asyncio.to_thread(self._log.drop_oldest)

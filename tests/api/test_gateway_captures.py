@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -313,3 +314,18 @@ async def test_captures_rest_longer_than_they_work_while_there_is_room(plane: Pl
         assert sender.rest_s(10) == 0.5
         (plane.settings.captures_dir / "current.jsonl").write_bytes(b"x" * 1000)
         assert sender.rest_s(0.1) == 0.1
+
+
+async def test_captures_go_on_after_somebody_deleted_their_folder(
+    plane: Plane, client: aiohttp.ClientSession, recorder: Recorder
+) -> None:
+    async with serve(echo) as address, sending(plane, recorder) as sender:
+        await plane.deployer.publish(route("iris", address))
+        for number in range(5):
+            await (await client.post(f"{plane.url}/before/{number}", headers=plane.host("iris"))).read()
+        await recorder.wait_for(5)
+        shutil.rmtree(plane.settings.captures_dir)
+        await until(lambda: (plane.settings.captures_dir / "current.jsonl").exists())
+        await (await client.post(f"{plane.url}/after", headers=plane.host("iris"))).read()
+        assert (await recorder.wait_for(6))[-1].path == "/after"
+        assert sender._log.position.offset > 0
