@@ -237,12 +237,12 @@ class Replica:
         timeout = aiohttp.ClientTimeout(total=self.limits.probe_timeout_s)
         try:
             async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
-                await self._probe_until(process, session, ended, retired)
+                given_up = await self._probe_until(process, session, ended, retired)
         finally:
             for waiter in (ended, retired):
                 waiter.cancel()
-        if ended.done() and not ended.cancelled():
-            await self._ended(process)
+        if given_up or (ended.done() and not ended.cancelled()):
+            await self._ended(process, given_up)
         elif self.retiring.is_set():
             await self._drain(process)
 
@@ -252,7 +252,8 @@ class Replica:
         session: aiohttp.ClientSession,
         ended: "asyncio.Future[Any]",
         retired: "asyncio.Future[Any]",
-    ) -> None:
+    ) -> str:
+        """Probe until it ends or is to end: empty; or until it is given up and stopped: why."""
         began = alive_at = self.clock.monotonic()
         failures = 0
         ready_since = 0.0
@@ -262,7 +263,7 @@ class Replica:
                 pause = LEGACY_PROBE_S
             await asyncio.wait({ended, retired}, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
             if ended.done() or retired.done():
-                return
+                return ""
             probe = asyncio.ensure_future(self._probe(session))
             waiting: set[asyncio.Future[Any]] = {ended, retired, probe}
             try:
@@ -271,7 +272,7 @@ class Replica:
                 if not probe.done():
                     probe.cancel()
             if ended.done() or retired.done():
-                return
+                return ""
             status, path = probe.result()
             now = self.clock.monotonic()
             if status:
@@ -295,11 +296,11 @@ class Replica:
             elif self.phase is Phase.STARTING and status:
                 self._see(Phase.STARTING, f"It runs, but is not ready: it answers {path} with {status}.")
             if self.ready_once and now - alive_at > self.limits.liveness_s:
-                await self._give_up(process, f"It answered nothing for {self.limits.liveness_s:.0f} s.")
-                return
+                return await self._give_up(process, f"It answered nothing for {self.limits.liveness_s:.0f} s.")
             if not self.ready_once and now - began > self.limits.start_timeout_s:
-                await self._give_up(process, f"It was not ready within {self.limits.start_timeout_s:.0f} s.")
-                return
+                said = f" It answered {path} with {status}." if status else ""
+                why = f"It was not ready within {self.limits.start_timeout_s:.0f} s.{said}"
+                return await self._give_up(process, why)
 
     async def _probe(self, session: aiohttp.ClientSession) -> tuple[int, str]:
         """The status that it answers with, and what was asked; 0 where it answers nothing in time."""
@@ -310,10 +311,10 @@ class Replica:
         except (aiohttp.ClientError, TimeoutError, OSError):
             return 0, ""
 
-    async def _give_up(self, process: SupervisedProcess, why: str) -> None:
+    async def _give_up(self, process: SupervisedProcess, why: str) -> str:
         self._see(Phase.UNREADY, why)
         await process.stop(2.0)
-        await self._ended(process, why)
+        return why
 
     async def _ended(self, process: SupervisedProcess, why: str = "") -> None:
         code = process.returncode
