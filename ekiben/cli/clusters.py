@@ -4,7 +4,7 @@ import click
 
 from ekiben.cli import short
 from ekiben.cli.groups import NounGroup
-from ekiben.cli.options import output_option
+from ekiben.cli.options import limit_option, output_option
 from ekiben.cli.output import last, moment, print_item, print_items, size
 from ekiben.cli.session import run
 from ekiben.client import Client
@@ -16,16 +16,17 @@ def clusters() -> None:
 
 
 @clusters.command("list")
+@limit_option
 @output_option
 @run
-async def list_clusters(client: Client, output: str) -> None:
+async def list_clusters(client: Client, limit: int, output: str) -> None:
     """List clusters."""
     columns = [
         ("CLUSTER", lambda c: last(c.name)),
         ("RUNTIME", lambda c: c.runtime),
         ("DESCRIPTION", lambda c: c.description),
     ]
-    print_items(await client.clusters.list(), columns, output)
+    print_items((await client.clusters.list())[: limit or None], columns, output)
 
 
 @clusters.command("get")
@@ -51,9 +52,10 @@ def instance_types() -> None:
 
 @instance_types.command("list")
 @click.option("--cluster", default="", help="Those of this cluster.")
+@limit_option
 @output_option
 @run
-async def list_instance_types(client: Client, cluster: str, output: str) -> None:
+async def list_instance_types(client: Client, cluster: str, limit: int, output: str) -> None:
     """List instance types."""
     columns = [
         ("INSTANCE TYPE", lambda t: t.display_name),
@@ -63,4 +65,4 @@ async def list_instance_types(client: Client, cluster: str, output: str) -> None
         ("DESCRIPTION", lambda t: t.description),
     ]
     named = short.resource("clusters", cluster) if cluster else ""
-    print_items(await client.clusters.instance_types(cluster=named), columns, output)
+    print_items((await client.clusters.instance_types(cluster=named))[: limit or None], columns, output)
