@@ -35,6 +35,7 @@ def fields(deployment: pb.Deployment) -> list[tuple[str, str]]:
         ("Deployment", last(deployment.name)),
         ("State", state(deployment)),
         ("Bento", tag(template.bento)),
+        ("Canary", _canary(template.canary)),
         ("URL", "\n".join(deployment.urls)),
         ("Ready", "\n".join(f"{s}  {c.ready}/{c.desired}" for s, c in sorted(deployment.replica_counts.items()))),
         ("Revision", _revisions(deployment)),
@@ -47,6 +48,15 @@ def fields(deployment: pb.Deployment) -> list[tuple[str, str]]:
         ("Created", f"{moment(deployment.create_time)} by {last(deployment.creator)}"),
         ("Updated", moment(deployment.update_time)),
     ]
+
+
+def _canary(canary: pb.Canary) -> str:
+    """Each version with its share of the requests, and by what they are told apart."""
+    by = f" by {canary.route_type} {canary.route_by}" if canary.route_by else ""
+    return "\n".join(
+        f"{name}  {tag(version.bento)}  {version.weight_percent} %{by}"
+        for name, version in sorted(canary.versions.items())
+    )
 
 
 def _revisions(deployment: pb.Deployment) -> str:

@@ -312,6 +312,24 @@ async def test_the_marker_says_what_is_there(bench: Bench, tmp_path: Path) -> No
     assert marker["package_count"] == 5
 
 
+async def test_marker_says_what_replicas_can_export(bench: Bench, index: PackageIndex, tmp_path: Path) -> None:
+    code = """
+import sys, types
+class Finder:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "opentelemetry":
+            raise TypeError("Descriptors cannot be created directly.")
+sys.meta_path.insert(0, Finder)
+sys.modules["bentoml._internal.monitoring.otlp"] = types.ModuleType("otlp")
+"""
+    index.add("bentoml", "1.4.39", ["attrs", "tabulate"], code)
+    environment, _ = await bench.make(bento_folder(tmp_path / "bento"))
+    marker = json.loads((bench.environments.path(environment.digest) / "complete.json").read_text())
+    assert marker["exports"] == ["monitors"]
+    assert any(line.startswith("WARNING: replicas send no traces: TypeError") for line in bench.lines)
+
+
 async def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
     """Poll until a condition holds."""
     async with asyncio.timeout(timeout_s):

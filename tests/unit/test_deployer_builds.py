@@ -1,0 +1,83 @@
+"""When the deployer asks the builder, and when it stops."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+
+from ekiben.api.v1 import annotations_pb2
+from ekiben.builder.v1 import builder_pb2
+from services.deployer.builds import AGAIN_S, UNWANTED_S, Builds, Progress
+from services.kernel.clock import ManualClock
+from services.kernel.identity import Principal
+
+CALLER = Principal("users/admin", "default", annotations_pb2.ROLE_SERVICE)
+BENTO = "bentoRepositories/iris/bentos/v1"
+
+
+class Builder:
+    """Answers at once, with what it made last."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.environment = ""
+
+    async def CreateBuild(self, request: builder_pb2.CreateBuildRequest) -> builder_pb2.Build:
+        self.asked += 1
+        build = builder_pb2.Build(name=f"builds/b{self.asked}", state=builder_pb2.Build.FAILED)
+        if self.environment:
+            build.state, build.environment.path = builder_pb2.Build.SUCCEEDED, self.environment
+        return build
+
+
+class Bench:
+    """Builds with a clock that stands still, asked by one revision or another."""
+
+    def __init__(self, tasks: asyncio.TaskGroup) -> None:
+        self.builder, self.clock = Builder(), ManualClock(datetime(2026, 1, 1, tzinfo=UTC))
+        self.builds = Builds(self.builder, self.clock, lambda: None)
+        self._tasks = tasks
+
+    async def want(self, revision: int) -> Progress:
+        progress = self.builds.want(self._tasks, ("u", revision), BENTO, "sha256:0", (), CALLER, "")
+        await settle()
+        return progress
+
+
+async def settle() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def bench() -> AsyncIterator[Bench]:
+    async with asyncio.TaskGroup() as tasks:
+        made = Bench(tasks)
+        yield made
+        await made.clock.advance(UNWANTED_S + 1)
+        made.builds.prune()
+
+
+async def test_next_revision_gets_what_was_built_by_force_meanwhile_and_the_last_one_keeps_its_own() -> None:
+    async with bench() as made:
+        made.builder.environment = "/environments/first"
+        assert (await made.want(1)).environment == "/environments/first"
+        made.builder.environment = "/environments/forced"
+        assert (await made.want(1)).environment == "/environments/first"
+        assert (await made.want(2)).environment == "/environments/forced"
+
+
+async def test_failed_build_is_tried_again_only_for_as_long_as_somebody_wants_it() -> None:
+    async with bench() as made:
+        await made.want(1)
+        for _ in range(int(AGAIN_S / UNWANTED_S) + 1):
+            await made.clock.advance(UNWANTED_S - 1)
+            await made.want(1)
+            made.builds.prune()
+        assert made.builder.asked == 2, "it is wanted all the time"
+        await made.clock.advance(UNWANTED_S + 1)
+        made.builds.prune()
+        await settle()
+        await made.clock.advance(AGAIN_S + 1)
+        await settle()
+        assert made.builder.asked == 2, "it was asked for again though nobody wanted it"
