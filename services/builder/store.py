@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from services.builder.domain import Build, Environment, Failure, Lease, State, Step, dedup_key
-from services.kernel.db import Database, UtcDateTime
+from services.kernel.db import Database, UtcDateTime, insert_into
 
 metadata = sa.MetaData()
 
@@ -190,7 +190,7 @@ class Store:
             }
             if (await connection.execute(known)).first() is None:
                 row = {"digest": environment.digest, "create_time": now, **values}
-                insert = _insert_or_ignore(self._database.dialect).values(**row).on_conflict_do_nothing()
+                insert = insert_into(self._database.dialect, environments).values(**row).on_conflict_do_nothing()
                 await connection.execute(insert)
             else:
                 await connection.execute(
@@ -259,16 +259,6 @@ class Store:
 
 def _with_lease(build: str, token: str) -> Any:
     return builds.update().where(builds.c.id == build, builds.c.state == State.RUNNING, builds.c.lease_token == token)
-
-
-def _insert_or_ignore(dialect: str) -> Any:
-    if dialect == "postgresql":
-        from sqlalchemy.dialects import postgresql
-
-        return postgresql.insert(environments)
-    from sqlalchemy.dialects import sqlite
-
-    return sqlite.insert(environments)
 
 
 def _row(build: Build) -> dict[str, Any]:

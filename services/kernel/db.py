@@ -29,10 +29,10 @@ from sqlalchemy.types import TypeDecorator
 
 from ekiben.errors import Aborted, EkibenError, ResourceExhausted, Unavailable
 from services.kernel import migrations, telemetry
-from services.kernel.engines import AsyncConnection, AsyncEngine, create_async_engine
+from services.kernel.engines import AsyncConnection, AsyncEngine, create_async_engine, insert_into
 from services.kernel.settings import SettingsError
 
-__all__ = ["AsyncConnection", "Database", "UtcDateTime", "open_database"]
+__all__ = ["AsyncConnection", "Database", "UtcDateTime", "insert_into", "open_database"]
 
 log = logging.getLogger(__name__)
 

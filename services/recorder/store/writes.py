@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Dialect, text
-from sqlalchemy.dialects import postgresql, sqlite
 
 from ekiben.errors import ResourceExhausted
-from services.kernel.db import AsyncConnection, Database
+from services.kernel.db import AsyncConnection, Database, insert_into
 from services.recorder.store.tables import log_usage
 
 PREDICTIONS = "predictions"
@@ -79,7 +78,7 @@ async def _check_free_pages(connection: AsyncConnection) -> None:
 
 def upsert(dialect: Dialect, table: Any) -> Any:
     """An INSERT of this dialect which knows ON CONFLICT."""
-    return postgresql.insert(table) if dialect.name == "postgresql" else sqlite.insert(table)
+    return insert_into(dialect.name, table)
 
 
 async def add_usage(connection: AsyncConnection, log: str, now_us: int, size_bytes: int) -> None:

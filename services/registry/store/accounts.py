@@ -6,10 +6,9 @@ from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from ekiben.api.v1.annotations_pb2 import Role
-from services.kernel.db import AsyncConnection
+from services.kernel.db import AsyncConnection, insert_into
 from services.registry.identities import ApiToken, Organization, User
 from services.registry.store.tables import api_tokens, logins, organizations, users
 
@@ -23,8 +22,9 @@ async def organization(connection: AsyncConnection, name: str) -> Organization |
 
 async def add_organization(connection: AsyncConnection, name: str, uid: str, now: datetime) -> None:
     """Insert an organization, unless it is there."""
-    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    statement = insert(organizations).values(organization=name, uid=uid, description="", create_time=now)
+    statement = insert_into(connection.dialect.name, organizations).values(
+        organization=name, uid=uid, description="", create_time=now
+    )
     await connection.execute(statement.on_conflict_do_nothing(index_elements=[organizations.c.organization]))
 
 
@@ -72,8 +72,7 @@ async def list_users(connection: AsyncConnection, organization: str, size: int, 
 
 async def add_user(connection: AsyncConnection, organization: str, values: Mapping[str, Any]) -> bool:
     """Insert a user; False when there is one of this name."""
-    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    statement = insert(users).values(organization=organization, revision=1, **values)
+    statement = insert_into(connection.dialect.name, users).values(organization=organization, revision=1, **values)
     statement = statement.on_conflict_do_nothing(index_elements=[users.c.organization, users.c.user_id])
     return (await connection.execute(statement.returning(users.c.uid))).first() is not None
 

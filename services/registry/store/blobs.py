@@ -14,17 +14,17 @@ not show has moved the row's time, which PostgreSQL reads anew before it writes 
 """
 
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
-from services.kernel.db import AsyncConnection
+from services.kernel.db import AsyncConnection, insert_into
 from services.registry.domain import BlobState
 from services.registry.store.tables import blobs, versions
 
 
-def _insert(connection: AsyncConnection) -> "postgresql.Insert | sqlite.Insert":
-    return postgresql.insert(blobs) if connection.dialect.name == "postgresql" else sqlite.insert(blobs)
+def _insert(connection: AsyncConnection) -> Any:
+    return insert_into(connection.dialect.name, blobs)
 
 
 async def claim(connection: AsyncConnection, digest: str, until: datetime) -> bool:

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
-from services.kernel.db import AsyncConnection
+from services.kernel.db import AsyncConnection, insert_into
 from services.registry.domain import Content, ContentState, Facts, Kind, Repository, UploadState, Version
 from services.registry.search import Search
 from services.registry.store.searches import Position, beyond, conditions, order, sort_key
@@ -207,7 +206,7 @@ async def add_version(
 
 
 async def _insert(connection: AsyncConnection, table: sa.Table, row: Mapping[str, Any]) -> int | None:
-    insert = postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)
+    insert = insert_into(connection.dialect.name, table)
     statement = insert.values(**row).on_conflict_do_nothing().returning(table.c.id)
     row_id: int | None = (await connection.execute(statement)).scalar_one_or_none()
     return row_id

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
-from services.kernel.db import AsyncConnection
+from services.kernel.db import AsyncConnection, insert_into
 from services.registry.identities import Secret, SecretItem
 from services.registry.store.tables import secrets
 
@@ -71,8 +70,7 @@ async def any_secret(connection: AsyncConnection) -> bool:
 
 async def add(connection: AsyncConnection, organization: str, values: Mapping[str, Any]) -> bool:
     """Insert a secret; False when there is one of this name."""
-    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    statement = insert(secrets).values(organization=organization, revision=1, **values)
+    statement = insert_into(connection.dialect.name, secrets).values(organization=organization, revision=1, **values)
     statement = statement.on_conflict_do_nothing(index_elements=[secrets.c.organization, secrets.c.secret])
     return (await connection.execute(statement.returning(secrets.c.uid))).first() is not None
 
