@@ -5,6 +5,7 @@ for people. It listens for Envoy, which terminates the network; no prediction pa
 """
 
 import asyncio
+import contextlib
 import inspect
 import json
 import logging
@@ -12,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
-from aiohttp import web
+from aiohttp import ClientPayloadError, web
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from opentelemetry import trace
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, Counter, Histogram
@@ -45,6 +46,7 @@ Metrics = Callable[[], bytes | Awaitable[bytes]]
 
 _COMPONENTS = ("registry", "builder", "deployer", "recorder")
 _HEALTH_TIMEOUT_S = 3.0
+_REST_BYTES, _REST_S = 64 << 20, 10.0
 # Asked every second or so by supervisors and scrapers; nobody wants to read about it.
 _UNOBSERVED = frozenset({"/readyz", "/livez", "/healthz", "/metrics"})
 
@@ -190,6 +192,7 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
         except Exception as error:
             response = _error(request, error)
     if not response.prepared:
+        await _take_rest(request)
         response.headers.setdefault("X-Request-Id", request_id(request))
         response.headers["Server"] = "ekiben"
         if _surface(request.path) != "pages" or request.path == "/api_tokens":
@@ -197,6 +200,16 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
             # from which a proxy would know to keep nothing.
             response.headers.setdefault("Cache-Control", "no-store")
     return response
+
+
+async def _take_rest(request: web.Request) -> None:
+    """Read away what the caller still sends, up to a bound: an answer before the end of the request would reach it as
+    a connection that is reset, without the words."""
+    with contextlib.suppress(TimeoutError, ClientPayloadError, ConnectionError):
+        async with asyncio.timeout(_REST_S):
+            taken = 0
+            while taken < _REST_BYTES and (chunk := await request.content.readany()):
+                taken += len(chunk)
 
 
 def _error(request: web.Request, error: Exception) -> web.Response:
