@@ -44,8 +44,22 @@ class Way:
     single: dict[str, list[float]] = field(default_factory=dict)
     cpu: dict[str, list[float]] = field(default_factory=dict)
     cpu_behind: dict[str, list[float]] = field(default_factory=dict)
+    captured: int = -1
+    """Requests so far of which a capture has to be recorded; negative for none."""
     failed: int = 0
     """Requests that were cut off or not answered with 2xx."""
+
+    def catch_up(self, public: int, count: int) -> None:
+        """Wait until `count` more captures are recorded (or dropped): they must not disturb the next way."""
+        if self.captured < 0:
+            return
+        self.captured += count
+
+        def done() -> bool:
+            kept = counted(public, "ekiben_captures_(?:recorded|dropped)_total")
+            return kept >= self.captured and counted(public, "ekiben_captures_backlog_bytes") == 0
+
+        wait_for("the captures", done, 600)
 
 
 def wrk(way: Way, script: Path, connections: int, seconds: int) -> tuple[int, float, float, float]:
@@ -68,7 +82,9 @@ def wrk(way: Way, script: Path, connections: int, seconds: int) -> tuple[int, fl
 @contextlib.contextmanager
 def process(command: list[object], url: str) -> Iterator[int]:
     """A server for the length of a `with` block; its process id."""
-    server = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL)
+    # In a session of its own, as the gateway's Envoy has: on a machine that is busy the kernel shares out the cores by
+    # session, and a proxy in the same one as wrk would get more of them.
+    server = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL, start_new_session=True)
     try:
         wait_for(url, lambda: http("POST", url, b"x", timeout_s=2).status == 200)
         yield server.pid
@@ -143,7 +159,7 @@ def ours(folder: Path, upstream: int) -> Iterator[tuple[Way, Way, int]]:
     with process([*command, f"{captured}:100", f"{bare}:0"], f"http://127.0.0.1:{captured}/") as pid:
         wait_for("the other port", lambda: http("POST", f"http://127.0.0.1:{bare}/", b"x").status == 200)
         envoy = next(each for each in descendants(pid) if _program(each) == "envoy")
-        yield Way("capture on", captured, envoy, pid), Way("capture off", bare, envoy, pid), public
+        yield Way("capture on", captured, envoy, pid, captured=0), Way("capture off", bare, envoy, pid), public
 
 
 def _program(pid: int) -> str:
@@ -157,15 +173,16 @@ def counted(public: int, metric: str) -> float:
 
 
 def measure(way: Way, size: str, script: Path, public: int) -> None:
-    """One round on one way: the load, then one connection, then until the recorder has all."""
+    """One round on one way: the load, then one connection; each until the recorder has all."""
     before, behind = cpu_s(descendants(way.proxy)), cpu_s([way.behind])
     count, rps, p50, p99 = wrk(way, script, CONNECTIONS, LOADED_S)
     used = cpu_s(descendants(way.proxy)) - before
-    if way.behind:  # What it has yet to record belongs to the same requests, and must not disturb the next way.
-        wait_for("the captures", lambda: counted(public, "ekiben_captures_backlog_bytes") == 0, 300)
+    way.catch_up(public, count)
+    if way.behind:  # What it recorded late belongs to the same requests.
         way.cpu_behind.setdefault(size, []).append((cpu_s([way.behind]) - behind) / count * 1e6)
-    single = wrk(way, script, 1, SINGLE_S)[2]
-    for figures, value in ((way.rps, rps), (way.p50, p50), (way.p99, p99), (way.single, single)):
+    single, _, p50_single, _ = wrk(way, script, 1, SINGLE_S)
+    way.catch_up(public, single)
+    for figures, value in ((way.rps, rps), (way.p50, p50), (way.p99, p99), (way.single, p50_single)):
         figures.setdefault(size, []).append(value)
     way.cpu.setdefault(size, []).append(used / count * 1e6 if way.proxy else 0.0)
 
