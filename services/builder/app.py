@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import logging
 import os
 import shutil
 import uuid
@@ -10,6 +11,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from ekiben.builder.v1 import builder_pb2_grpc
+from ekiben.errors import ResourceExhausted
 from ekiben.identity.v1 import identity_pb2_grpc
 from ekiben.registry.v1 import registry_pb2_grpc
 from services.builder.environments import Environments
@@ -28,6 +30,8 @@ from services.kernel.clock import SYSTEM, Clock
 from services.kernel.db import open_database
 from services.kernel.peers import Peers
 from services.kernel.watches import Topic
+
+log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
@@ -50,7 +54,10 @@ async def open_builder(
             programs = Programs(data_dir, run_dir)
             if alone:  # nobody else builds in this folder: what is unfinished is ours, and garbage
                 await programs.end_strays()
-                await store.requeue(owner)
+                try:
+                    await store.requeue(owner)
+                except ResourceExhausted as exc:  # A full disk must not keep all else from starting.
+                    log.warning("builds wait until their leases run out", extra={"error": str(exc)})
                 await asyncio.to_thread(shutil.rmtree, data_dir / "tmp", ignore_errors=True)
             locks = Locks(data_dir, programs)
             environments = Environments(data_dir, programs, locks, compile_bytecode=settings.compile_bytecode)

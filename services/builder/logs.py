@@ -1,6 +1,7 @@
 """Logs of builds: a file each, a line for each line, readable while it grows."""
 
 import asyncio
+import contextlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass
@@ -48,15 +49,24 @@ class BuildLog:
         return self._masked.sub("…", text) if self._masked else text
 
     def write(self, text: str) -> None:
-        """Append each line of `text`; written through, so that readers see it at once."""
+        """Append each line of `text`; written through, so that readers see it at once. A full disk loses lines."""
         if self._full:
             return
         now = f"{self._clock.now().timestamp():.6f}\t"
         lines = (line[:MOST_LINE_CHARS] for line in self.masked(text).split("\n"))
-        self._file.write("".join(f"{now}{line}\n" for line in lines).encode("utf-8", "replace"))
+        self._append("".join(f"{now}{line}\n" for line in lines).encode("utf-8", "replace"))
         if self._file.tell() > MOST_BYTES:
             self._full = True
-            self._file.write(f"{now}This log is full; what follows is left out.\n".encode())
+            self._append(f"{now}This log is full; what follows is left out.\n".encode())
+
+    def _append(self, data: bytes) -> None:
+        at = self._file.tell()
+        try:
+            while data:
+                data = data[self._file.write(data) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._file.truncate(at)  # half a line would be glued to the next
 
     def close(self) -> None:
         """Close the file."""

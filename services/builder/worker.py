@@ -12,7 +12,7 @@ from pathlib import Path
 from prometheus_client import Counter, Histogram
 
 from ekiben.api.v1.annotations_pb2 import Role
-from ekiben.errors import Aborted, DeadlineExceeded, EkibenError, Unavailable
+from ekiben.errors import Aborted, DeadlineExceeded, EkibenError, ResourceExhausted, Unavailable
 from ekiben.identity.v1 import identity_pb2, identity_pb2_grpc
 from services.builder import bento, failures
 from services.builder.domain import MOST_ATTEMPTS, Build, Environment, Failure, Lease, Step, progress
@@ -97,7 +97,13 @@ class Worker:
     async def _take(self) -> None:
         async for _ in self._changes.changes(QUEUED, at_most_s=_LOOK_AGAIN_S):
             while (lease := await self._lease()) is not None:
-                await self._advance(lease)
+                try:
+                    await self._advance(lease)
+                except (EkibenError, OSError) as error:
+                    # How it ended cannot be written down, as on a full disk: it goes on from where others find it.
+                    log.error("a build was left", extra={"build": lease.build.id, "error": str(error)})
+                    await self._give_back(lease)
+                    await self._clock.sleep(_LOOK_AGAIN_S)
 
     async def _lease(self) -> Lease | None:
         now = self._clock.now()
@@ -186,7 +192,7 @@ class Worker:
             expire_time = self._clock.now() + timedelta(seconds=self._settings.lease_s)
             try:
                 kept = await self._store.renew(lease.build.id, lease.token, expire_time)
-            except Unavailable:
+            except (Unavailable, ResourceExhausted):
                 continue  # the database may be back before the lease runs out; each write is fenced anyway
             if not kept:
                 break
