@@ -43,8 +43,10 @@ def write_whole(path: Path, content: bytes, mode: int = 0o600, *, durable: bool 
             if durable:
                 os.fsync(fd)
         temporary.rename(path)
-    except BaseException:
+    except BaseException as exc:
         temporary.unlink(missing_ok=True)
+        if isinstance(exc, OSError):
+            exc.filename, exc.filename2 = str(path), None  # a failed write names no file
         raise
     if durable:
         sync_folder(path.parent)

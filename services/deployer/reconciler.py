@@ -148,10 +148,12 @@ class Reconciler:
             except Exception as exc:
                 # One broken deployment must not keep the others from being looked after.
                 _failures.inc()
-                level = logging.WARNING if isinstance(exc, EkibenError) else logging.ERROR
-                log.log(
-                    level, "deployment could not be reconciled", exc_info=exc, extra={"deployment": deployment.name}
-                )
+                facts = {"deployment": deployment.name}
+                if isinstance(exc, EkibenError):  # Its sentence says all: no traceback each second of a full disk.
+                    facts |= {"reason": exc.reason, "error": str(exc)}
+                    log.warning("deployment could not be reconciled", extra=facts)
+                else:
+                    log.error("deployment could not be reconciled", exc_info=exc, extra=facts)
                 with contextlib.suppress(EkibenError):
                     views.append(
                         _View(deployment, await self._revision(deployment.uid, deployment.latest_revision), sets)

@@ -9,6 +9,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
 from ekiben.deployer.v1 import deployer_pb2 as pb
+from ekiben.errors import ResourceExhausted, Unavailable
 from services.kernel.clock import Clock
 from services.kernel.watches import Topic
 
@@ -21,7 +22,8 @@ NOBODY_S = 2.0
 class Routes:
     """See the module."""
 
-    def __init__(self, next_version: Callable[[], Awaitable[int]], clock: Clock, wake: Callable[[], None]) -> None:
+    def __init__(self, next_version: Callable[[int], Awaitable[int]], clock: Clock, wake: Callable[[], None]) -> None:
+        """`next_version` gives a version greater than any before and than the one it is told."""
         self._next_version, self._clock, self._wake = next_version, clock, wake
         self._table = pb.RouteTable()
         self._published = False
@@ -38,7 +40,7 @@ class Routes:
         table = pb.RouteTable(version=self._table.version, routes=sorted(routes, key=lambda route: route.deployment))
         if self._published and table == self._table:
             return
-        table.version = await self._next_version()
+        table.version = await self._new_version()
         there = set(_replicas(table))
         for replica in there - self._included.keys():
             self._included[replica] = table.version
@@ -49,6 +51,16 @@ class Routes:
             self._excluded[replica] = table.version
         self._table, self._published = table, True
         self._topic.notify()
+
+    async def _new_version(self) -> int:
+        try:
+            return await self._next_version(self._table.version)
+        except (ResourceExhausted, Unavailable) as exc:
+            # Where requests go must not hang on a full disk: a deployer that was started on one would leave
+            # every gateway without routes. Such a version is far greater than any that is counted.
+            version = max(self._table.version + 1, int(self._clock.now().timestamp() * 1e6))
+            log.warning("a version of the routes could not be kept", extra={"version": version, "error": str(exc)})
+            return version
 
     def current(self) -> pb.RouteTable:
         """The table as it was published last."""
@@ -74,8 +86,8 @@ class Routes:
                 self._wake()
 
     def acknowledge(self, gateway: str, version: int) -> None:
-        """A gateway routes by this version."""
-        if gateway in self._watchers:
+        """A gateway routes by this version. One that was not given here is of a former deployer."""
+        if gateway in self._watchers and version <= self._table.version:
             self._acknowledged[gateway] = max(version, self._acknowledged.get(gateway, 0))
             self._wake()
 

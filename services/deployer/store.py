@@ -165,14 +165,15 @@ class Store:
         async with self._database.read() as connection:
             return set((await connection.execute(query)).scalars())
 
-    async def next_route_version(self) -> int:
-        """A version greater than any before, over restarts too."""
+    async def next_route_version(self, after: int) -> int:
+        """A version greater than any before, over restarts too, and than `after`, which may not have been kept."""
         async with self._database.transaction() as connection:
+            greatest = sa.case((route_tables.c.version > after, route_tables.c.version), else_=after)
             changed = await connection.execute(
-                sa.update(route_tables).where(route_tables.c.id == 1).values(version=route_tables.c.version + 1)
+                sa.update(route_tables).where(route_tables.c.id == 1).values(version=greatest + 1)
             )
             if changed.rowcount == 0:
-                await connection.execute(sa.insert(route_tables).values(id=1, version=1))
+                await connection.execute(sa.insert(route_tables).values(id=1, version=after + 1))
             version = await connection.execute(sa.select(route_tables.c.version).where(route_tables.c.id == 1))
             return int(version.scalar_one())
 

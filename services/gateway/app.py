@@ -94,6 +94,7 @@ async def open_gateway(settings: Settings, peers: Peers, *, clock: Clock = SYSTE
                 raise Unavailable(f"{part}: {reason}", reason="GATEWAY_NOT_READY", part=part)
 
     async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(envoy.admin.close)
         await stack.enter_async_context(serve_admission(admission, settings.admission_socket))
         front = build_http_app(settings, peers, metrics=metrics.render, readiness=parts)
         await stack.enter_async_context(serve_app(front, settings.http_address, setting="http_listen", **RUNNER))

@@ -16,9 +16,8 @@ from typing import Any
 import aiohttp
 
 from ekiben.errors import FailedPrecondition, Unavailable
-from services.content.files import write_whole
 from services.gateway.settings import Settings
-from services.gateway.xds import Files
+from services.gateway.xds import Files, put
 from services.kernel import processes
 from services.kernel.clock import Clock
 
@@ -214,9 +213,9 @@ class Envoy:
 
     async def _start(self) -> None:
         self._before_start()
-        write_whole(self._files.bootstrap, self._bootstrap.encode(), durable=False)
+        put(self._files.bootstrap, self._bootstrap)
         # Written before the start: an Envoy without it would never be adopted, only ended.
-        write_whole(self._fingerprint_file, self._fingerprint().encode(), durable=False)
+        put(self._fingerprint_file, self._fingerprint())
         spec = processes.ProcessSpec(
             id=_ID,
             argv=self._argv(),

@@ -4,6 +4,7 @@ Each carries a version made from its content, so that writing what is there alre
 statistics show which content it uses.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -47,7 +48,7 @@ class Files:
         text = json.dumps({"resources": list(resources)}, separators=(",", ":"), sort_keys=True)
         version = hashlib.sha256(text.encode()).hexdigest()[:16]
         if self._versions.get(path) != version or not path.exists():
-            write_whole(path, f'{{"version_info":"{version}",{text[1:]}'.encode(), durable=False)
+            put(path, f'{{"version_info":"{version}",{text[1:]}')
             self._versions[path] = version
         return version
 
@@ -59,6 +60,19 @@ class Files:
                 if path not in wanted:
                     path.unlink(missing_ok=True)
                     self._versions.pop(path, None)
+
+
+def put(path: Path, content: str) -> None:
+    """Write a file unless it holds this already: a start on a full disk has nothing to write.
+
+    Raises:
+        OSError: it cannot be written; the old file stays.
+    """
+    data = content.encode()
+    with contextlib.suppress(OSError):
+        if path.read_bytes() == data:
+            return
+    write_whole(path, data, durable=False)
 
 
 def live(versions: Mapping[str, str], statistics: Mapping[str, str]) -> bool:

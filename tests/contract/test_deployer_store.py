@@ -85,4 +85,6 @@ async def test_a_change_of_what_changed_meanwhile_is_aborted_and_writes_nothing(
 
 
 async def test_versions_of_the_route_table_only_grow(store: Store) -> None:
-    assert [await store.next_route_version() for _ in range(3)] == [1, 2, 3]
+    assert [await store.next_route_version(0) for _ in range(3)] == [1, 2, 3]
+    assert await store.next_route_version(1_800_000_000_000_000) == 1_800_000_000_000_001
+    assert await store.next_route_version(7) == 1_800_000_000_000_002
