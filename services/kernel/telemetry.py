@@ -177,9 +177,12 @@ def untraced() -> Iterator[None]:
 
 
 def start_sql_span(system: str, statement: str) -> trace.Span | None:
-    """A span for one statement, without its values; None outside of a recorded trace."""
+    """A span for one statement, without its values; None outside of a recorded trace.
+
+    None too for the BEGIN of a reader on SQLite, which waits for nobody: one span in two of all would be that.
+    """
     parent = trace.get_current_span()
-    if not parent.is_recording():
+    if statement == "BEGIN" or not parent.is_recording():
         return None
     verb = statement.lstrip().split(None, 1)[0].upper() if statement.strip() else "SQL"
     table = _TABLE.search(statement)

@@ -5,7 +5,8 @@ It is also the suite's Authenticator: a token is looked up by its hash.
 
 import secrets
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -21,7 +22,7 @@ from ekiben.errors import (
     Unauthenticated,
 )
 from services.kernel.clock import Clock
-from services.kernel.db import Database
+from services.kernel.db import AsyncConnection, Database
 from services.kernel.identity import Principal
 from services.kernel.updates import check_etag, etag_of
 from services.registry.catalog import organization_of
@@ -36,6 +37,7 @@ from services.registry.identities import (
     granted_role,
     hash_of,
 )
+from services.registry.known import Found, KnownTokens
 from services.registry.store import accounts as rows
 
 _USE_PRECISION = timedelta(minutes=1)
@@ -71,6 +73,7 @@ class Accounts:
         self._database = database
         self._clock = clock
         self._uses: dict[str, datetime] = {}
+        self._known = KnownTokens(clock)
 
     # Authentication
 
@@ -82,8 +85,7 @@ class Accounts:
         """
         if not token.startswith(TOKEN_PREFIX):
             raise Unauthenticated("The token is not one of this server's.", reason="TOKEN_INVALID")
-        async with self._database.read() as connection:
-            found = await rows.by_hash(connection, hash_of(token))
+        found = await self._known.get(hash_of(token), self._by_hash)
         if found is None:
             raise Unauthenticated("The token is unknown: it may have been deleted.", reason="TOKEN_INVALID")
         organization, kept, user = found
@@ -101,6 +103,19 @@ class Accounts:
             api_token=kept.name,
             api_token_display_name=kept.display_name,
         )
+
+    async def _by_hash(self, token_hash: str) -> Found | None:
+        async with self._database.read() as connection:
+            return await rows.by_hash(connection, token_hash)
+
+    @asynccontextmanager
+    async def _changing(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction after which no token is what it was."""
+        try:
+            async with self._database.transaction() as connection:
+                yield connection
+        finally:
+            self._known.forget()
 
     async def note_uses(self) -> None:
         """Loop: write down now and then when tokens were used, so that no call has to wait for it."""
@@ -167,7 +182,7 @@ class Accounts:
             check_role(values["role"])
         _check_user(values)
         organization = organization_of(caller)
-        async with self._database.transaction() as connection:
+        async with self._changing() as connection:
             await rows.lock_organization(connection, organization)
             user = _found(await rows.user(connection, organization, name), name)
             check_etag(sent_etag, etag(user))
@@ -182,7 +197,7 @@ class Accounts:
     async def delete_user(self, caller: Principal, name: str, sent_etag: str) -> None:
         """Delete a user and the user's tokens. Raises NotFound, Aborted, FailedPrecondition (LAST_ADMIN)."""
         organization = organization_of(caller)
-        async with self._database.transaction() as connection:
+        async with self._changing() as connection:
             await rows.lock_organization(connection, organization)
             user = _found(await rows.user(connection, organization, name), name)
             check_etag(sent_etag, etag(user))
@@ -269,7 +284,7 @@ class Accounts:
     async def delete_token(self, caller: Principal, name: str) -> None:
         """Delete a token; the one that makes the call too, which is then its last. Raises NotFound."""
         organization = organization_of(caller)
-        async with self._database.transaction() as connection:
+        async with self._changing() as connection:
             found = await rows.token(connection, organization, name)
             if found is None or not _may_see(caller, found):
                 raise _no_token(name)

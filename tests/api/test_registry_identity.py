@@ -5,6 +5,7 @@ import stat
 from collections.abc import Awaitable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import cast
 
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -23,8 +24,9 @@ from ekiben.errors import (
 )
 from ekiben.identity.v1 import identity_pb2 as ipb
 from ekiben.registry.v1 import registry_pb2 as pb
-from services.kernel.clock import SystemClock
+from services.kernel.clock import ManualClock, SystemClock
 from services.kernel.endings import NotStarted
+from services.registry.known import KNOWN_S, Found, KnownTokens
 from tests.fixtures_registry import (
     SERVICE_TOKEN,
     Registry,
@@ -178,6 +180,42 @@ async def test_tokens_expire_and_users_are_disabled(tmp_path: Path) -> None:
         enable = ipb.UpdateUserRequest(user=ipb.User(name="users/vera"), update_mask=FieldMask(paths=["disabled"]))
         await running.admin.accounts.UpdateUser(enable)
         assert (await whoami(viewer)).user == "users/vera"
+
+
+async def test_changes_count_at_once_though_tokens_are_remembered(running: Registry) -> None:
+    dora = await running.stubs_of_role("dora", DEVELOPER)
+    accounts = running.admin.accounts
+    assert (await whoami(dora)).role == DEVELOPER
+    await accounts.UpdateUser(ipb.UpdateUserRequest(user=ipb.User(name="users/dora", role=VIEWER)))
+    assert (await whoami(dora)).role == VIEWER
+    created = await new_token(dora)
+    await whoami(running.stubs(created.token))
+    await accounts.DeleteApiToken(ipb.DeleteApiTokenRequest(name=created.name))
+    await refused(whoami(running.stubs(created.token)), Unauthenticated, "TOKEN_INVALID")
+    await accounts.DeleteUser(ipb.DeleteUserRequest(name="users/dora"))
+    await refused(whoami(dora), Unauthenticated, "TOKEN_INVALID")
+
+
+async def test_what_was_read_before_a_change_is_not_remembered_and_another_registrys_counts_soon() -> None:
+    clock = ManualClock()
+    known = KnownTokens(clock)
+    old, new = cast("Found", ("old",)), cast("Found", ("new",))
+
+    async def overtaken(_: str) -> Found:
+        known.forget()
+        return old
+
+    async def ask(_: str) -> Found:
+        return new
+
+    async def never(_: str) -> Found:
+        raise AssertionError
+
+    assert await known.get("hash", overtaken) is old
+    assert await known.get("hash", ask) is new
+    assert await known.get("hash", never) is new
+    await clock.advance(KNOWN_S)
+    assert await known.get("hash", overtaken) is old
 
 
 async def test_the_last_admin_stays(running: Registry) -> None:
