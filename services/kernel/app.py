@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 S = TypeVar("S")
 
 # How often readiness is asked: seldom once a component was ready, often while somebody waits for the start.
-_READINESS_S, _STARTING_S = 0.5, 0.05
+_READINESS_S, _STARTING_S = 1.0, 0.05
 
 
 async def _always_ready() -> None:
