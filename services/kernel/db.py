@@ -27,7 +27,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 from sqlalchemy.types import TypeDecorator
 
-from ekiben.errors import Aborted, EkibenError, ResourceExhausted, Unavailable
+from ekiben.errors import Aborted, DataLoss, EkibenError, FailedPrecondition, ResourceExhausted, Unavailable
 from services.kernel import migrations, telemetry
 from services.kernel.engines import AsyncConnection, AsyncEngine, create_async_engine, insert_into
 from services.kernel.settings import SettingsError
@@ -87,6 +87,7 @@ class Database:
             Unavailable: the database cannot be reached (DATABASE_UNAVAILABLE).
             Aborted: PostgreSQL gave up this transaction for another (TRANSACTION_LOST).
             ResourceExhausted: the disk is full (DISK_FULL).
+            DataLoss: a SQLite file is damaged (DATABASE_DAMAGED).
         """
         with _Translated():
             if self._turn is None:
@@ -113,23 +114,43 @@ class Database:
 
         All in one transaction, under a lock that other processes respect too, so services may start together.
         When the tables are there already, Alembic is not even imported.
+
+        Raises:
+            FailedPrecondition: a newer release made these tables (DATABASE_NEWER).
+            DataLoss: a SQLite file is damaged (DATABASE_DAMAGED).
+            Unavailable: as `transaction`.
         """
         folder = _folder(package)
-        head = await asyncio.to_thread(migrations.head_of, folder)
+        head, known = await asyncio.to_thread(migrations.history_of, folder)
         table = migrations.version_table(package)
+        where = self.engine.url.render_as_string()
         try:
             async with self.read() as connection:
-                if await connection.run_sync(migrations.current, table) == head:
-                    return
-        except Unavailable as exc:  # the first that anybody asks of the database: name it
-            where = self.engine.url.render_as_string()
+                current = await connection.run_sync(migrations.current, table)
+        except (Unavailable, DataLoss) as exc:  # the first that anybody asks of the database: name it
             cause = exc.__cause__.orig if isinstance(exc.__cause__, sa.exc.DBAPIError) else exc.__cause__
+            if isinstance(exc, DataLoss):
+                raise DataLoss(
+                    f"The database {where} is damaged: {cause}. Move it away and put back a copy.",
+                    reason="DATABASE_DAMAGED",
+                    database=where,
+                ) from exc
             raise Unavailable(
                 f"The database {where} does not answer: {cause}.",
                 reason="DATABASE_UNAVAILABLE",
                 database=where,
                 retry_after_s=1.0,
             ) from exc
+        if current == head:
+            return
+        if current is not None and current not in known:
+            raise FailedPrecondition(
+                f"A newer release made the database {where}: it is at revision {current}, and this one ends "
+                f"with {head}. Start that release, or put back a copy from before it.",
+                reason="DATABASE_NEWER",
+                database=where,
+                revision=current,
+            )
         # Alembic hands its context to env.py in a variable of its module, and a migration gives way to the event
         # loop at each statement: two at once in this process would read one another's.
         lock = _migrating.setdefault(asyncio.get_running_loop(), asyncio.Lock())
@@ -267,6 +288,8 @@ def _translate(exc: Exception) -> EkibenError | None:
             return ResourceExhausted(
                 "The database's disk is full; free some space.", reason="DISK_FULL", retry_after_s=30.0
             )
+        if sqlite_code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+            return DataLoss("The database's file is damaged; put back a copy.", reason="DATABASE_DAMAGED")
         away = state[:2] in ("08", "57", "53") or exc.connection_invalidated
         stuck = sqlite_code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
         if away or stuck or isinstance(exc, sa.exc.InterfaceError):

@@ -27,8 +27,8 @@ A service keeps a package of this form:
         )
 
 `revision` and `down_revision` are string literals (None for the first), one line each: they are read without
-importing the file. `downgrade` may be left out: a release that must be taken back finds its old tables still there,
-since a column is added one release before it is needed. SQLite cannot alter a column: use `op.batch_alter_table`.
+importing the file. `downgrade` may be left out: a release refuses the database of a newer one, and a copy from before
+the upgrade is what goes back. SQLite cannot alter a column: use `op.batch_alter_table`.
 
 `store.py` declares the same tables on its `metadata`; a test keeps both in step:
 `await database.migrate(package)`, then `assert await database.schema_differences(package, metadata) == []`.
@@ -62,6 +62,11 @@ def head_of(folder: Path) -> str:
     Raises:
         ValueError: there is none, or history has two ends.
     """
+    return history_of(folder)[0]
+
+
+def history_of(folder: Path) -> tuple[str, frozenset[str]]:
+    """The newest revision in `folder`/versions, and all of them; raises as `head_of` does."""
     revisions: set[str] = set()
     parents: set[str] = set()
     for path in sorted((folder / "versions").glob("[!_]*.py")):
@@ -74,7 +79,7 @@ def head_of(folder: Path) -> str:
     heads = revisions - parents
     if len(heads) != 1:
         raise ValueError(f"{folder} has {len(heads)} newest revisions {sorted(heads)}; it must have one.")
-    return heads.pop()
+    return heads.pop(), frozenset(revisions)
 
 
 def current(connection: sa.Connection, table: str) -> str | None:

@@ -277,6 +277,31 @@ async def test_a_database_at_head_is_left_alone_quickly(tmp_path: Path, package:
         assert time.perf_counter() - before < 0.1
 
 
+async def test_the_database_of_a_newer_release_is_refused_and_left_as_it_is(database_url: str, package: str) -> None:
+    async with open_database(database_url) as database:
+        await database.migrate(package)
+        async with database.transaction() as connection:
+            await connection.execute(sa.text(f"UPDATE {migrations.version_table(package)} SET version_num = '0099'"))
+        with pytest.raises(errors.FailedPrecondition, match=r"newer release.* revision 0099") as caught:
+            await database.migrate(package)
+        assert caught.value.reason == "DATABASE_NEWER"
+        async with database.read() as connection:
+            assert await connection.run_sync(migrations.current, migrations.version_table(package)) == "0099"
+
+
+@pytest.mark.parametrize("whole", [True, False])
+async def test_a_damaged_file_is_named(tmp_path: Path, package: str, whole: bool) -> None:
+    file = tmp_path / "x.db"
+    async with open_database(f"sqlite:///{file}") as database:
+        await database.migrate(package)
+    kept = file.read_bytes()
+    file.write_bytes(b"nonsense" * 1000 if whole else kept[:100] + b"\xff" * (len(kept) - 100))
+    async with open_database(f"sqlite:///{file}") as database:
+        with pytest.raises(errors.DataLoss, match=r"x\.db is damaged") as caught:
+            await database.migrate(package)
+    assert caught.value.reason == "DATABASE_DAMAGED"
+
+
 def test_a_history_with_two_ends_is_refused(tmp_path: Path) -> None:
     (tmp_path / "versions").mkdir()
     (tmp_path / "versions" / "a.py").write_text('revision = "a"\ndown_revision = None\n')
