@@ -27,7 +27,7 @@ class Bodies:
     """Gives bodies, and counts those that go past aiohttp."""
 
     def __init__(self) -> None:
-        self._free = _MOST_DIRECT
+        self._direct = 0
 
     @contextlib.asynccontextmanager
     async def of(self, request: web.Request, size_bytes: int) -> AsyncIterator[Source]:
@@ -38,10 +38,10 @@ class Bodies:
         """
         transport = request.transport
         end = None if transport is None else transport.get_extra_info("socket")
-        if size_bytes < DIRECT_BYTES or transport is None or end is None or not self._free:
+        if size_bytes < DIRECT_BYTES or transport is None or end is None or self._direct >= _MOST_DIRECT:
             yield Chunks(_chunks(request))
             return
-        self._free -= 1
+        self._direct += 1
         request[USED_UP] = True
         try:
             # What is here already has passed the parser; it is at most what aiohttp buffers.
@@ -60,7 +60,7 @@ class Bodies:
                 # For aiohttp, which would wait for the rest.
                 request.content.feed_eof()
         finally:
-            self._free += 1
+            self._direct -= 1
             # To hear of its end.
             transport.resume_reading()
 

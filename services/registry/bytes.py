@@ -28,6 +28,7 @@ from services.kernel.clock import Clock
 from services.kernel.problems import problem_of
 from services.kernel.sites import serve_app
 from services.registry.bodies import USED_UP, Bodies
+from services.registry.sending import Sender
 from services.registry.signing import Signer
 from services.registry.uploads import Uploads
 
@@ -55,6 +56,7 @@ class Bytes:
         self._signer = signer
         self._clock = clock
         self._bodies = Bodies()
+        self._sender = Sender()
 
     def app(self) -> web.Application:
         """The application."""
@@ -82,7 +84,7 @@ class Bytes:
         return web.Response(status=200, headers={"ETag": part.etag})
 
     async def get(self, request: web.Request) -> web.StreamResponse:
-        """Give a blob; `FileResponse` does ranges and conditions, and sends from the kernel."""
+        """Give a blob; `FileResponse` does ranges and conditions."""
         self._check(request)
         digest = Digest.parse(request.match_info["digest"])
         path = self._blobs.path(digest)
@@ -96,7 +98,7 @@ class Bytes:
             "Cache-Control": "private, max-age=31536000, immutable",
         }
         _transferred.labels("out").inc(path.stat().st_size if request.method == "GET" else 0)
-        return web.FileResponse(path, headers=headers, chunk_size=_READ_BYTES)
+        return self._sender.response(path, headers)
 
     def _check(self, request: web.Request) -> None:
         expires, signature = request.query.get("expires", ""), request.query.get("signature", "")

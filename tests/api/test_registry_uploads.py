@@ -16,7 +16,7 @@ from ekiben.errors import EkibenError, FailedPrecondition, InvalidArgument, NotF
 from ekiben.registry.v1 import registry_pb2 as pb
 from services.content.archives import fetch_content
 from services.kernel.clock import SystemClock
-from services.registry import bodies
+from services.registry import bodies, sending
 from tests.fixtures_registry import (
     Registry,
     archive_of,
@@ -331,6 +331,60 @@ async def test_an_upload_that_is_given_up_ends_a_large_body_in_flight(running: R
         await running.admin.uploads.AbortUpload(pb.AbortUploadRequest(name=upload))
         assert b"UPLOAD_BUSY" in await reader.read()
     writer.close()
+
+
+@pytest.fixture
+def sent_direct(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Offset and size of what is sent past the cache, in which nothing is found."""
+    monkeypatch.setattr(sending, "_is_cached", lambda fd, offset: False)
+    sent, real = [], sending._send
+
+    async def send(transport: asyncio.Transport, fd: int, offset: int, count: int) -> None:
+        sent.append((offset, count))
+        await real(transport, fd, offset, count)
+
+    monkeypatch.setattr(sending, "_send", send)
+    return sent
+
+
+async def test_cold_content_is_sent_past_the_cache_the_first_time(
+    running: Registry, sent_direct: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await running.new_model(running.admin, "iris", "v1")
+    archive = model_archive(os.urandom(19_000_001))
+    await running.push(running.admin, MODEL, archive)
+    url = (await running.admin.uploads.SignDownload(pb.SignDownloadRequest(resource=MODEL))).url
+    assert (await running.get(url))[:2] == (200, archive)
+    assert (await running.get(url))[:2] == (200, archive)
+    assert sent_direct == [(0, len(archive))]  # the second went by the cache
+    monkeypatch.setattr(sending, "_REMEMBERED", 0)
+    await running.get(url)  # forgets it
+    sent_direct.clear()
+    status, body, headers = await running.get(url, Range="bytes=5000001-")
+    assert (status, body) == (206, archive[5_000_001:])
+    assert headers["Content-Range"] == f"bytes 5000001-{len(archive) - 1}/{len(archive)}"
+    assert (await running.get(url, Range="bytes=4097-12000000"))[1] == archive[4097:12_000_001]
+    assert sent_direct == [(5_000_001, len(archive) - 5_000_001), (4097, 11_995_904)]
+
+
+async def test_a_reader_that_goes_away_frees_its_place(
+    running: Registry, sent_direct: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sending, "_REMEMBERED", 0)
+    monkeypatch.setattr(sending, "_MOST_DIRECT", 1)
+    await running.new_model(running.admin, "iris", "v1")
+    archive = model_archive(os.urandom(19_000_001))
+    await running.push(running.admin, MODEL, archive)
+    url = (await running.admin.uploads.SignDownload(pb.SignDownloadRequest(resource=MODEL))).url
+    for _ in range(3):
+        reader, writer = await asyncio.open_unix_connection(running.settings.blobs_listen.removeprefix("unix:"))
+        writer.write(f"GET {url} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        assert await reader.read(1000)
+        writer.transport.abort()
+    before = len(sent_direct)
+    async with asyncio.timeout(10):
+        while len(sent_direct) == before:
+            assert (await running.get(url))[:2] == (200, archive)
 
 
 async def test_an_empty_body_is_answered_each_time(running: Registry) -> None:
