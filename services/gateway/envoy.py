@@ -27,6 +27,9 @@ START_TIMEOUT_S = 20.0
 """Envoy listens after 0.05 s; a machine under load needs longer."""
 FLUSH_MS = 200
 """How often Envoy writes its log; a killed Envoy loses at most what it did not write yet."""
+PROBE_S = 2.0
+HANG_S = 20.0
+"""An Envoy that answered nothing for so long is ended and started again; a large change of routes takes it 1 s."""
 STEADY_S = 10.0
 """An Envoy that ran so long is started again at once when it ends."""
 _ID = "envoy"
@@ -140,12 +143,12 @@ class Envoy:
             await self._start()
 
     async def run(self) -> None:
-        """Keep it running, for ever: started again when it ends, at once where it ran well before."""
+        """Keep it running, for ever: started again when it ends or hangs, at once where it ran well before."""
         pause_s = 0.1
         while True:
             assert self._process is not None
             began = self._clock.monotonic()
-            code = await self._process.wait()
+            code = await self._end_of(self._process)
             if self._stopping:
                 await asyncio.Event().wait()
             log.error("envoy ended and is started again", extra={"returncode": code})
@@ -159,6 +162,25 @@ class Envoy:
                     log.error("envoy does not start", extra={"error": str(exc)})
                     pause_s = min(pause_s * 2, 5.0)
             self.restarts += 1
+
+    async def _end_of(self, process: processes.SupervisedProcess) -> int:
+        """Wait until it ends, which one that hangs is made to."""
+        ended = asyncio.ensure_future(process.wait())
+        answered = self._clock.monotonic()
+        try:
+            while not self._stopping:
+                await asyncio.wait({ended}, timeout=PROBE_S)
+                if ended.done():
+                    break
+                with contextlib.suppress(Unavailable):
+                    await self.admin.get("/ready")
+                    answered = self._clock.monotonic()
+                if self._clock.monotonic() - answered > HANG_S:
+                    log.error("envoy answers nothing and is ended", extra={"pid": process.pid})
+                    await process.kill()
+            return await ended
+        finally:
+            ended.cancel()
 
     async def check(self) -> None:
         """Raises Unavailable where it does not serve."""

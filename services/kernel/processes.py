@@ -31,6 +31,8 @@ MARK = "EKIBEN_PROCESS"
 SHIM_MARK = "EKIBEN_SHIM"
 START_TIMEOUT_S = 15.0
 """A shim answers within 0.1 s; on a machine that is swapping it takes longer."""
+SHIM_LATE_S = 15.0
+"""So long after the grace a shim that has not ended its tree hangs: stopped by a person, or out of memory."""
 LOST = -9
 """Return code of a tree whose shim was killed."""
 MAX_SOCKET_PATH = 107
@@ -105,14 +107,20 @@ class SupervisedProcess(asyncio.Protocol):
         return self.returncode
 
     async def stop(self, grace_s: float | None = None) -> int:
-        """SIGTERM for the main process, after the grace SIGKILL for the tree; wait for the end."""
-        self._send({"op": "stop"} if grace_s is None else {"op": "stop", "grace_s": grace_s})
-        return await self.wait()
+        """SIGTERM for the main process, after the grace SIGKILL for the tree; wait for the end.
+
+        A shim that does not do it in time is killed, and the tree with it.
+        """
+        if grace_s is None:
+            self._send({"op": "stop"})
+            return await self.wait()
+        self._send({"op": "stop", "grace_s": grace_s})
+        return await self._end_within(grace_s + SHIM_LATE_S)
 
     async def kill(self) -> None:
         """SIGKILL for the tree; wait for the end."""
         self._send({"op": "kill"})
-        await self.wait()
+        await self._end_within(SHIM_LATE_S)
 
     def detach(self) -> None:
         """Leave the tree to the next owner, who has `orphan_grace_s` to `adopt` it."""
@@ -161,6 +169,16 @@ class SupervisedProcess(asyncio.Protocol):
     def _send(self, command: dict[str, Any]) -> None:
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(json.dumps(command).encode() + b"\n")
+
+    async def _end_within(self, limit_s: float) -> int:
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._ended.wait()
+        except TimeoutError:
+            # It is the one that was started: had it ended, its connection would have, and the wait with it.
+            with contextlib.suppress(OSError):
+                os.kill(self.shim_pid, signal.SIGKILL)
+        return await self.wait()
 
     def _end_lost(self) -> None:
         _end(lambda mark, id: mark == self.mark and id == self.id, self._cgroups, {self.pid})

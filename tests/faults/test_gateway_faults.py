@@ -1,6 +1,7 @@
 """What goes wrong around the gateway hurts no prediction."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -9,6 +10,7 @@ import aiohttp
 import pytest
 
 from ekiben.recorder.v1 import recorder_pb2 as pb
+from services.gateway import envoy
 from services.gateway.captures import CaptureLog, Captures
 from services.kernel.clock import SYSTEM
 from tests.fixtures_gateway import Plane, client, echo, gateway_settings, open_plane, route, serve, until
@@ -136,6 +138,31 @@ async def test_a_killed_replica_fails_only_the_requests_that_it_had(
     assert len(statuses) == 320
     assert statuses.count(200) >= 320 - 8  # At most what was in flight on it.
     assert set(statuses[-100:]) == {200}
+
+
+async def test_an_envoy_that_hangs_is_started_again(
+    gateway_settings: object, client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(envoy, "PROBE_S", 0.2)
+    monkeypatch.setattr(envoy, "HANG_S", 1.0)
+    async with serve(echo) as address, open_plane(gateway_settings) as plane:  # type: ignore[arg-type]
+        await plane.deployer.publish(route("iris", address))
+        assert plane.envoy._process is not None
+        hanging = plane.envoy._process.pid
+        os.kill(hanging, signal.SIGSTOP)
+
+        async def answers() -> bool:
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                headers = plane.host("iris")
+                async with client.post(plane.url, headers=headers, timeout=aiohttp.ClientTimeout(total=1)) as answer:
+                    return answer.status == 200
+            return False
+
+        async with asyncio.timeout(40):
+            while not await answers():  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        assert plane.envoy.restarts == 1
+        assert not os.path.exists(f"/proc/{hanging}")  # noqa: PTH110
 
 
 async def test_a_replica_that_answers_nonsense_is_a_problem_not_a_hang(

@@ -161,6 +161,18 @@ async def test_who_waits_for_the_end_of_a_tree_can_have_its_port(run_dir: Path, 
     socket.create_server(("127.0.0.1", int(log.read_text().split()[-1]))).close()
 
 
+@pytest.mark.parametrize("how", ["stop", "kill"])
+async def test_a_shim_that_hangs_keeps_nothing_alive(run_dir: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "SHIM_LATE_S", 0.5)
+    process = await start(run_dir, TREE)
+    pids = [*await pids_of_tree(run_dir), process.shim_pid]
+    os.kill(process.shim_pid, signal.SIGSTOP)
+    async with asyncio.timeout(20):
+        await (process.stop(0.1) if how == "stop" else process.kill())
+    assert process.returncode == processes.LOST
+    assert not any(map(alive, pids))
+
+
 async def test_strays_of_a_dead_owner_and_a_dead_shim_are_ended(run_dir: Path) -> None:
     process = await start(run_dir, TREE)
     pids = await pids_of_tree(run_dir)
