@@ -1,12 +1,15 @@
 """Where the platform is: one address for gRPC, HTTP and bytes."""
 
+import os
 from dataclasses import dataclass
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 from ekiben.errors import InvalidArgument
 
 DEFAULT_ENDPOINT = "http://127.0.0.1:7400"
 """Where `ekiben up` listens unless told otherwise."""
+UNIX = "http+unix:"
+"""Scheme of URLs whose host is the path of a Unix socket, quoted."""
 
 
 @dataclass(frozen=True)
@@ -57,3 +60,9 @@ class Endpoint:
     def resolve(self, url: str) -> str:
         """A signed URL made whole: a path is appended to the public address, a whole URL stays as it is."""
         return urljoin(self.url + "/", url)
+
+    def shortcut(self, url: str, socket_path: str) -> str:
+        """`url` at a Unix socket of this machine, as `http+unix:`; empty where we cannot open that."""
+        if not socket_path or not self.loopback or not os.access(socket_path, os.W_OK):
+            return ""
+        return f"{UNIX}//{quote(socket_path, safe='')}{url}"

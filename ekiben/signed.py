@@ -9,10 +9,11 @@ import socket
 import ssl
 from collections.abc import Callable, Iterator
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from ekiben import errors
 from ekiben.archives import Archive, FileRange
+from ekiben.endpoints import UNIX
 
 _IDLE_S = 120.0
 """How long a server may say nothing: it hashes and checks a whole archive before it answers."""
@@ -49,7 +50,7 @@ def put(
 ) -> str:
     """PUT the bytes from `start` to `end` of an archive; returns the entity tag of the answer, quotes included.
 
-    Files go out by `sendfile` over plain HTTP. `progress` is told the size of each piece that went out.
+    Files go out by `sendfile` where there is no TLS. `progress` is told the size of each piece that went out.
 
     Raises:
         Unavailable: the connection broke, or the server answered 5xx; may be tried again.
@@ -70,7 +71,7 @@ def put(
         except (OSError, HTTPException) as error:
             raise _broken(url, error) from error
         if response.status != 200:
-            raise _refusal(response, body)
+            raise _refusal(url, response, body)
         return response.headers.get("ETag", "")
 
 
@@ -91,7 +92,7 @@ def get(url: str, offset: int = 0, end: int | None = None) -> Iterator[Callable[
             connection.request("GET", path, headers=headers)
             response = connection.getresponse()
             if response.status not in (200, 206) or (response.status == 200 and offset):
-                raise _refusal(response, response.read(1 << 16))
+                raise _refusal(url, response, response.read(1 << 16))
         except (OSError, HTTPException) as error:
             raise _broken(url, error) from error
         left = int(response.headers.get("Content-Length") or -1)
@@ -113,15 +114,16 @@ def get(url: str, offset: int = 0, end: int | None = None) -> Iterator[Callable[
 @contextlib.contextmanager
 def _connection(url: str) -> Iterator[tuple[HTTPConnection, str]]:
     parts = urlsplit(url)
-    host, port = parts.hostname or "", parts.port
     connection: HTTPConnection
-    if parts.scheme == "https":
-        connection = HTTPSConnection(host, port, timeout=_IDLE_S, context=ssl.create_default_context())
+    if url.startswith(UNIX):
+        connection = _UnixConnection(unquote(parts.netloc))
+    elif parts.scheme == "https":
+        context = ssl.create_default_context()
+        connection = HTTPSConnection(parts.hostname or "", parts.port, timeout=_IDLE_S, context=context)
     else:
-        connection = HTTPConnection(host, port, timeout=_IDLE_S)
+        connection = HTTPConnection(parts.hostname or "", parts.port, timeout=_IDLE_S)
     try:
         connection.connect()
-        connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except OSError as error:
         connection.close()
         raise _broken(url, error) from error
@@ -129,6 +131,17 @@ def _connection(url: str) -> Iterator[tuple[HTTPConnection, str]]:
         yield connection, parts.path + (f"?{parts.query}" if parts.query else "")
     finally:
         connection.close()
+
+
+class _UnixConnection(HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=_IDLE_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
 
 
 def _send(
@@ -171,14 +184,15 @@ def _sendfile(
 
 def _broken(url: str, error: Exception) -> errors.Unavailable:
     parts = urlsplit(url)
-    said = str(error) or type(error).__name__
-    return errors.Unavailable(
-        f"The connection to {parts.scheme}://{parts.netloc} broke: {said}.", reason="CONNECTION_BROKEN"
-    )
+    where, said = f"{parts.scheme}://{unquote(parts.netloc)}", str(error) or type(error).__name__
+    return errors.Unavailable(f"The connection to {where} broke: {said}.", reason="CONNECTION_BROKEN")
 
 
-def _refusal(response: HTTPResponse, body: bytes) -> errors.EkibenError:
+def _refusal(url: str, response: HTTPResponse, body: bytes) -> errors.EkibenError:
     """What a status and a problem document (RFC 9457) say, as our error."""
+    if url.startswith(UNIX) and response.status in (403, 404):
+        # Through a tunnel the registry is elsewhere, and the socket of that name another's, who knows no such URL.
+        return errors.Unavailable("The socket is another registry's.", reason="SOCKET_REFUSED")
     detail, reason = "", ""
     with contextlib.suppress(ValueError):
         problem = json.loads(body)

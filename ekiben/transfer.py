@@ -131,6 +131,7 @@ class Transfer:
         stop: threading.Event,
     ) -> str:
         """PUT one part, again where the connection breaks; a URL is signed for each attempt."""
+        address = self._addresses()
 
         async def attempt() -> str:
             url = await self._stub.SignUpload(pb.SignUploadRequest(name=name, part_number=number))
@@ -138,7 +139,7 @@ class Transfer:
             try:
                 return await asyncio.to_thread(
                     signed.put,
-                    self._endpoint.resolve(url.url),
+                    address(url),
                     archive,
                     start,
                     end,
@@ -168,18 +169,32 @@ class Transfer:
         if unpack and into.exists():
             raise FailedPrecondition(f"{into} exists already.", reason="TARGET_EXISTS", path=str(into))
         into.parent.mkdir(parents=True, exist_ok=True)
-        loop, stop = asyncio.get_running_loop(), threading.Event()
+        loop, stop, address = asyncio.get_running_loop(), threading.Event(), self._addresses()
 
         def sign() -> str:
             async def ask() -> pb.SignedUrl:
                 return await self._stub.SignDownload(pb.SignDownloadRequest(resource=resource))
 
-            return self._endpoint.resolve(asyncio.run_coroutine_threadsafe(ask(), loop).result(60).url)
+            return address(asyncio.run_coroutine_threadsafe(ask(), loop).result(60))
 
         try:
             await asyncio.to_thread(_fetch, sign, into, digest, unpack, progress, stop.is_set)
         finally:
             stop.set()
+
+    def _addresses(self) -> Callable[[pb.SignedUrl], str]:
+        """Where a signed URL is: the first time past the public port where we may; whatever comes of that, never
+        again.
+        """
+        tried = False
+
+        def address(url: pb.SignedUrl) -> str:
+            nonlocal tried
+            short = "" if tried else self._endpoint.shortcut(url.url, url.socket_path)
+            tried = True
+            return short or self._endpoint.resolve(url.url)
+
+        return address
 
 
 class _Counted:

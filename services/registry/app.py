@@ -74,7 +74,9 @@ async def open_registry(settings: Settings, *, clock: Clock = SYSTEM) -> AsyncIt
                         "ekiben.registry.v1.Bentos", registry.add_BentosServicer_to_server, BentosServicer(catalog)
                     ),
                     Servicer(
-                        "ekiben.registry.v1.Uploads", registry.add_UploadsServicer_to_server, UploadsServicer(uploads)
+                        "ekiben.registry.v1.Uploads",
+                        registry.add_UploadsServicer_to_server,
+                        UploadsServicer(uploads, settings.blobs_listen),
                     ),
                     Servicer(
                         "ekiben.identity.v1.Accounts",

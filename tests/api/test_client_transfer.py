@@ -2,13 +2,18 @@
 
 import os
 import tarfile
+import threading
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from socketserver import UnixStreamServer
+from urllib.parse import quote
 
 import pytest
 
 from ekiben import archives, localstore, transfer
 from ekiben.client import Client
+from ekiben.endpoints import UNIX, Endpoint
 from ekiben.errors import DataLoss, FailedPrecondition, InvalidArgument, Unavailable
 from ekiben.registry.v1 import registry_pb2 as pb
 from tests.fixtures_cli import Platform, bento_folder, model_folder, platform
@@ -24,7 +29,9 @@ def client_of(platform: Platform) -> Client:
 
 def elsewhere(client: Client) -> None:
     """Make the client believe that the server is on another machine."""
-    client.models._transfer._endpoint = type("Elsewhere", (), {"loopback": False, "resolve": lambda _, url: url})()
+    client.models._transfer._endpoint = type(
+        "Elsewhere", (), {"loopback": False, "resolve": lambda _, url: url, "shortcut": lambda *_: ""}
+    )()
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -44,6 +51,35 @@ async def test_push_then_pull_gives_the_same_files(platform: Platform, tmp_path:
         target = await client.models.pull(NAME, tmp_path / "pulled", progress=passed.append)
         assert files_of(target) == files_of(source)
         assert sum(passed) == model.content.size_bytes
+
+
+@pytest.mark.parametrize("there", ["nobody", "another registry"])
+async def test_a_socket_that_is_not_the_registrys_is_tried_once(
+    platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: str
+) -> None:
+    class Refuses(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            asked.append(self.path)
+            self.send_error(403)
+
+        do_GET = do_PUT
+
+    asked: list[str] = []
+    path = str(tmp_path / "s")
+    monkeypatch.setattr(Endpoint, "shortcut", lambda *_: f"{UNIX}//{quote(path, safe='')}/blobs/x?signature=y")
+    source = model_folder(tmp_path, weights=os.urandom(5 << 20))
+    with UnixStreamServer(path, Refuses) as server:
+        if there == "another registry":
+            thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+            thread.start()
+        else:
+            server.server_close()
+        async with client_of(platform) as client:
+            await client.models.push(source)
+            assert files_of(await client.models.pull(NAME, tmp_path / "pulled")) == files_of(source)
+        if there == "another registry":
+            server.shutdown()
+            assert asked == ["/blobs/x?signature=y"] * 2
 
 
 async def test_push_of_what_is_there_sends_nothing_unless_forced(platform: Platform, tmp_path: Path) -> None:

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from ekiben.client import Client
 from ekiben.errors import EkibenError, FailedPrecondition, InvalidArgument, NotFound
 from ekiben.registry.v1 import registry_pb2 as pb
 from services.content.archives import fetch_content
 from services.kernel.clock import SystemClock
 from services.registry import bodies, sending
+from tests.fixtures_cli import model_folder
 from tests.fixtures_registry import (
     Registry,
     archive_of,
@@ -331,6 +333,16 @@ async def test_an_upload_that_is_given_up_ends_a_large_body_in_flight(running: R
         await running.admin.uploads.AbortUpload(pb.AbortUploadRequest(name=upload))
         assert b"UPLOAD_BUSY" in await reader.read()
     writer.close()
+
+
+async def test_bytes_of_a_client_on_this_machine_pass_by_the_public_port(running: Registry, tmp_path: Path) -> None:
+    token = running.settings.admin_token_file.read_text().strip()
+    source = model_folder(tmp_path, weights=os.urandom(5 << 20))
+    # Of a gRPC server alone: there is no public port at which the URLs would be.
+    async with Client(running.address, token) as client:
+        await client.models.push(source)
+        target = await client.models.pull(MODEL, tmp_path / "pulled")
+    assert (target / "weights.bin").read_bytes() == (source / "weights.bin").read_bytes()
 
 
 @pytest.fixture

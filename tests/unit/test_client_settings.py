@@ -100,3 +100,12 @@ def test_sizes_and_durations_are_written_for_people() -> None:
     assert [output.nanoseconds(count) for count in (840_000, 12_300_000, 4_560_000_000)] == [
         *("840 µs", "12.3 ms", "4.56 s")
     ]
+
+
+def test_a_shortcut_is_for_this_machine_and_for_who_may_open_it(tmp_path: Path) -> None:
+    socket_path = tmp_path / "a b.sock"
+    here, elsewhere = Endpoint.parse("127.0.0.1:7400"), Endpoint.parse("example.org:7400")
+    assert here.shortcut("/blobs/x?a=b", str(socket_path)) == ""
+    socket_path.touch()
+    assert here.shortcut("/blobs/x?a=b", str(socket_path)).endswith("a%20b.sock/blobs/x?a=b")
+    assert here.shortcut("/blobs/x", "") == elsewhere.shortcut("/blobs/x", str(socket_path)) == ""

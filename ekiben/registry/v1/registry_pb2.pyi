@@ -611,6 +611,7 @@ class SignedUrl(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    SOCKET_PATH_FIELD_NUMBER: _builtins.int
     url: _builtins.str
     """Output only. The path and query to append to the platform's public address, or a whole URL
     (with a scheme) when the bytes lie elsewhere.
@@ -619,6 +620,11 @@ class SignedUrl(_message.Message):
     """Output only. `sha256:<hex>` of what is read there; empty for an upload."""
     size_bytes: _builtins.int
     """Output only. Size in bytes of what is read there; 0 for an upload."""
+    socket_path: _builtins.str
+    """Output only. Path of a Unix socket of the registry's machine, at which the same path and query are
+    served over HTTP without the public port between; empty where there is none. A caller who cannot open
+    it, or is refused there, uses `url`.
+    """
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """Output only. When the URL stops working."""
@@ -630,10 +636,11 @@ class SignedUrl(_message.Message):
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         digest: _builtins.str = ...,
         size_bytes: _builtins.int = ...,
+        socket_path: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "expire_time", b"expire_time", "size_bytes", b"size_bytes", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "expire_time", b"expire_time", "size_bytes", b"size_bytes", "socket_path", b"socket_path", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

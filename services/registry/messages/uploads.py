@@ -24,11 +24,12 @@ def upload(found: Upload, parts: Sequence[Part] = ()) -> pb.Upload:
     )
 
 
-def signed_url(signed: Signed) -> pb.SignedUrl:
-    """The message of a signed URL."""
+def signed_url(signed: Signed, socket_path: str) -> pb.SignedUrl:
+    """The message of a signed URL; `socket_path` is where our own are served too."""
     return pb.SignedUrl(
         url=signed.url,
         expire_time=to_timestamp(signed.expire_time),
         digest=signed.digest,
         size_bytes=signed.size_bytes,
+        socket_path=socket_path if signed.url.startswith("/") else "",
     )

@@ -12,8 +12,9 @@ from services.registry.servicer.context import Context
 class Uploads(registry_pb2_grpc.UploadsServicer):
     """Serves ekiben.registry.v1.Uploads."""
 
-    def __init__(self, uploads: use_cases.Uploads) -> None:
+    def __init__(self, uploads: use_cases.Uploads, blobs_listen: str) -> None:
         self._uploads = uploads
+        self._socket_path = blobs_listen.removeprefix("unix:") if blobs_listen.startswith("unix:") else ""
 
     async def CreateUpload(self, request: pb.CreateUploadRequest, context: Context) -> pb.Upload:
         """See the proto."""
@@ -33,7 +34,7 @@ class Uploads(registry_pb2_grpc.UploadsServicer):
         """See the proto."""
         name = names.Upload.parse(request.name)
         signed = await self._uploads.sign_upload(current_principal(), name.upload, request.part_number)
-        return messages.signed_url(signed)
+        return messages.signed_url(signed, self._socket_path)
 
     async def CompleteUpload(self, request: pb.CompleteUploadRequest, context: Context) -> pb.Upload:
         """See the proto."""
@@ -48,4 +49,5 @@ class Uploads(registry_pb2_grpc.UploadsServicer):
 
     async def SignDownload(self, request: pb.SignDownloadRequest, context: Context) -> pb.SignedUrl:
         """See the proto."""
-        return messages.signed_url(await self._uploads.sign_download(current_principal(), request.resource))
+        signed = await self._uploads.sign_download(current_principal(), request.resource)
+        return messages.signed_url(signed, self._socket_path)
