@@ -24,6 +24,13 @@ def until_answer(url: str) -> None:
     wait_for(url, answers, 300)
 
 
+def environment(venv: Path, requirements: Path, env: dict[str, str]) -> None:
+    """A virtual environment with these requirements."""
+    uv = Path(sys.executable).parent / "uv"
+    subprocess.run([uv, "venv", "-q", "--python", sys.executable, venv], env=env, check=True)
+    subprocess.run([uv, "pip", "install", "-q", "--python", venv, "-r", requirements], env=env, check=True)
+
+
 def run(rounds: int) -> None:
     """Cold: nothing cached on either side. Warm: the environment is there on both sides."""
     table = Table("From deploy to the first answer")
@@ -44,14 +51,16 @@ def run(rounds: int) -> None:
 
                 bentoml("build", ".", cwd=project)
                 bentoml("push", "versions:latest", cwd=project)
+                bento = next((home / "client" / "bentoml" / "bentos" / "versions").glob("*/"))
+                requirements = bento / "env" / "python" / "requirements.txt"
+                # Not counted: the first who asks pays for what an index, or a proxy before it, then remembers.
+                environment(home / "first", requirements, os.environ | {"UV_CACHE_DIR": str(home / "first-cache")})
                 cold.append(timed(lambda: deploy("cold", "versions")))
                 platform.ekiben("deployments", "terminate", "cold")
                 warm.append(timed(lambda: deploy("warm", "versions")))
             finally:
                 platform.close()
             venv = home / "venv"
-            uv = Path(sys.executable).parent / "uv"
-            bento = next((home / "client" / "bentoml" / "bentos" / "versions").iterdir())
             env = os.environ | {
                 "UV_CACHE_DIR": str(home / "uv"),
                 "BENTOML_DO_NOT_TRACK": "True",
@@ -73,9 +82,7 @@ def run(rounds: int) -> None:
                     server.wait()
 
             began = time.perf_counter()
-            subprocess.run([uv, "venv", "-q", "--python", sys.executable, venv], env=env, check=True)
-            requirements = bento / "env" / "python" / "requirements.txt"
-            subprocess.run([uv, "pip", "install", "-q", "--python", venv, "-r", requirements], env=env, check=True)
+            environment(venv, requirements, env)
             serve()
             hand_cold.append(time.perf_counter() - began)
             hand_warm.append(timed(serve))

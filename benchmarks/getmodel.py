@@ -74,7 +74,7 @@ def run(rounds: int) -> None:
             assert made.status == 200, made
             with mlflow_server(Path(folder) / "mlflow") as (url, pid):
                 mlflow_post(url, "registered-models/create", {"name": "bench"})
-                mlflow_post(url, "model-versions/create", {"name": "bench", "source": "mlflow-artifacts:/bench"})
+                mlflow_post(url, "model-versions/create", {"name": "bench", "source": "s3://bench/model"})
                 for _ in range(rounds):
                     measured("grpc", platform.process.pid, over_grpc(platform))
                     measured(

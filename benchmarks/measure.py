@@ -52,6 +52,18 @@ def rss_mib(pids: Iterable[int], *, peak: bool = False) -> float:
     return total / 1024
 
 
+def cpu_of(action: Callable[[], object], pid: int = 0) -> tuple[float, float]:
+    """Wall and CPU seconds of `action`: of this process, of its children that have ended, and of the tree of `pid`."""
+
+    def so_far() -> float:
+        own = os.times()
+        return own.user + own.system + own.children_user + own.children_system + (cpu_s(descendants(pid)) if pid else 0)
+
+    cpu, began = so_far(), time.perf_counter()
+    action()
+    return time.perf_counter() - began, so_far() - cpu
+
+
 def timed(action: Callable[[], object]) -> float:
     """Wall seconds that `action` takes."""
     began = time.perf_counter()

@@ -6,9 +6,10 @@ import shutil
 import subprocess
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.measure import Table, descendants, rss_mib, timed
+from benchmarks.measure import Table, cpu_of, descendants, rss_mib
 from tests.bentoml_clients import client
 from tests.platform import BentoMl, Platform
 
@@ -40,12 +41,30 @@ class Peak(threading.Thread):
         return self.mib
 
 
+MAKE = """
+import bentoml, os, sys
+with bentoml.models.create(sys.argv[1]) as model:
+    with open(os.path.join(model.path, "weights.bin"), "wb") as file:
+        block = os.urandom(1 << 24)
+        for number in range(int(sys.argv[2])):
+            file.write(number.to_bytes(8, "big") + block[8:])
+print(bentoml.models.get(sys.argv[1]).path)
+"""
+WHAT = ("hash", "cp", "push", "pull", "bentoml push", "bentoml pull")
+
+
+def make(bentoml: BentoMl, name: str) -> Path:
+    """A model in the client's store whose bytes nobody has seen: its folder."""
+    command = [str(bentoml.bin / "python"), "-c", MAKE, name, str(SIZE >> 24)]
+    done = subprocess.run(command, env=bentoml.env, capture_output=True, text=True, check=True)
+    return Path(done.stdout.strip())
+
+
 def run(rounds: int) -> None:
     """Push with our own client and with `bentoml`, pull with both; each time a new content."""
     table = Table("Transfer of a 1 GiB model")
-    figures: dict[str, list[float]] = {
-        key: [] for key in ("cp", "hash", "push", "pull", "bentoml push", "bentoml pull")
-    }
+    speed: dict[str, list[float]] = {what: [] for what in WHAT}
+    cpu: dict[str, list[float]] = {what: [] for what in WHAT}
     grown = []
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
@@ -53,52 +72,41 @@ def run(rounds: int) -> None:
         try:
             platform.start()
             assert platform.process is not None
+            pid = platform.process.pid
             bentoml = BentoMl(client("1.4"), home / "client").login(platform)
-            for index in range(rounds):
-                script = (
-                    "import bentoml, os, sys\n"
-                    "with bentoml.models.create(sys.argv[1]) as m:\n"
-                    "    with open(os.path.join(m.path, 'weights.bin'), 'wb') as f:\n"
-                    "        block = os.urandom(1 << 24)\n"
-                    "        for i in range(int(sys.argv[2])): f.write(i.to_bytes(8, 'big') + block[8:])\n"
-                    "print(m.path)\n"
-                )
-                made = subprocess.run(
-                    [bentoml.bin / "python", "-c", script, f"bench{index}", str(SIZE >> 24)],
-                    env=bentoml.env,
-                    capture_output=True,
-                    text=True,
-                    check=True,
-                )
-                path = Path(made.stdout.strip())
-                weights = path / "weights.bin"
-                tag = f"bench{index}:{path.name}"
-                figures["hash"].append(SIZE / timed(lambda weights=weights: hash_alone(weights)) / MIB)
-                figures["cp"].append(
-                    SIZE
-                    / timed(lambda weights=weights: subprocess.run(["cp", weights, home / "copy"], check=True))
-                    / MIB
-                )
-                (home / "copy").unlink()
-                before = rss_mib(descendants(platform.process.pid))
-                peak = Peak(platform.process.pid)
-                os.environ["BENTOML_HOME"] = bentoml.env["BENTOML_HOME"]
-                figures["push"].append(SIZE / timed(lambda tag=tag: platform.ekiben("models", "push", tag)) / MIB)
-                pulled = home / "pulled"
-                figures["pull"].append(
-                    SIZE / timed(lambda tag=tag: platform.ekiben("models", "pull", tag, "--output", str(pulled))) / MIB
-                )
+            os.environ["BENTOML_HOME"] = bentoml.env["BENTOML_HOME"]
+
+            def measure(what: str, action: Callable[[], object], pid: int = pid) -> None:
+                wall_s, cpu_s = cpu_of(action, pid)
+                speed[what].append(SIZE / wall_s / MIB)
+                cpu[what].append(cpu_s)
+
+            def measure_all(path: Path, tag: str, platform: Platform = platform, bentoml: BentoMl = bentoml) -> None:
+                copy, pulled = home / "copy", home / "pulled"
+                measure("hash", lambda: hash_alone(path / "weights.bin"))
+                measure("cp", lambda: subprocess.run(["cp", path / "weights.bin", copy], check=True))
+                copy.unlink()
+                before, peak = rss_mib(descendants(pid)), Peak(pid)
+                measure("push", lambda: platform.ekiben("models", "push", tag))
+                measure("pull", lambda: platform.ekiben("models", "pull", tag, "--to", str(pulled)))
                 grown.append(peak.stop() - before)
-                shutil.rmtree(pulled, ignore_errors=True)
+                shutil.rmtree(pulled)
                 platform.ekiben("models", "delete", tag, "--yes")
-                figures["bentoml push"].append(SIZE / timed(lambda tag=tag: bentoml("models", "push", tag)) / MIB)
+                measure("bentoml push", lambda: bentoml("models", "push", tag))
                 bentoml("models", "delete", tag, "--yes")
-                figures["bentoml pull"].append(SIZE / timed(lambda tag=tag: bentoml("models", "pull", tag)) / MIB)
+                measure("bentoml pull", lambda: bentoml("models", "pull", tag))
                 bentoml("models", "delete", tag, "--yes")
+                platform.ekiben("models", "delete", tag, "--yes")
+
+            for index in range(rounds):
+                path = make(bentoml, f"bench{index}")
+                measure_all(path, f"bench{index}:{path.name}")
         finally:
             platform.close()
-    for key in ("push", "pull", "bentoml push", "bentoml pull"):
-        table.add(f"{key} (target: at least 0.5 of the hash)", figures[key], figures["hash"], "MiB/s", "sha256 alone")
-        table.add(f"{key}", figures[key], figures["cp"], "MiB/s", "cp")
+    for what in WHAT[2:]:
+        target = "" if what.startswith("bentoml") else " (target: at least 0.5)"
+        table.add(f"{what}{target}", speed[what], speed["hash"], "MiB/s", "sha256 alone")
+        table.add(what, speed[what], speed["cp"], "MiB/s", "cp, which syncs nothing")
+        table.add(f"{what}, CPU of client and platform", cpu[what], cpu["hash"], "s", "sha256 alone")
     table.note("memory that the platform grew by (target: under 200 MiB)", f"{max(grown):.0f} MiB")
     table.print()
