@@ -39,7 +39,16 @@ _COLOURS = {
 
 def as_data(message: Any) -> Any:
     """A message as the HTTP API says it, ready for JSON."""
-    return json_format.MessageToDict(message)
+    return _plain(json_format.MessageToDict(message))
+
+
+def _plain(value: Any) -> Any:
+    """Without protobuf's OrderedDict (what an `Any` becomes), which YAML has no form for."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value
 
 
 def dump(data: Any, output: str) -> str:

@@ -170,13 +170,14 @@ def test_a_failing_prediction_is_captured_with_its_status(platform: Platform, ev
 
 def test_metrics_hold_the_replicas_own(platform: Platform, everything: str) -> None:
     text = http("GET", f"{platform.url}/metrics").body.decode()
-    line = next(line for line in text.splitlines() if line.startswith("bentoml_service_request_total"))
-    assert 'deployment="everything"' in line and 'revision="1"' in line and 'replica="' in line
+    counts = [line for line in text.splitlines() if line.startswith("bentoml_service_request_total")]
+    ours = [line for line in counts if 'deployment="everything"' in line]
+    assert ours and all('revision="1"' in line and 'replica="' in line for line in ours), counts
     assert "grpc_server_handled_total" in text and "envoy_" in text
     if shutil.which("promtool"):
         lint = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True)
-        ours = [line for line in (lint.stdout + lint.stderr).splitlines() if not line.startswith("bentoml_")]
-        assert not ours, ours
+        found = [line for line in (lint.stdout + lint.stderr).splitlines() if not line.startswith("bentoml_")]
+        assert not found, found
 
 
 def test_two_services_answer_across_depends_in_separate_processes(
