@@ -50,8 +50,8 @@ check: setup ## Format, lint, types, import contracts, protos, generated code an
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/generate.py --check
 	$(BIN)/python tools/document.py --check
 
-test-servers: ## Install the real servers that tests start (PostgreSQL, promtool), where apt can
-	@sh tools/install-test-servers.sh
+test-servers: ## Install the real servers that tests start (PostgreSQL, promtool by apt, an S3 server by Go), where these are
+	@PYTHON="$(PYTHON)" sh tools/install-test-servers.sh
 
 test: setup test-servers ## Run every test that this machine can run
 	$(BIN)/pytest $(PYTEST_ARGS)

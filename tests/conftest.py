@@ -1,4 +1,4 @@
-"""Fixtures that several parts of the suite use: databases of both kinds, a clock that tests move."""
+"""Fixtures that several parts of the suite use: databases and stores of both kinds, a clock that tests move."""
 
 import os
 import shutil
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from services.kernel.clock import ManualClock
+from tests.s3 import MISSING, S3Server, run_s3, versitygw
 
 _POSTGRES_BIN = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
 
@@ -68,6 +69,26 @@ def database_url(request: pytest.FixtureRequest) -> str:
     host = url.rpartition("host=")[2]
     _as_postgres(f"{_POSTGRES_BIN[-1]}/createdb", "-h", host, "-U", "postgres", name)
     return url.format(name)
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    """A real S3 server of this session's own, with credentials for it in the environment; see tests/s3.py."""
+    if versitygw() is None:
+        pytest.skip(MISSING)
+    with run_s3() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture(params=["files", "s3"])
+def blobs_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """URL of an empty store of blobs, once of each kind."""
+    if request.param == "files":
+        return f"file://{tmp_path}/blobs"
+    server: S3Server = request.getfixturevalue("s3")
+    return server.new_url()
 
 
 @pytest.fixture
