@@ -219,6 +219,26 @@ async def test_a_condemnation_waits_for_a_naming_and_sees_it(
     assert not await waiting
 
 
+async def test_nothing_is_condemned_under_a_hold(database: Database, manual_clock: ManualClock) -> None:
+    digest = "sha256:" + "c" * 64
+    now = manual_clock.now()
+
+    async def condemn(at: datetime) -> bool:
+        async with database.transaction() as connection:
+            return await held.condemn(connection, digest, at)
+
+    async with database.transaction() as connection:
+        await held.adopt(connection, digest, now)
+        await held.hold(connection, "one", "a backup", now, now + timedelta(seconds=5))
+        await held.hold(connection, "two", "a backup", now, now + timedelta(seconds=5))
+        await held.hold(connection, "two", "a backup", now, now + timedelta(seconds=9))
+    assert not await condemn(now + timedelta(seconds=8))
+    async with database.transaction() as connection:
+        await held.release(connection, "two")
+    assert not await condemn(now + timedelta(seconds=4))
+    assert await condemn(now + timedelta(seconds=6))
+
+
 async def test_the_first_start_and_the_last_admin(database: Database, manual_clock: ManualClock, tmp_path) -> None:  # type: ignore[no-untyped-def]
     file = tmp_path / "admin-token"
     # One after the other, as starts are: the lock of the blobs' folder is taken before.

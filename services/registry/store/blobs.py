@@ -11,8 +11,13 @@ transaction that names the blob moves the time too; both write the same row that
 writes. So one of them comes first: either `condemn` sees a claim that has not ended, or the upload sees
 DELETING and waits until the row is gone. `condemn` alone looks at `versions`, and a naming that its snapshot does
 not show has moved the row's time, which PostgreSQL reads anew before it writes (READ COMMITTED, 13.2.1).
+
+A *hold* stops `condemn` as a whole until it ends: whoever reads rows and then copies the bytes that they name (a
+backup) takes one before it reads. What was condemned before was named by no row then, and nobody names it again
+before its row is gone; so every blob that a reader under a hold finds named stays.
 """
 
+from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Any
 
@@ -20,7 +25,7 @@ import sqlalchemy as sa
 
 from services.kernel.db import AsyncConnection, insert_into
 from services.registry.domain import BlobState
-from services.registry.store.tables import blobs, versions
+from services.registry.store.tables import blobs, collection_holds, versions
 
 
 def _insert(connection: AsyncConnection) -> Any:
@@ -85,7 +90,7 @@ async def unheld(connection: AsyncConnection, now: datetime, limit: int) -> list
 
 
 async def condemn(connection: AsyncConnection, digest: str, now: datetime) -> bool:
-    """Decide that the blob goes, unless it is named or claimed. True also when that was decided before."""
+    """Decide that the blob goes, unless it is named, claimed or under a hold. True also when decided before."""
     named = sa.exists().where(versions.c.digest == blobs.c.digest)
     await connection.execute(
         blobs.update()
@@ -94,6 +99,7 @@ async def condemn(connection: AsyncConnection, digest: str, now: datetime) -> bo
             blobs.c.state != BlobState.DELETING,
             blobs.c.claim_end_time <= now,
             ~named,
+            ~sa.exists().where(collection_holds.c.expire_time > now),
         )
         .values(state=BlobState.DELETING)
     )
@@ -123,3 +129,27 @@ async def known(connection: AsyncConnection, digests: list[str]) -> set[str]:
     """Those of `digests` that have a row."""
     statement = sa.select(blobs.c.digest).where(blobs.c.digest.in_(digests))
     return set((await connection.execute(statement)).scalars())
+
+
+async def named(connection: AsyncConnection) -> AsyncIterator[str]:
+    """Every digest that a version names, once, in order."""
+    statement = sa.select(versions.c.digest).where(versions.c.digest.is_not(None)).distinct()
+    async with connection.stream(statement.order_by(versions.c.digest)) as rows:
+        async for row in rows:
+            yield row.digest
+
+
+async def hold(connection: AsyncConnection, name: str, purpose: str, now: datetime, until: datetime) -> None:
+    """Keep every blob that is named from being condemned until then; again moves the end. Ended holds are dropped."""
+    await connection.execute(collection_holds.delete().where(collection_holds.c.expire_time <= now))
+    statement = insert_into(connection.dialect.name, collection_holds).values(
+        hold=name, purpose=purpose, create_time=now, expire_time=until
+    )
+    await connection.execute(
+        statement.on_conflict_do_update(index_elements=[collection_holds.c.hold], set_={"expire_time": until})
+    )
+
+
+async def release(connection: AsyncConnection, name: str) -> None:
+    """End a hold; one that is not there is no error."""
+    await connection.execute(collection_holds.delete().where(collection_holds.c.hold == name))

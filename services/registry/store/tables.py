@@ -208,3 +208,12 @@ blobs = sa.Table(
     sa.Column("claim_end_time", UtcDateTime, nullable=False),
     sa.CheckConstraint("state IN ('CLAIMED', 'STORED', 'DELETING')", name="state"),
 )
+
+collection_holds = sa.Table(
+    "collection_holds",
+    metadata,
+    sa.Column("hold", sa.String(64), primary_key=True),
+    sa.Column("purpose", sa.Text, nullable=False),
+    sa.Column("create_time", UtcDateTime, nullable=False),
+    sa.Column("expire_time", UtcDateTime, nullable=False),
+)
