@@ -32,7 +32,7 @@ from services.kernel import migrations, telemetry
 from services.kernel.engines import AsyncConnection, AsyncEngine, create_async_engine, insert_into
 from services.kernel.settings import SettingsError
 
-__all__ = ["AsyncConnection", "Database", "UtcDateTime", "insert_into", "open_database"]
+__all__ = ["AsyncConnection", "Database", "UtcDateTime", "insert_into", "open_database", "upgrade"]
 
 log = logging.getLogger(__name__)
 
@@ -162,10 +162,36 @@ class Database:
             await connection.run_sync(migrations.upgrade, folder, table)
         log.info("database migrated", extra={"package": package, "revision": head})
 
+    async def revision(self, package: str) -> tuple[str | None, str]:
+        """The revision that the tables of `package` are at, None where there are none; and the newest."""
+        async with self.read() as connection:
+            current = await connection.run_sync(migrations.current, migrations.version_table(package))
+        return current, migrations.head_of(_folder(package))
+
     async def schema_differences(self, package: str, metadata: sa.MetaData) -> list[Any]:
         """What the migrated database lacks or has beyond `metadata`; for the test that keeps both in step."""
         async with self.read() as connection:
             return await connection.run_sync(migrations.differences, metadata, migrations.version_table(package))
+
+
+async def upgrade(connection: AsyncConnection, package: str, revision: str = "head") -> None:
+    """Bring the tables of `package` to `revision` within the connection's transaction.
+
+    Raises:
+        FailedPrecondition: no such revision here: a newer release made it (DATABASE_NEWER).
+    """
+    folder = _folder(package)
+    head, known = migrations.history_of(folder)
+    if revision != "head" and revision not in known:
+        raise FailedPrecondition(
+            f"A newer release made these tables: they are at revision {revision}, and this one ends with {head}. Use "
+            "that release.",
+            reason="DATABASE_NEWER",
+            revision=revision,
+        )
+    lock = _migrating.setdefault(asyncio.get_running_loop(), asyncio.Lock())
+    async with lock:
+        await connection.run_sync(migrations.upgrade, folder, migrations.version_table(package), revision)
 
 
 @asynccontextmanager

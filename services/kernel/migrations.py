@@ -103,11 +103,11 @@ def run(metadata: sa.MetaData) -> None:
     context.run_migrations()
 
 
-def upgrade(connection: sa.Connection, folder: Path, table: str) -> None:
-    """Run every revision that `connection`'s database lacks, in the caller's transaction."""
+def upgrade(connection: sa.Connection, folder: Path, table: str, revision: str = "head") -> None:
+    """Run every revision that `connection`'s database lacks, up to `revision`, in the caller's transaction."""
     from alembic import command
 
-    command.upgrade(_config(connection, folder, table), "head")
+    command.upgrade(_config(connection, folder, table), revision)
 
 
 def differences(connection: sa.Connection, metadata: sa.MetaData, table: str) -> list[Any]:

@@ -18,7 +18,7 @@ from services.registry.catalog import Catalog
 from services.registry.collector import Collector
 from services.registry.first_start import ensure_admin
 from services.registry.logins import Logins
-from services.registry.sealing import load_keys
+from services.registry.sealing import open_key_file
 from services.registry.secrets import Secrets
 from services.registry.servicer.accounts import Accounts as AccountsServicer
 from services.registry.servicer.accounts import Logins as LoginsServicer
@@ -42,7 +42,7 @@ async def open_registry(settings: Settings, *, clock: Clock = SYSTEM) -> AsyncIt
         await database.migrate(MIGRATIONS)
         async with database.read() as connection:
             sealed = await any_secret(connection)
-        keys = await asyncio.to_thread(load_keys, settings.secrets_key_file, may_make=not sealed)
+        keys = await asyncio.to_thread(open_key_file, settings.secrets_key_file, may_make=not sealed)
         await ensure_admin(
             database,
             clock,
@@ -51,7 +51,7 @@ async def open_registry(settings: Settings, *, clock: Clock = SYSTEM) -> AsyncIt
             admin_token_file=settings.admin_token_file,
         )
         grace = timedelta(seconds=settings.garbage_grace_s)
-        signer = Signer(keys.signing_key)
+        signer = Signer(keys.signing_keys)
         catalog = Catalog(database, clock)
         accounts = Accounts(database, clock)
         audit = Audit(database)

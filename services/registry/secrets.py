@@ -17,7 +17,7 @@ from services.registry.accounts import words_of
 from services.registry.catalog import organization_of
 from services.registry.domain import check_text
 from services.registry.identities import MAX_SECRET_BYTES, MAX_SECRET_ITEMS, Secret, SecretItem
-from services.registry.sealing import Keys, Sealed
+from services.registry.sealing import Sealed, Sealing
 from services.registry.store import secrets as rows
 
 MOUNT_FILE = 2
@@ -33,7 +33,7 @@ def etag(secret: Secret) -> str:
 class Secrets:
     """Values, sealed."""
 
-    def __init__(self, database: Database, keys: Keys, clock: Clock) -> None:
+    def __init__(self, database: Database, keys: Sealing, clock: Clock) -> None:
         self._database = database
         self._keys = keys
         self._clock = clock

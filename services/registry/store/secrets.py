@@ -68,6 +68,44 @@ async def any_secret(connection: AsyncConnection) -> bool:
     return (await connection.execute(sa.select(secrets.c.uid).limit(1))).first() is not None
 
 
+async def key_ids(connection: AsyncConnection) -> dict[str, int]:
+    """How many secrets are sealed with each key."""
+    statement = sa.select(secrets.c.key_id, sa.func.count()).group_by(secrets.c.key_id)
+    return {row[0]: row[1] for row in (await connection.execute(statement)).all()}
+
+
+@dataclass(frozen=True)
+class SealedRow:
+    """What a rotation needs of a secret."""
+
+    organization: str
+    secret: str
+    uid: str
+    key_id: str
+    sealed: bytes
+
+
+async def sealed_otherwise(connection: AsyncConnection, key_id: str, after: str, limit: int) -> list[SealedRow]:
+    """At most `limit` secrets that are sealed with another key, by uid from beyond `after`."""
+    statement = (
+        sa.select(secrets.c.organization, secrets.c.secret, secrets.c.uid, secrets.c.key_id, secrets.c.sealed)
+        .where(secrets.c.key_id != key_id, secrets.c.uid > after)
+        .order_by(secrets.c.uid)
+        .limit(limit)
+    )
+    return [SealedRow(*row) for row in (await connection.execute(statement)).all()]
+
+
+async def reseal(connection: AsyncConnection, row: SealedRow, key_id: str, sealed: bytes) -> bool:
+    """Exchange how a value is sealed; False when it was written or deleted meanwhile. The secret stays what it was."""
+    statement = (
+        secrets.update()
+        .where(secrets.c.uid == row.uid, secrets.c.key_id == row.key_id, secrets.c.sealed == row.sealed)
+        .values(key_id=key_id, sealed=sealed)
+    )
+    return (await connection.execute(statement)).rowcount == 1
+
+
 async def add(connection: AsyncConnection, organization: str, values: Mapping[str, Any]) -> bool:
     """Insert a secret; False when there is one of this name."""
     statement = insert_into(connection.dialect.name, secrets).values(organization=organization, revision=1, **values)
