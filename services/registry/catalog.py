@@ -143,9 +143,12 @@ class Catalog:
         search = parse(text, _SUBJECTS[kind, True], caller=caller.user)
         organization = organization_of(caller)
         async with self._database.read() as connection:
-            if repository is not None and await rows.repository(connection, organization, kind, repository) is None:
-                raise no_repository(kind, repository)
-            return await rows.list_versions(connection, organization, kind, repository, search, size, after)
+            row_id = None
+            if repository is not None:
+                row_id = await rows.repository_id(connection, organization, kind, repository)
+                if row_id is None:
+                    raise no_repository(kind, repository)
+            return await rows.list_versions(connection, organization, kind, row_id, search, size, after)
 
     async def create_version(
         self, caller: Principal, kind: Kind, repository: str, version: str, draft: Draft

@@ -707,10 +707,15 @@ class ListModelRepositoriesResponse(_message.Message):
     MODEL_REPOSITORIES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     TOTAL_SIZE_FIELD_NUMBER: _builtins.int
+    TOTAL_SIZE_ESTIMATED_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Empty when there are no more."""
     total_size: _builtins.int
-    """How many there are in all."""
+    """How many match in all, on whichever page this is: counted when there are at most 1,000."""
+    total_size_estimated: _builtins.bool
+    """Whether `total_size` is an estimate, because more than 1,000 match. Then it is at least 1,001, and not to be counted
+    upon: only an empty `next_page_token` says that there are no more.
+    """
     @_builtins.property
     def model_repositories(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelRepository]:
         """The repositories, newest first."""
@@ -721,10 +726,11 @@ class ListModelRepositoriesResponse(_message.Message):
         model_repositories: _abc.Iterable[Global___ModelRepository] | None = ...,
         next_page_token: _builtins.str = ...,
         total_size: _builtins.int = ...,
+        total_size_estimated: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_repositories", b"model_repositories", "next_page_token", b"next_page_token", "total_size", b"total_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_repositories", b"model_repositories", "next_page_token", b"next_page_token", "total_size", b"total_size", "total_size_estimated", b"total_size_estimated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -879,10 +885,15 @@ class ListModelsResponse(_message.Message):
     MODELS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     TOTAL_SIZE_FIELD_NUMBER: _builtins.int
+    TOTAL_SIZE_ESTIMATED_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Empty when there are no more."""
     total_size: _builtins.int
-    """How many there are in all."""
+    """How many match in all, on whichever page this is: counted when there are at most 1,000."""
+    total_size_estimated: _builtins.bool
+    """Whether `total_size` is an estimate, because more than 1,000 match. Then it is at least 1,001, and not to be counted
+    upon: only an empty `next_page_token` says that there are no more.
+    """
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___Model]:
         """The models, newest first."""
@@ -893,10 +904,11 @@ class ListModelsResponse(_message.Message):
         models: _abc.Iterable[Global___Model] | None = ...,
         next_page_token: _builtins.str = ...,
         total_size: _builtins.int = ...,
+        total_size_estimated: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models", "next_page_token", b"next_page_token", "total_size", b"total_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models", "next_page_token", b"next_page_token", "total_size", b"total_size", "total_size_estimated", b"total_size_estimated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1051,10 +1063,15 @@ class ListBentoRepositoriesResponse(_message.Message):
     BENTO_REPOSITORIES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     TOTAL_SIZE_FIELD_NUMBER: _builtins.int
+    TOTAL_SIZE_ESTIMATED_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Empty when there are no more."""
     total_size: _builtins.int
-    """How many there are in all."""
+    """How many match in all, on whichever page this is: counted when there are at most 1,000."""
+    total_size_estimated: _builtins.bool
+    """Whether `total_size` is an estimate, because more than 1,000 match. Then it is at least 1,001, and not to be counted
+    upon: only an empty `next_page_token` says that there are no more.
+    """
     @_builtins.property
     def bento_repositories(self) -> _containers.RepeatedCompositeFieldContainer[Global___BentoRepository]:
         """The repositories, newest first."""
@@ -1065,10 +1082,11 @@ class ListBentoRepositoriesResponse(_message.Message):
         bento_repositories: _abc.Iterable[Global___BentoRepository] | None = ...,
         next_page_token: _builtins.str = ...,
         total_size: _builtins.int = ...,
+        total_size_estimated: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bento_repositories", b"bento_repositories", "next_page_token", b"next_page_token", "total_size", b"total_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bento_repositories", b"bento_repositories", "next_page_token", b"next_page_token", "total_size", b"total_size", "total_size_estimated", b"total_size_estimated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1223,10 +1241,15 @@ class ListBentosResponse(_message.Message):
     BENTOS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     TOTAL_SIZE_FIELD_NUMBER: _builtins.int
+    TOTAL_SIZE_ESTIMATED_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Empty when there are no more."""
     total_size: _builtins.int
-    """How many there are in all."""
+    """How many match in all, on whichever page this is: counted when there are at most 1,000."""
+    total_size_estimated: _builtins.bool
+    """Whether `total_size` is an estimate, because more than 1,000 match. Then it is at least 1,001, and not to be counted
+    upon: only an empty `next_page_token` says that there are no more.
+    """
     @_builtins.property
     def bentos(self) -> _containers.RepeatedCompositeFieldContainer[Global___Bento]:
         """The bentos, newest first."""
@@ -1237,10 +1260,11 @@ class ListBentosResponse(_message.Message):
         bentos: _abc.Iterable[Global___Bento] | None = ...,
         next_page_token: _builtins.str = ...,
         total_size: _builtins.int = ...,
+        total_size_estimated: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bentos", b"bentos", "next_page_token", b"next_page_token", "total_size", b"total_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bentos", b"bentos", "next_page_token", b"next_page_token", "total_size", b"total_size", "total_size_estimated", b"total_size_estimated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -37,6 +37,7 @@ class Bentos(registry_pb2_grpc.BentosServicer):
             bento_repositories=[messages.bento_repository(found) for found in page.items],
             next_page_token=pages.encode(request, *page.next) if page.next else "",
             total_size=page.total,
+            total_size_estimated=not page.counted,
         )
 
     async def CreateBentoRepository(
@@ -87,6 +88,7 @@ class Bentos(registry_pb2_grpc.BentosServicer):
             bentos=[messages.bento(found) for found in page.items],
             next_page_token=pages.encode(request, *page.next) if page.next else "",
             total_size=page.total,
+            total_size_estimated=not page.counted,
         )
 
     async def CreateBento(self, request: pb.CreateBentoRequest, context: Context) -> pb.Bento:

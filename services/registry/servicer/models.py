@@ -37,6 +37,7 @@ class Models(registry_pb2_grpc.ModelsServicer):
             model_repositories=[messages.model_repository(found) for found in page.items],
             next_page_token=pages.encode(request, *page.next) if page.next else "",
             total_size=page.total,
+            total_size_estimated=not page.counted,
         )
 
     async def CreateModelRepository(
@@ -87,6 +88,7 @@ class Models(registry_pb2_grpc.ModelsServicer):
             models=[messages.model(found) for found in page.items],
             next_page_token=pages.encode(request, *page.next) if page.next else "",
             total_size=page.total,
+            total_size_estimated=not page.counted,
         )
 
     async def CreateModel(self, request: pb.CreateModelRequest, context: Context) -> pb.Model:

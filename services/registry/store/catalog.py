@@ -10,8 +10,8 @@ import sqlalchemy as sa
 from services.kernel.db import AsyncConnection, insert_into
 from services.registry.domain import Content, ContentState, Facts, Kind, Repository, UploadState, Version
 from services.registry.search import Search
-from services.registry.store.searches import Position, beyond, conditions, order, sort_key
-from services.registry.store.tables import labels, repositories, uploads, versions
+from services.registry.store.searches import Explained, Matches, Position, matches
+from services.registry.store.tables import label_term, labels, repositories, uploads, versions
 
 T = TypeVar("T")
 
@@ -20,14 +20,18 @@ MAX_PAGE_BYTES = 2 << 20
 """Manifests and descriptions of one page together; a page ends early rather than pass it, since a message of
 gRPC has 4 MiB by default."""
 
+MAX_COUNT = 1000
+"""How far PostgreSQL counts what a search finds. See `total_size` of the proto."""
+
 
 @dataclass(frozen=True)
 class Found(Generic[T]):
-    """A page of a list, the position after it (None at the end), and how many match in all."""
+    """A page of a list, the position after it (None at the end), and how many match in all, counted or estimated."""
 
     items: Sequence[T]
     next: Position | None
     total: int
+    counted: bool = True
 
 
 def _latest() -> sa.ScalarSelect[str]:
@@ -223,9 +227,24 @@ async def update(connection: AsyncConnection, table: sa.Table, row_id: int, valu
 async def set_labels(connection: AsyncConnection, owner: str, row_id: int, wanted: Mapping[str, str]) -> None:
     """Replace all labels of a row, as they are searched."""
     await connection.execute(labels.delete().where(labels.c.owner == owner, labels.c.owner_id == row_id))
-    if wanted:
-        rows = [{"owner": owner, "owner_id": row_id, "key": key, "value": value} for key, value in wanted.items()]
-        await connection.execute(labels.insert(), rows)
+    if not wanted:
+        return
+    table = repositories if owner == "repository" else versions
+    statement = sa.select(table.c.organization, table.c.kind, table.c.create_time).where(table.c.id == row_id)
+    of = (await connection.execute(statement)).one()
+    rows = [
+        {
+            "owner": owner,
+            "owner_id": row_id,
+            "key": key,
+            "value": value,
+            "key_term": label_term(of.organization, owner, of.kind, key),
+            "value_term": label_term(of.organization, owner, of.kind, key, value),
+            "create_time": of.create_time,
+        }
+        for key, value in wanted.items()
+    ]
+    await connection.execute(labels.insert(), rows)
 
 
 async def delete_versions(connection: AsyncConnection, where: sa.ColumnElement[bool]) -> int:
@@ -251,61 +270,79 @@ async def list_repositories(
     connection: AsyncConnection, organization: str, kind: Kind, search: Search, size: int, after: Position | None
 ) -> Found[Repository]:
     """A page of repositories."""
-    where = [
-        repositories.c.organization == organization,
-        repositories.c.kind == kind,
-        *conditions(search, "repository"),
-    ]
-    found = await _page(connection, repositories, where, search, size, after)
+    found = await _page(connection, repositories, matches(search, organization, kind, "repository"), size, after)
     statement = sa.select(*_REPOSITORY).where(repositories.c.id.in_(found.items))
     rows = {row.id: _repository(row) for row in (await connection.execute(statement)).all()}
-    return Found([rows[row_id] for row_id in found.items if row_id in rows], found.next, found.total)
+    return Found([rows[row_id] for row_id in found.items if row_id in rows], found.next, found.total, found.counted)
+
+
+async def repository_id(connection: AsyncConnection, organization: str, kind: Kind, name: str) -> int | None:
+    """Row id of a repository, without counting what is in it."""
+    statement = sa.select(repositories.c.id).where(_this_repository(organization, kind, name))
+    row_id: int | None = (await connection.execute(statement)).scalar_one_or_none()
+    return row_id
 
 
 async def list_versions(
     connection: AsyncConnection,
     organization: str,
     kind: Kind,
-    repository: str | None,
+    repository: int | None,
     search: Search,
     size: int,
     after: Position | None,
 ) -> Found[Version]:
-    """A page of the versions of a repository, or of all with None."""
-    where = [versions.c.organization == organization, versions.c.kind == kind, *conditions(search, "version")]
-    if repository is not None:
-        where.append(versions.c.repository == repository)
-    found = await _page(connection, versions, where, search, size, after)
+    """A page of the versions of the repository with this row id, or of all with None."""
+    wanted = matches(search, organization, kind, "version", repository)
+    found = await _page(connection, versions, wanted, size, after)
     statement = sa.select(*_VERSION).where(versions.c.id.in_(found.items))
     rows = {row.id: _version(row) for row in (await connection.execute(statement)).all()}
-    return Found([rows[row_id] for row_id in found.items if row_id in rows], found.next, found.total)
+    return Found([rows[row_id] for row_id in found.items if row_id in rows], found.next, found.total, found.counted)
 
 
 async def _page(
-    connection: AsyncConnection,
-    table: sa.Table,
-    where: Sequence[sa.ColumnElement[bool]],
-    search: Search,
-    size: int,
-    after: Position | None,
+    connection: AsyncConnection, table: sa.Table, wanted: Matches, size: int, after: Position | None
 ) -> Found[int]:
     """Ids of the rows of a page, without their texts; cut where the texts would grow too large together."""
-    total = (await connection.execute(sa.select(sa.func.count()).select_from(table).where(*where))).scalar_one()
-    texts: sa.ColumnElement[int] = sa.func.length(table.c.description)
+    await _plan_each(connection)
+    page = wanted.page(size + 1, after).subquery()
+    # Bytes as stored where the database knows them without reading the text.
+    length = sa.func.octet_length if connection.dialect.name == "postgresql" else sa.func.length
+    texts: sa.ColumnElement[int] = length(table.c.description)
     if table is versions:
-        texts = texts + sa.func.length(table.c.manifest)
-    key = sort_key(search, table)
-    statement = sa.select(table.c.id, key.label("key"), texts.label("texts")).where(*where)
-    if after is not None:
-        statement = statement.where(beyond(search, table, after))
-    statement = statement.order_by(*order(search, table)).limit(size + 1)
-    rows = (await connection.execute(statement)).all()
+        texts = texts + length(table.c.manifest)
+    statement = sa.select(page.c.id, page.c.key, texts.label("texts")).join_from(page, table, table.c.id == page.c.id)
+    rows = {row.id: row for row in (await connection.execute(statement)).all()}
+    ordered = sorted(rows.values(), key=lambda row: (row.key, row.id), reverse=wanted.descending)
     taken = 0
     kept: list[sa.Row[Any]] = []
-    for row in rows[:size]:
+    for row in ordered[:size]:
         taken += row.texts
         if kept and taken > MAX_PAGE_BYTES:
             break
         kept.append(row)
-    more = len(kept) < len(rows)
-    return Found([row.id for row in kept], (kept[-1].key, kept[-1].id) if more and kept else None, total)
+    more = len(kept) < len(ordered)
+    ids = [row.id for row in kept]
+    if after is None and not more:
+        return Found(ids, None, len(ids))
+    total, exact = await _total(connection, wanted)
+    return Found(ids, (kept[-1].key, kept[-1].id) if more and kept else None, total, exact)
+
+
+async def _plan_each(connection: AsyncConnection) -> None:
+    """Let PostgreSQL plan each search by its own values: one label is on ten versions, another on a million."""
+    if connection.dialect.name == "postgresql":
+        await connection.execute(
+            sa.text("SELECT set_config('plan_cache_mode', 'force_custom_plan', true), set_config('jit', 'off', true)")
+        )
+
+
+async def _total(connection: AsyncConnection, wanted: Matches) -> tuple[int, bool]:
+    """How many there are, and whether that was counted: PostgreSQL counts to MAX_COUNT, beyond it estimates."""
+    if connection.dialect.name != "postgresql":
+        return (await connection.execute(wanted.count(None))).scalar_one(), True
+    counted = (await connection.execute(wanted.count(MAX_COUNT + 1))).scalar_one()
+    if counted <= MAX_COUNT:
+        return counted, True
+    (plan,) = (await connection.execute(Explained(wanted.all()))).scalar_one()
+    return max(counted, int(plan["Plan"]["Plan Rows"])), False

@@ -1,5 +1,7 @@
 """The registry's tables. Lists and maps are kept as JSON text, states as words, times as microseconds."""
 
+import hashlib
+
 import sqlalchemy as sa
 
 from services.kernel.db import UtcDateTime
@@ -130,6 +132,8 @@ repositories = sa.Table(
     sa.Column("update_time", UtcDateTime, nullable=False),
     sa.Column("revision", sa.Integer, nullable=False),
     sa.UniqueConstraint("organization", "kind", "repository"),
+    sa.Index("ix_repositories_by_create_time", "organization", "kind", "create_time", "id"),
+    sa.Index("ix_repositories_by_update_time", "organization", "kind", "update_time", "id"),
     sa.CheckConstraint("kind IN ('model', 'bento')", name="kind"),
 )
 
@@ -166,8 +170,35 @@ versions = sa.Table(
     sa.UniqueConstraint("organization", "kind", "repository", "version"),
     sa.CheckConstraint("state IN ('PENDING', 'UPLOADING', 'READY', 'FAILED', 'EXTERNAL')", name="state"),
     sa.CheckConstraint("(state = 'READY') = (digest IS NOT NULL)", name="ready_has_digest"),
-    sa.Index(None, "repository_id", "create_time"),
     sa.Index(None, "digest"),
+    # One for each order in which versions are listed, and for each single thing they are searched by: see searches.py.
+    sa.Index("ix_versions_of_repository", "repository_id", "create_time", "id"),
+    sa.Index("ix_versions_by_create_time", "organization", "kind", "create_time", "id"),
+    sa.Index("ix_versions_by_size_bytes", "organization", "kind", "size_bytes", "id"),
+    sa.Index("ix_versions_by_creator", "organization", "kind", "creator", "create_time", "id"),
+    sa.Index("ix_versions_by_updater", "organization", "kind", "updater", "create_time", "id"),
+    sa.Index("ix_versions_by_module", "organization", "kind", "module", "create_time", "id"),
+)
+
+_NOT_READY = sa.text("state != 'READY'")
+sa.Index(
+    "ix_versions_not_ready",
+    *(versions.c[name] for name in ("organization", "kind", "state", "create_time", "id")),
+    sqlite_where=_NOT_READY,
+    postgresql_where=_NOT_READY,
+)
+sa.Index(
+    "ix_versions_in_development",
+    *(versions.c[name] for name in ("organization", "kind", "create_time", "id")),
+    sqlite_where=versions.c.development,
+    postgresql_where=versions.c.development,
+)
+sa.Index(
+    "ix_versions_by_build_time",
+    versions.c.organization,
+    versions.c.kind,
+    sa.text("coalesce(build_time, 0)"),
+    versions.c.id,
 )
 
 labels = sa.Table(
@@ -177,9 +208,24 @@ labels = sa.Table(
     sa.Column("owner_id", Serial, primary_key=True, autoincrement=False),
     sa.Column("key", sa.String(128), primary_key=True),
     sa.Column("value", sa.String(1024), nullable=False),
-    # Not the value: PostgreSQL indexes no more than 2.7 KB.
-    sa.Index(None, "owner", "key"),
+    # See label_term: what is searched for. A value itself may be too long for an index.
+    sa.Column("key_term", sa.LargeBinary(16), nullable=False),
+    sa.Column("value_term", sa.LargeBinary(16), nullable=False),
+    # The owner's: those of one label are found in the order in which they are listed.
+    sa.Column("create_time", UtcDateTime, nullable=False),
+    sa.Index("ix_labels_by_key", "key_term", "create_time", "owner_id"),
+    sa.Index("ix_labels_by_value", "value_term", "create_time", "owner_id"),
 )
+
+
+def label_term(organization: str, owner: str, kind: str, key: str, value: str | None = None) -> bytes:
+    """16 bytes that stand for a label's key (or key and value) in an organization's repositories or versions of a kind.
+
+    A hash that nobody can make two of, so that whoever has the term has the label. Kept in rows: it never changes.
+    """
+    parts = (organization, owner, kind, key) if value is None else (organization, owner, kind, key, value)
+    return hashlib.sha256("\0".join(parts).encode(errors="surrogatepass")).digest()[:16]
+
 
 uploads = sa.Table(
     "uploads",
