@@ -49,6 +49,7 @@ check: setup ## Format, lint, types, import contracts, protos, generated code an
 	$(BIN)/buf lint
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/generate.py --check
 	$(BIN)/python tools/document.py --check
+	$(BIN)/python tools/histories.py
 
 test-servers: ## Install the real servers that tests start (PostgreSQL, promtool by apt, an S3 server by Go), where these are
 	@PYTHON="$(PYTHON)" sh tools/install-test-servers.sh

@@ -41,9 +41,7 @@ OLD_VERSION = (
 )
 
 
-async def test_labels_of_the_first_revision_are_found_after_the_second(
-    database_url: str, manual_clock: ManualClock
-) -> None:
+async def test_labels_from_before_the_indexes_are_found(database_url: str, manual_clock: ManualClock) -> None:
     async with open_database(database_url) as database:
         await upgrade(database, "0001")
         async with database.transaction() as connection:

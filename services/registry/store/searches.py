@@ -7,7 +7,7 @@ What makes it fast at a million versions:
 - Labels that must be there, and an order by time of creation: the walk is over `labels` instead, whose index holds the
   versions of one label in that order. Several labels are several such walks side by side. So the rows looked at are
   never more than those of the rarest label, however many versions there are.
-- Words have an index of trigrams on PostgreSQL (revision 0002); SQLite reads names and descriptions.
+- Words have an index of trigrams on PostgreSQL (revision 0003); SQLite reads names and descriptions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -118,7 +118,7 @@ def _folded(element: _Folded, compiler: Any, **options: Any) -> str:
 
 @compiles(_Folded, "postgresql")
 def _folded_by_bytes(element: _Folded, compiler: Any, **options: Any) -> str:
-    return f'lower({compiler.process(element.clauses, **options)} COLLATE "C")'  # as the index of revision 0002 has it
+    return f'lower({compiler.process(element.clauses, **options)} COLLATE "C")'  # as the index of revision 0003 has it
 
 
 _SMALL = str.maketrans({chr(code): chr(code + 32) for code in range(ord("A"), ord("Z") + 1)})
