@@ -165,6 +165,15 @@ class Model(ResourceName):
 
 
 @dataclass(frozen=True)
+class ModelAlias(ResourceName):
+    """`modelRepositories/{repository}/aliases/{alias}`."""
+
+    _segments = (("modelRepositories", _TAG), ("aliases", _TAG))
+    repository: str
+    alias: str
+
+
+@dataclass(frozen=True)
 class BentoRepository(ResourceName):
     """`bentoRepositories/{repository}`."""
 
@@ -194,6 +203,15 @@ class Bento(ResourceName):
     def from_tag(cls, tag: str) -> Bento:
         """The bento that BentoML calls `repository:version`; without a version, the latest."""
         return cls(*_split_tag(tag))
+
+
+@dataclass(frozen=True)
+class BentoAlias(ResourceName):
+    """`bentoRepositories/{repository}/aliases/{alias}`."""
+
+    _segments = (("bentoRepositories", _TAG), ("aliases", _TAG))
+    repository: str
+    alias: str
 
 
 @dataclass(frozen=True)

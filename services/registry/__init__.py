@@ -10,8 +10,8 @@ Invariants:
 - A manifest is kept to the letter. Tokens are kept as hashes, secrets sealed.
 - What was readable stays readable while a new upload of it is under way.
 
-Read `domain.py`, `identities.py` and `search.py` (pure) first; then the use cases `catalog.py`, `uploads.py`,
-`accounts.py`, `logins.py`, `secrets.py`, `audit.py`; then `store/`. `servicer/` and `messages/` face gRPC, `bytes.py`
-faces HTTP, `collector.py` is the loop, `first_start.py`, `sealing.py` and `signing.py` what their names say, and
-`app.py` puts all together.
+Read `domain.py`, `identities.py` and `search.py` (pure) first; then the use cases `catalog.py`, `aliases.py`,
+`uploads.py`, `accounts.py`, `logins.py`, `secrets.py`, `audit.py`; then `store/`. `servicer/` and `messages/` face
+gRPC, `bytes.py` faces HTTP, `collector.py` is the loop, `first_start.py`, `sealing.py` and `signing.py` what their
+names say, and `app.py` puts all together.
 """

@@ -6,12 +6,14 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 
 from ekiben.identity.v1 import identity_pb2_grpc as identity
+from ekiben.registry.v1 import aliases_pb2_grpc
 from ekiben.registry.v1 import registry_pb2_grpc as registry
 from services.content import open_blobs
 from services.kernel.app import Component, Servicer
 from services.kernel.clock import SYSTEM, Clock
 from services.kernel.db import open_database
 from services.registry.accounts import Accounts
+from services.registry.aliases import Aliases
 from services.registry.audit import Audit
 from services.registry.bytes import Bytes, listen
 from services.registry.catalog import Catalog
@@ -22,6 +24,7 @@ from services.registry.sealing import open_key_file
 from services.registry.secrets import Secrets
 from services.registry.servicer.accounts import Accounts as AccountsServicer
 from services.registry.servicer.accounts import Logins as LoginsServicer
+from services.registry.servicer.aliases import Aliases as AliasesServicer
 from services.registry.servicer.bentos import Bentos as BentosServicer
 from services.registry.servicer.models import Models as ModelsServicer
 from services.registry.servicer.secrets import Audit as AuditServicer
@@ -72,6 +75,11 @@ async def open_registry(settings: Settings, *, clock: Clock = SYSTEM) -> AsyncIt
                     ),
                     Servicer(
                         "ekiben.registry.v1.Bentos", registry.add_BentosServicer_to_server, BentosServicer(catalog)
+                    ),
+                    Servicer(
+                        "ekiben.registry.v1.Aliases",
+                        aliases_pb2_grpc.add_AliasesServicer_to_server,
+                        AliasesServicer(Aliases(database, clock)),
                     ),
                     Servicer(
                         "ekiben.registry.v1.Uploads",

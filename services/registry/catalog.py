@@ -9,11 +9,21 @@ from typing import Any, TypeVar
 
 from ekiben.errors import AlreadyExists, EkibenError, FailedPrecondition, InvalidArgument, NotFound
 from services.kernel.clock import Clock
-from services.kernel.db import Database
+from services.kernel.db import AsyncConnection, Database
 from services.kernel.identity import Principal
 from services.kernel.updates import check_etag, etag_of
-from services.registry.domain import LATEST, ContentState, Draft, Facts, Kind, Repository, Version, read_manifest
+from services.registry.domain import (
+    LATEST,
+    ContentState,
+    Draft,
+    Facts,
+    Kind,
+    Repository,
+    Version,
+    read_manifest,
+)
 from services.registry.search import Subject, parse
+from services.registry.store import aliases as alias_rows
 from services.registry.store import catalog as rows
 from services.registry.store.catalog import Found
 from services.registry.store.searches import Position
@@ -101,14 +111,15 @@ class Catalog:
     async def delete_repository(
         self, caller: Principal, kind: Kind, repository: str, sent_etag: str, *, force: bool
     ) -> None:
-        """Delete a repository, with its versions when `force`.
+        """Delete a repository, with its versions and aliases when `force`.
 
         Raises:
             NotFound, Aborted (ETAG_MISMATCH).
             FailedPrecondition: it holds versions (MODEL_REPOSITORY_NOT_EMPTY, BENTO_REPOSITORY_NOT_EMPTY).
         """
+        organization = organization_of(caller)
         async with self._database.transaction() as connection:
-            found = await rows.repository(connection, organization_of(caller), kind, repository, lock=True)
+            found = await rows.repository(connection, organization, kind, repository, lock=True)
             if found is None:
                 raise no_repository(kind, repository)
             check_etag(sent_etag, etag(found[1]))
@@ -119,22 +130,24 @@ class Catalog:
                     repository=found[1].name,
                     count=count,
                 )
+            for alias in await alias_rows.list_aliases(connection, organization, kind, repository, None, None):
+                gone = alias.next(self._clock.now(), caller.user, None, "The repository was deleted.")
+                await alias_rows.add_change(connection, organization, gone, None)
             await rows.delete_repository(connection, found[0])
 
     # Versions
 
     async def get_version(self, caller: Principal, kind: Kind, repository: str, version: str) -> Version:
-        """One version; `latest` is the newest with content. Raises NotFound (MODEL_NOT_FOUND, BENTO_NOT_FOUND)."""
-        organization = organization_of(caller)
+        """One version, by its id or an alias; `latest` is the newest with content.
+
+        Raises:
+            NotFound: MODEL_NOT_FOUND, BENTO_NOT_FOUND.
+        """
         async with self._database.read() as connection:
-            if version == LATEST:
-                found = await rows.latest_version(connection, organization, kind, repository)
-            else:
-                row = await rows.version(connection, organization, kind, repository, version)
-                found = None if row is None else row[1]
+            found = await rows.meant(connection, organization_of(caller), kind, repository, version)
         if found is None:
             raise no_version(kind, repository, version)
-        return found
+        return found[1]
 
     async def list_versions(
         self, caller: Principal, kind: Kind, repository: str | None, text: str, size: int, after: Position | None
@@ -157,6 +170,7 @@ class Catalog:
 
         Raises:
             AlreadyExists: MODEL_EXISTS, BENTO_EXISTS.
+            FailedPrecondition: the id is that of an alias (VERSION_IS_ALIAS).
             InvalidArgument: the id is `latest` (VERSION_RESERVED), or see Draft.check.
         """
         if version == LATEST:
@@ -178,6 +192,13 @@ class Catalog:
             await rows.add_repository(connection, organization, kind, repository, self._new(caller, empty))
             parent = await rows.repository(connection, organization, kind, repository, lock=True)
             assert parent is not None
+            if await alias_rows.exists(connection, organization, kind, repository, version):
+                raise FailedPrecondition(
+                    f"{version!r} is an alias in {kind} repository {repository!r}. Choose another version, or delete "
+                    "the alias first.",
+                    reason="VERSION_IS_ALIAS",
+                    alias=kind.alias_name(repository, version),
+                )
             added = await rows.add_version(connection, organization, kind, parent[0], repository, version, values)
             if not added:
                 raise _about(
@@ -194,13 +215,18 @@ class Catalog:
     async def update_version(
         self, caller: Principal, kind: Kind, repository: str, version: str, draft: Draft, sent_etag: str
     ) -> Version:
-        """Change what `draft` gives. Raises Aborted (ETAG_MISMATCH), NotFound; see Draft.check."""
+        """Change what `draft` gives.
+
+        Raises:
+            NotFound, Aborted (ETAG_MISMATCH); see Draft.check.
+            FailedPrecondition: it is an alias, and not the version's own id (VERSION_REQUIRED).
+        """
         draft.check()
         organization = organization_of(caller)
         async with self._database.transaction() as connection:
             found = await rows.version(connection, organization, kind, repository, version, lock=True)
             if found is None:
-                raise no_version(kind, repository, version)
+                raise await not_itself(connection, organization, kind, repository, version)
             check_etag(sent_etag, etag(found[1]))
             values = self._changes(caller, draft)
             if draft.manifest is not None:
@@ -217,12 +243,28 @@ class Catalog:
     async def delete_version(
         self, caller: Principal, kind: Kind, repository: str, version: str, sent_etag: str
     ) -> None:
-        """Delete a version; its blob is collected once nothing names it. Raises NotFound, Aborted (ETAG_MISMATCH)."""
+        """Delete a version; its blob is collected once nothing names it.
+
+        Raises:
+            NotFound, Aborted (ETAG_MISMATCH).
+            FailedPrecondition: an alias names it (MODEL_ALIASED, BENTO_ALIASED), or it is an alias, and not the
+                version's own id (VERSION_REQUIRED).
+        """
+        organization = organization_of(caller)
         async with self._database.transaction() as connection:
-            found = await rows.version(connection, organization_of(caller), kind, repository, version, lock=True)
+            found = await rows.version(connection, organization, kind, repository, version, lock=True)
             if found is None:
-                raise no_version(kind, repository, version)
+                raise await not_itself(connection, organization, kind, repository, version)
             check_etag(sent_etag, etag(found[1]))
+            if found[1].aliases:
+                shown = ", ".join(found[1].aliases)
+                raise FailedPrecondition(
+                    f"{_title(kind)} '{repository}:{version}' is what {shown} means. Make the alias name another "
+                    f"{kind}, or delete it, first.",
+                    reason=f"{kind.upper()}_ALIASED",
+                    resource=found[1].name,
+                    aliases=shown,
+                )
             await rows.delete_version(connection, found[0])
 
     def _new(self, caller: Principal, draft: Draft) -> dict[str, Any]:
@@ -269,6 +311,22 @@ def no_version(kind: Kind, repository: str, version: str) -> NotFound:
         else f"{_title(kind)} '{repository}:{version}' does not exist."
     )
     return _about(NotFound, sentence, f"{kind.upper()}_NOT_FOUND", kind, kind.version_name(repository, version))
+
+
+async def not_itself(
+    connection: AsyncConnection, organization: str, kind: Kind, repository: str, version: str
+) -> EkibenError:
+    """Why there is no version of this very id to change: it is another name of one, or of none."""
+    found = await rows.meant(connection, organization, kind, repository, version)
+    if found is None:
+        return no_version(kind, repository, version)
+    return FailedPrecondition(
+        f"'{repository}:{version}' means {found[1].name} now, and may mean another {kind} soon. "
+        f"Name the {kind} itself.",
+        reason="VERSION_REQUIRED",
+        name=kind.version_name(repository, version),
+        version=found[1].name,
+    )
 
 
 def _about(cls: type[E], sentence: str, reason: str, key: str, name: str) -> E:

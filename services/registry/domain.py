@@ -7,8 +7,8 @@ an *upload* brings it, and what was there before stays until the upload is whole
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 from ekiben import names
@@ -16,6 +16,7 @@ from ekiben.errors import InvalidArgument
 
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_DESCRIPTION_BYTES = 3 << 20
+MAX_REASON_BYTES = 4000
 MAX_LABELS = 256
 MAX_LABEL_KEY = 128
 MAX_LABEL_VALUE = 1024
@@ -36,6 +37,10 @@ class Kind(StrEnum):
     def version_name(self, repository: str, version: str) -> str:
         """The resource name of a version."""
         return str(names.Model(repository, version) if self is Kind.MODEL else names.Bento(repository, version))
+
+    def alias_name(self, repository: str, alias: str) -> str:
+        """The resource name of an alias."""
+        return str(names.ModelAlias(repository, alias) if self is Kind.MODEL else names.BentoAlias(repository, alias))
 
 
 class ContentState(StrEnum):
@@ -142,11 +147,60 @@ class Version:
     facts: Facts
     build_time: datetime | None
     content: Content
+    aliases: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """Its resource name."""
         return self.kind.version_name(self.repository, self.version)
+
+
+@dataclass(frozen=True)
+class AliasChange:
+    """From when on an alias named what, who made it so and why. `version` is empty where it was deleted.
+
+    The newest is the alias as it is. `number` counts the changes of an alias from 1, deletions and all; `create_time`
+    rises with it.
+    """
+
+    kind: Kind
+    repository: str
+    alias: str
+    number: int
+    create_time: datetime
+    user: str
+    before: str
+    version: str
+    version_uid: str
+    reason: str
+
+    @property
+    def alias_name(self) -> str:
+        """Resource name of the alias."""
+        return self.kind.alias_name(self.repository, self.alias)
+
+    @property
+    def name(self) -> str:
+        """Its own resource name."""
+        return f"{self.alias_name}/changes/{self.number}"
+
+    @classmethod
+    def never(cls, kind: Kind, repository: str, alias: str) -> "AliasChange":
+        """What goes before the first change."""
+        return cls(kind, repository, alias, 0, datetime(1970, 1, 1, tzinfo=UTC), "", "", "", "", "")
+
+    def next(self, now: datetime, user: str, to: Version | None, reason: str) -> "AliasChange":
+        """The change after this one, to a version or, with None, to nothing. It is later, whatever the clock says."""
+        return replace(
+            self,
+            number=self.number + 1,
+            create_time=max(now, self.create_time + timedelta(microseconds=1)),
+            user=user,
+            before=self.version,
+            version=to.version if to else "",
+            version_uid=to.uid if to else "",
+            reason=reason,
+        )
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,8 @@ from services.content.digest import Digest
 from services.kernel.clock import Clock
 from services.kernel.db import Database
 from services.kernel.identity import Principal
-from services.registry.catalog import no_version, organization_of
-from services.registry.domain import LATEST, ContentState, Kind, Upload, UploadState, Version
+from services.registry.catalog import no_version, not_itself, organization_of
+from services.registry.domain import ContentState, Kind, Upload, UploadState, Version
 from services.registry.signing import Signer
 from services.registry.store import blobs as held
 from services.registry.store import catalog as catalog_rows
@@ -96,6 +96,7 @@ class Uploads:
 
         Raises:
             NotFound: no such model or bento.
+            FailedPrecondition: it is an alias, and not the version's own id (VERSION_REQUIRED).
             InvalidArgument: DIGEST_INVALID, SIZE_INVALID; or the stored content does not fit (SIZE_MISMATCH,
                 ARCHIVE_INVALID).
         """
@@ -125,7 +126,7 @@ class Uploads:
         async with self._database.transaction() as connection:
             found = await catalog_rows.version(connection, organization, kind, repository, version, lock=True)
             if found is None:
-                raise no_version(kind, repository, version)
+                raise await not_itself(connection, organization, kind, repository, version)
             await rows.add(connection, upload, found[0])
             await rows.set_opened(connection, found[0], now)
             until = now + self._garbage_grace
@@ -165,7 +166,7 @@ class Uploads:
         return Signed(elsewhere or self._signer.sign("PUT", path, row.expire_time), row.expire_time)
 
     async def sign_download(self, caller: Principal, resource: str) -> Signed:
-        """A URL from which the content of a model or a bento (or of the `latest`) can be read.
+        """A URL from which the content of a model or a bento, maybe named by an alias or as `latest`, can be read.
 
         Raises:
             NotFound: MODEL_NOT_FOUND, BENTO_NOT_FOUND.
@@ -327,16 +328,11 @@ class Uploads:
         return blob.size_bytes
 
     async def _version(self, caller: Principal, kind: Kind, repository: str, version: str) -> Version:
-        organization = organization_of(caller)
         async with self._database.read() as connection:
-            if version == LATEST:
-                found = await catalog_rows.latest_version(connection, organization, kind, repository)
-            else:
-                row = await catalog_rows.version(connection, organization, kind, repository, version)
-                found = None if row is None else row[1]
+            found = await catalog_rows.meant(connection, organization_of(caller), kind, repository, version)
         if found is None:
             raise no_version(kind, repository, version)
-        return found
+        return found[1]
 
     async def _may_be_empty(self, caller: Principal, kind: Kind, repository: str, version: str) -> bool:
         return kind is Kind.BENTO and (await self._version(caller, kind, repository, version)).facts.development

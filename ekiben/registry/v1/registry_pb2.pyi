@@ -316,6 +316,7 @@ class Model(_message.Message):
     BUILD_TIME_FIELD_NUMBER: _builtins.int
     CONTENT_FIELD_NUMBER: _builtins.int
     MODULE_FIELD_NUMBER: _builtins.int
+    ALIASES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Identifier. `modelRepositories/{repository}/models/{model}`; ids follow BentoML, see `ModelRepository.name`."""
     uid: _builtins.str
@@ -352,6 +353,10 @@ class Model(_message.Message):
     def content(self) -> Global___Content:
         """Output only. What bytes it has."""
 
+    @_builtins.property
+    def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Output only. Ids of the aliases that name it, in order; see the service Aliases."""
+
     def __init__(
         self,
         *,
@@ -367,10 +372,11 @@ class Model(_message.Message):
         build_time: _timestamp_pb2.Timestamp | None = ...,
         content: Global___Content | None = ...,
         module: _builtins.str = ...,
+        aliases: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["build_time", b"build_time", "content", b"content", "create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["build_time", b"build_time", "content", b"content", "create_time", b"create_time", "creator", b"creator", "description", b"description", "etag", b"etag", "labels", b"labels", "manifest", b"manifest", "module", b"module", "name", b"name", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "build_time", b"build_time", "content", b"content", "create_time", b"create_time", "creator", b"creator", "description", b"description", "etag", b"etag", "labels", b"labels", "manifest", b"manifest", "module", b"module", "name", b"name", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -415,6 +421,7 @@ class Bento(_message.Message):
     CONTENT_FIELD_NUMBER: _builtins.int
     BENTOML_VERSION_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
+    ALIASES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Identifier. `bentoRepositories/{repository}/bentos/{bento}`; ids follow BentoML, see `ModelRepository.name`."""
     uid: _builtins.str
@@ -455,6 +462,10 @@ class Bento(_message.Message):
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Output only. The models that it names: `modelRepositories/{repository}/models/{model}`."""
 
+    @_builtins.property
+    def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Output only. Ids of the aliases that name it, in order; see the service Aliases."""
+
     def __init__(
         self,
         *,
@@ -471,10 +482,11 @@ class Bento(_message.Message):
         content: Global___Content | None = ...,
         bentoml_version: _builtins.str = ...,
         models: _abc.Iterable[_builtins.str] | None = ...,
+        aliases: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["build_time", b"build_time", "content", b"content", "create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bentoml_version", b"bentoml_version", "build_time", b"build_time", "content", b"content", "create_time", b"create_time", "creator", b"creator", "description", b"description", "etag", b"etag", "labels", b"labels", "manifest", b"manifest", "models", b"models", "name", b"name", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "bentoml_version", b"bentoml_version", "build_time", b"build_time", "content", b"content", "create_time", b"create_time", "creator", b"creator", "description", b"description", "etag", b"etag", "labels", b"labels", "manifest", b"manifest", "models", b"models", "name", b"name", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -802,7 +814,7 @@ class DeleteModelRepositoryRequest(_message.Message):
     name: _builtins.str
     """Required. `modelRepositories/{repository}`."""
     force: _builtins.bool
-    """Optional. Also delete its models."""
+    """Optional. Also delete its models and aliases."""
     etag: _builtins.str
     """Optional. Must match when given, else ABORTED (ETAG_MISMATCH)."""
     def __init__(
@@ -828,7 +840,7 @@ class GetModelRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Required. `modelRepositories/{repository}/models/{model}`."""
+    """Required. `modelRepositories/{repository}/models/{model}`; the last may be an alias or `latest`."""
     def __init__(
         self,
         *,
@@ -926,7 +938,7 @@ class CreateModelRequest(_message.Message):
     parent: _builtins.str
     """Required. `modelRepositories/{repository}`; created when missing."""
     model_id: _builtins.str
-    """Required. The id of the model: its version."""
+    """Required. The id of the model: its version. An alias of the repository: FAILED_PRECONDITION (VERSION_IS_ALIAS)."""
     @_builtins.property
     def model(self) -> Global___Model:
         """Optional. The model."""
@@ -1158,7 +1170,7 @@ class DeleteBentoRepositoryRequest(_message.Message):
     name: _builtins.str
     """Required. `bentoRepositories/{repository}`."""
     force: _builtins.bool
-    """Optional. Also delete its bentos."""
+    """Optional. Also delete its bentos and aliases."""
     etag: _builtins.str
     """Optional. Must match when given, else ABORTED (ETAG_MISMATCH)."""
     def __init__(
@@ -1184,7 +1196,7 @@ class GetBentoRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Required. `bentoRepositories/{repository}/bentos/{bento}`."""
+    """Required. `bentoRepositories/{repository}/bentos/{bento}`; the last may be an alias or `latest`."""
     def __init__(
         self,
         *,
@@ -1282,7 +1294,7 @@ class CreateBentoRequest(_message.Message):
     parent: _builtins.str
     """Required. `bentoRepositories/{repository}`; created when missing."""
     bento_id: _builtins.str
-    """Required. The id of the bento: its version."""
+    """Required. The id of the bento: its version. An alias of the repository: FAILED_PRECONDITION (VERSION_IS_ALIAS)."""
     @_builtins.property
     def bento(self) -> Global___Bento:
         """Optional. The bento."""
@@ -1494,7 +1506,7 @@ class SignDownloadRequest(_message.Message):
 
     RESOURCE_FIELD_NUMBER: _builtins.int
     resource: _builtins.str
-    """Required. The model or the bento."""
+    """Required. The model or the bento; an alias or `latest` will do."""
     def __init__(
         self,
         *,

@@ -128,7 +128,7 @@ class ModelsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """Returns one model. The id `latest` gives the newest that is uploaded.
+        """Returns one model. In place of its id, `latest` means the newest that is uploaded, and an alias the one it names.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -156,7 +156,8 @@ class ModelsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteModel(self, request, context):
-        """Deletes a model; its blob is collected once nothing else refers to it.
+        """Deletes a model; its blob is collected once nothing else refers to it. One that an alias names stays:
+        FAILED_PRECONDITION (MODEL_ALIASED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -600,7 +601,7 @@ class BentosServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetBento(self, request, context):
-        """Returns one bento. The id `latest` gives the newest that is uploaded.
+        """Returns one bento. In place of its id, `latest` means the newest that is uploaded, and an alias the one it names.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -628,7 +629,8 @@ class BentosServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteBento(self, request, context):
-        """Deletes a bento; its blob is collected once nothing else refers to it.
+        """Deletes a bento; its blob is collected once nothing else refers to it. One that an alias names stays:
+        FAILED_PRECONDITION (BENTO_ALIASED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -45,7 +45,7 @@ class ModelsStub:
     DeleteModelRepository: _grpc.UnaryUnaryMultiCallable[_registry_pb2.DeleteModelRepositoryRequest, _empty_pb2.Empty]
     """Deletes a model repository. It must be empty unless `force` is set."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetModelRequest, _registry_pb2.Model]
-    """Returns one model. The id `latest` gives the newest that is uploaded."""
+    """Returns one model. In place of its id, `latest` means the newest that is uploaded, and an alias the one it names."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListModelsRequest, _registry_pb2.ListModelsResponse]
     """Lists the models of a repository, or of all with `modelRepositories/-`, newest first."""
     CreateModel: _grpc.UnaryUnaryMultiCallable[_registry_pb2.CreateModelRequest, _registry_pb2.Model]
@@ -53,7 +53,9 @@ class ModelsStub:
     UpdateModel: _grpc.UnaryUnaryMultiCallable[_registry_pb2.UpdateModelRequest, _registry_pb2.Model]
     """Changes a model's description or labels. Its content is never changed this way."""
     DeleteModel: _grpc.UnaryUnaryMultiCallable[_registry_pb2.DeleteModelRequest, _empty_pb2.Empty]
-    """Deletes a model; its blob is collected once nothing else refers to it."""
+    """Deletes a model; its blob is collected once nothing else refers to it. One that an alias names stays:
+    FAILED_PRECONDITION (MODEL_ALIASED).
+    """
 
 @_typing.type_check_only
 class ModelsAsyncStub(ModelsStub):
@@ -71,7 +73,7 @@ class ModelsAsyncStub(ModelsStub):
     DeleteModelRepository: _aio.UnaryUnaryMultiCallable[_registry_pb2.DeleteModelRepositoryRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Deletes a model repository. It must be empty unless `force` is set."""
     GetModel: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetModelRequest, _registry_pb2.Model]  # type: ignore[assignment]
-    """Returns one model. The id `latest` gives the newest that is uploaded."""
+    """Returns one model. In place of its id, `latest` means the newest that is uploaded, and an alias the one it names."""
     ListModels: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListModelsRequest, _registry_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Lists the models of a repository, or of all with `modelRepositories/-`, newest first."""
     CreateModel: _aio.UnaryUnaryMultiCallable[_registry_pb2.CreateModelRequest, _registry_pb2.Model]  # type: ignore[assignment]
@@ -79,7 +81,9 @@ class ModelsAsyncStub(ModelsStub):
     UpdateModel: _aio.UnaryUnaryMultiCallable[_registry_pb2.UpdateModelRequest, _registry_pb2.Model]  # type: ignore[assignment]
     """Changes a model's description or labels. Its content is never changed this way."""
     DeleteModel: _aio.UnaryUnaryMultiCallable[_registry_pb2.DeleteModelRequest, _empty_pb2.Empty]  # type: ignore[assignment]
-    """Deletes a model; its blob is collected once nothing else refers to it."""
+    """Deletes a model; its blob is collected once nothing else refers to it. One that an alias names stays:
+    FAILED_PRECONDITION (MODEL_ALIASED).
+    """
 
 class ModelsServicer(metaclass=_abc_1.ABCMeta):
     """Models holds model repositories and the models (versions) in them."""
@@ -130,7 +134,7 @@ class ModelsServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.GetModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.Model, _abc.Awaitable[_registry_pb2.Model]]:
-        """Returns one model. The id `latest` gives the newest that is uploaded."""
+        """Returns one model. In place of its id, `latest` means the newest that is uploaded, and an alias the one it names."""
 
     @_abc_1.abstractmethod
     def ListModels(
@@ -162,7 +166,9 @@ class ModelsServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.DeleteModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
-        """Deletes a model; its blob is collected once nothing else refers to it."""
+        """Deletes a model; its blob is collected once nothing else refers to it. One that an alias names stays:
+        FAILED_PRECONDITION (MODEL_ALIASED).
+        """
 
 def add_ModelsServicer_to_server(servicer: ModelsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
@@ -184,7 +190,7 @@ class BentosStub:
     DeleteBentoRepository: _grpc.UnaryUnaryMultiCallable[_registry_pb2.DeleteBentoRepositoryRequest, _empty_pb2.Empty]
     """Deletes a bento repository. It must be empty unless `force` is set."""
     GetBento: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetBentoRequest, _registry_pb2.Bento]
-    """Returns one bento. The id `latest` gives the newest that is uploaded."""
+    """Returns one bento. In place of its id, `latest` means the newest that is uploaded, and an alias the one it names."""
     ListBentos: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListBentosRequest, _registry_pb2.ListBentosResponse]
     """Lists the bentos of a repository, or of all with `bentoRepositories/-`, newest first."""
     CreateBento: _grpc.UnaryUnaryMultiCallable[_registry_pb2.CreateBentoRequest, _registry_pb2.Bento]
@@ -192,7 +198,9 @@ class BentosStub:
     UpdateBento: _grpc.UnaryUnaryMultiCallable[_registry_pb2.UpdateBentoRequest, _registry_pb2.Bento]
     """Changes a bento's description, labels, or (until its content is uploaded, or for a forced push) its manifest."""
     DeleteBento: _grpc.UnaryUnaryMultiCallable[_registry_pb2.DeleteBentoRequest, _empty_pb2.Empty]
-    """Deletes a bento; its blob is collected once nothing else refers to it."""
+    """Deletes a bento; its blob is collected once nothing else refers to it. One that an alias names stays:
+    FAILED_PRECONDITION (BENTO_ALIASED).
+    """
 
 @_typing.type_check_only
 class BentosAsyncStub(BentosStub):
@@ -210,7 +218,7 @@ class BentosAsyncStub(BentosStub):
     DeleteBentoRepository: _aio.UnaryUnaryMultiCallable[_registry_pb2.DeleteBentoRepositoryRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Deletes a bento repository. It must be empty unless `force` is set."""
     GetBento: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetBentoRequest, _registry_pb2.Bento]  # type: ignore[assignment]
-    """Returns one bento. The id `latest` gives the newest that is uploaded."""
+    """Returns one bento. In place of its id, `latest` means the newest that is uploaded, and an alias the one it names."""
     ListBentos: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListBentosRequest, _registry_pb2.ListBentosResponse]  # type: ignore[assignment]
     """Lists the bentos of a repository, or of all with `bentoRepositories/-`, newest first."""
     CreateBento: _aio.UnaryUnaryMultiCallable[_registry_pb2.CreateBentoRequest, _registry_pb2.Bento]  # type: ignore[assignment]
@@ -218,7 +226,9 @@ class BentosAsyncStub(BentosStub):
     UpdateBento: _aio.UnaryUnaryMultiCallable[_registry_pb2.UpdateBentoRequest, _registry_pb2.Bento]  # type: ignore[assignment]
     """Changes a bento's description, labels, or (until its content is uploaded, or for a forced push) its manifest."""
     DeleteBento: _aio.UnaryUnaryMultiCallable[_registry_pb2.DeleteBentoRequest, _empty_pb2.Empty]  # type: ignore[assignment]
-    """Deletes a bento; its blob is collected once nothing else refers to it."""
+    """Deletes a bento; its blob is collected once nothing else refers to it. One that an alias names stays:
+    FAILED_PRECONDITION (BENTO_ALIASED).
+    """
 
 class BentosServicer(metaclass=_abc_1.ABCMeta):
     """Bentos holds bento repositories and the bentos (versions) in them."""
@@ -269,7 +279,7 @@ class BentosServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.GetBentoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.Bento, _abc.Awaitable[_registry_pb2.Bento]]:
-        """Returns one bento. The id `latest` gives the newest that is uploaded."""
+        """Returns one bento. In place of its id, `latest` means the newest that is uploaded, and an alias the one it names."""
 
     @_abc_1.abstractmethod
     def ListBentos(
@@ -301,7 +311,9 @@ class BentosServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.DeleteBentoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
-        """Deletes a bento; its blob is collected once nothing else refers to it."""
+        """Deletes a bento; its blob is collected once nothing else refers to it. One that an alias names stays:
+        FAILED_PRECONDITION (BENTO_ALIASED).
+        """
 
 def add_BentosServicer_to_server(servicer: BentosServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

@@ -17,7 +17,7 @@ from ekiben.registry.v1 import registry_pb2 as registry
 from services.gateway.bentocloud.api import Call
 from services.gateway.bentocloud.manifests import read_manifest
 from services.gateway.bentocloud.repositories import Kind, Version
-from services.gateway.bentocloud.versions import find, version_reply
+from services.gateway.bentocloud.versions import find, find_itself, version_reply
 from services.gateway.bentocloud.wire import Reply, member, required
 from services.gateway.responses import Refusal
 
@@ -27,7 +27,7 @@ _THERE = (registry.Content.READY, registry.Content.EXTERNAL)
 
 async def presign(call: Call, kind: Kind) -> Reply:
     """PATCH …/presign_upload_url: where the whole archive is PUT. Empty where the setting says proxy."""
-    version = await find(call, kind)
+    version = await find_itself(call, kind)
     if call.api.upload_strategy == "proxy":
         return version_reply(kind, version, strategy="proxy")
     upload = await _open(call, version)
@@ -39,13 +39,13 @@ async def presign(call: Call, kind: Kind) -> Reply:
 
 async def start(call: Call, kind: Kind) -> Reply:
     """PATCH …/start_upload: the client begins. The upload itself says so once it is open."""
-    version = await find(call, kind)
+    version = await find_itself(call, kind)
     return version_reply(kind, version, strategy=call.api.upload_strategy, upload_status="uploading")
 
 
 async def start_multipart(call: Call, kind: Kind) -> Reply:
     """PATCH …/start_multipart_upload: an upload whose id the client sends with each part."""
-    version = await find(call, kind)
+    version = await find_itself(call, kind)
     upload = await _open(call, version)
     return version_reply(
         kind, version, strategy=call.api.upload_strategy, upload_status="uploading", upload_id=_id(upload)
@@ -60,7 +60,7 @@ async def presign_part(call: Call, kind: Kind) -> Reply:
         raise InvalidArgument("'part_number' counts from 1.", reason="FIELD_INVALID")
     upload_id = required(body, "upload_id")
     version, signed = await asyncio.gather(
-        find(call, kind),
+        find_itself(call, kind),
         call(call.api.uploads.SignUpload, registry.SignUploadRequest(name=f"uploads/{upload_id}", part_number=part)),
     )
     return version_reply(
@@ -81,7 +81,7 @@ async def complete_multipart(call: Call, kind: Kind) -> Reply:
     parts.sort(key=lambda part: part.part_number)
     name = f"uploads/{required(body, 'upload_id')}"
     await call(call.api.uploads.CompleteUpload, registry.CompleteUploadRequest(name=name, parts=parts))
-    return version_reply(kind, await find(call, kind), strategy=call.api.upload_strategy)
+    return version_reply(kind, await find_itself(call, kind), strategy=call.api.upload_strategy)
 
 
 async def finish(call: Call, kind: Kind) -> Reply:
@@ -91,7 +91,7 @@ async def finish(call: Call, kind: Kind) -> Reply:
         FailedPrecondition: the client says success and the content is not there.
     """
     body = await call.body()
-    version = await find(call, kind)
+    version = await find_itself(call, kind)
     reason = member(body, "reason", str, "")
     if member(body, "status", str, "") == "success":
         await _finish_well(call, version)
@@ -99,7 +99,7 @@ async def finish(call: Call, kind: Kind) -> Reply:
         failure = reason[:1000] or "The client reported a failed upload."
         abort = registry.AbortUploadRequest(name=version.content.open_upload, failure=failure)
         await call(call.api.uploads.AbortUpload, abort)
-    return version_reply(kind, await find(call, kind), strategy=call.api.upload_strategy)
+    return version_reply(kind, await find_itself(call, kind), strategy=call.api.upload_strategy)
 
 
 async def _finish_well(call: Call, version: Version) -> None:
@@ -120,7 +120,7 @@ async def receive(call: Call, kind: Kind) -> Reply:
     size = call.request.content_length
     if size is None:
         raise Refusal(411, "LENGTH_REQUIRED", "An upload needs a Content-Length.")
-    version = await find(call, kind)
+    version = await find_itself(call, kind)
     upload = await _open(call, version, size)
     if upload.state != registry.Upload.COMPLETED:
         try:
@@ -131,7 +131,7 @@ async def receive(call: Call, kind: Kind) -> Reply:
         except BaseException as error:
             await _give_up(call, upload, error)
             raise
-    return version_reply(kind, await find(call, kind), strategy=call.api.upload_strategy)
+    return version_reply(kind, await find_itself(call, kind), strategy=call.api.upload_strategy)
 
 
 async def presign_download(call: Call, kind: Kind) -> Reply:

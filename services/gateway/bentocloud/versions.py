@@ -2,7 +2,7 @@
 
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from ekiben.errors import NotFound
+from ekiben.errors import FailedPrecondition, NotFound
 from ekiben.registry.v1 import registry_pb2 as registry
 from services.gateway.bentocloud.api import Call
 from services.gateway.bentocloud.manifests import HUGE_BYTES, raw_member, size_bytes
@@ -32,13 +32,31 @@ _THERE = (registry.Content.READY, registry.Content.EXTERNAL)
 
 
 async def get(call: Call, kind: Kind) -> Reply:
-    """GET …/{version}; the version `latest` is an alias."""
+    """GET …/{version}; an alias, or `latest`, answers with the version that it means."""
     return version_reply(kind, await find(call, kind), strategy=call.api.upload_strategy)
 
 
 async def find(call: Call, kind: Kind) -> Version:
-    """The version that a request's path names."""
+    """The version that a request's path names, by its id or by an alias."""
     return await kind.get(call, kind.version_name(call.path("repository"), call.path("version")))
+
+
+async def find_itself(call: Call, kind: Kind) -> Version:
+    """The version that a request's path names by its own id: nobody writes to what an alias happens to mean.
+
+    Raises:
+        FailedPrecondition: the path has an alias, or `latest` (VERSION_REQUIRED).
+    """
+    version = await find(call, kind)
+    if last(version.name) != call.path("version"):
+        named = f"{call.path('repository')}:{call.path('version')}"
+        raise FailedPrecondition(
+            f"{named!r} means {version.name} now, and may mean another {kind.word} soon. Name the {kind.word} itself.",
+            reason="VERSION_REQUIRED",
+            name=named,
+            version=version.name,
+        )
+    return version
 
 
 async def create(call: Call, kind: Kind) -> Reply:

@@ -120,6 +120,7 @@ def model(found: Version) -> pb.Model:
         build_time=to_timestamp(found.build_time),
         content=content(found.content),
         module=found.facts.module,
+        aliases=found.aliases,
     )
 
 
@@ -139,4 +140,5 @@ def bento(found: Version) -> pb.Bento:
         content=content(found.content),
         bentoml_version=found.facts.bentoml_version,
         models=found.facts.models,
+        aliases=found.aliases,
     )

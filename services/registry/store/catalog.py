@@ -8,10 +8,10 @@ from typing import Any, Generic, TypeVar
 import sqlalchemy as sa
 
 from services.kernel.db import AsyncConnection, insert_into
-from services.registry.domain import Content, ContentState, Facts, Kind, Repository, UploadState, Version
+from services.registry.domain import LATEST, Content, ContentState, Facts, Kind, Repository, UploadState, Version
 from services.registry.search import Search
 from services.registry.store.searches import Explained, Matches, Position, matches
-from services.registry.store.tables import label_term, labels, repositories, uploads, versions
+from services.registry.store.tables import aliases, label_term, labels, repositories, uploads, versions
 
 T = TypeVar("T")
 
@@ -66,18 +66,36 @@ def _open_upload() -> sa.ScalarSelect[str]:
     )
 
 
+def _aliases() -> sa.ScalarSelect[str]:
+    joined = sa.func.aggregate_strings(aliases.c.alias, ",")
+    return sa.select(joined).where(aliases.c.version_id == versions.c.id).scalar_subquery()
+
+
 _REPOSITORY = (
     *(repositories.c[name] for name in ("id", "kind", "repository", "uid", "description", "labels", "creator")),
     *(repositories.c[name] for name in ("create_time", "update_time", "revision")),
     _latest().label("latest"),
     _count().label("version_count"),
 )
-_VERSION = (*(c for c in versions.c if c.name not in ("organization", "updater")), _open_upload().label("open_upload"))
+_VERSION = (
+    *(c for c in versions.c if c.name not in ("organization", "updater")),
+    _open_upload().label("open_upload"),
+    _aliases().label("aliases"),
+)
 _THIS_VERSION = sa.and_(
     *(versions.c[name] == sa.bindparam(name) for name in ("organization", "kind", "repository", "version"))
 )
 _ONE_VERSION = sa.select(*_VERSION).where(_THIS_VERSION)
 """Made once: for the most frequent question, making the statement took as long as answering it."""
+_THIS_ALIAS = sa.and_(
+    *(aliases.c[name] == sa.bindparam(name) for name in ("organization", "kind", "repository")),
+    aliases.c.alias == sa.bindparam("version"),
+)
+# A version's own id or an alias: two look-ups in unique indexes, of which at most one finds something.
+_MEANT = sa.union_all(
+    sa.select(versions.c.id).where(_THIS_VERSION), sa.select(aliases.c.version_id).where(_THIS_ALIAS)
+).limit(1)
+_MEANT_VERSION = sa.select(*_VERSION).where(versions.c.id == _MEANT.scalar_subquery())
 
 
 def _repository(row: sa.Row[Any]) -> Repository:
@@ -120,6 +138,7 @@ def _version(row: sa.Row[Any]) -> Version:
             upload_end_time=row.upload_end_time,
             open_upload=row.open_upload or "",
         ),
+        aliases=tuple(sorted(row.aliases.split(","))) if row.aliases else (),
     )
 
 
@@ -136,17 +155,28 @@ async def repository(
 ) -> tuple[int, Repository] | None:
     """Row id and repository, or None. `lock` keeps other writers of the row out until the transaction ends."""
     if lock:
-        locked = sa.select(repositories.c.id).where(_this_repository(organization, kind, name)).with_for_update()
-        await connection.execute(locked)
+        await lock_repository(connection, organization, kind, name)
     statement = sa.select(*_REPOSITORY).where(_this_repository(organization, kind, name))
     row = (await connection.execute(statement)).first()
     return None if row is None else (row.id, _repository(row))
 
 
+async def has_repository(connection: AsyncConnection, organization: str, kind: Kind, name: str) -> bool:
+    """Whether there is one of this name."""
+    statement = sa.select(repositories.c.id).where(_this_repository(organization, kind, name))
+    return (await connection.execute(statement)).first() is not None
+
+
+async def lock_repository(connection: AsyncConnection, organization: str, kind: Kind, name: str) -> bool:
+    """Keep other writers of the row, and other new ids in the repository, out until the transaction ends."""
+    locked = sa.select(repositories.c.id).where(_this_repository(organization, kind, name)).with_for_update()
+    return (await connection.execute(locked)).first() is not None
+
+
 async def version(
     connection: AsyncConnection, organization: str, kind: Kind, repository: str, name: str, *, lock: bool = False
 ) -> tuple[int, Version] | None:
-    """Row id and version, or None; `latest` is not known here. `lock` as of `repository`."""
+    """Row id and version of this very id, or None: see `meant` for aliases. `lock` as of `repository`."""
     named = {"organization": organization, "kind": kind, "repository": repository, "version": name}
     if lock:
         await connection.execute(sa.select(versions.c.id).where(_THIS_VERSION).with_for_update(), named)
@@ -154,8 +184,27 @@ async def version(
     return None if row is None else (row.id, _version(row))
 
 
-async def latest_version(connection: AsyncConnection, organization: str, kind: Kind, repository: str) -> Version | None:
-    """The newest version that has content or needs none."""
+async def meant(
+    connection: AsyncConnection, organization: str, kind: Kind, repository: str, name: str
+) -> tuple[int, Version] | None:
+    """Row id and version of this id, of this alias, or the newest with content for `latest`. None: there is none."""
+    if name == LATEST:
+        return await latest_version(connection, organization, kind, repository)
+    named = {"organization": organization, "kind": kind, "repository": repository, "version": name}
+    row = (await connection.execute(_MEANT_VERSION, named)).first()
+    return None if row is None else (row.id, _version(row))
+
+
+async def lock_version(connection: AsyncConnection, row_id: int) -> bool:
+    """Lock a version that was found without its lock; False when it has gone since."""
+    locked = sa.select(versions.c.id).where(versions.c.id == row_id).with_for_update()
+    return (await connection.execute(locked)).first() is not None
+
+
+async def latest_version(
+    connection: AsyncConnection, organization: str, kind: Kind, repository: str
+) -> tuple[int, Version] | None:
+    """Row id and version of the newest that has content or needs none."""
     statement = (
         sa.select(*_VERSION)
         .where(
@@ -168,7 +217,7 @@ async def latest_version(connection: AsyncConnection, organization: str, kind: K
         .limit(1)
     )
     row = (await connection.execute(statement)).first()
-    return None if row is None else _version(row)
+    return None if row is None else (row.id, _version(row))
 
 
 async def add_repository(

@@ -201,6 +201,39 @@ sa.Index(
     versions.c.id,
 )
 
+# What each alias names now: what is looked up with every read by an alias.
+aliases = sa.Table(
+    "aliases",
+    metadata,
+    sa.Column("organization", sa.String(63), primary_key=True),
+    sa.Column("kind", sa.String(8), primary_key=True),
+    sa.Column("repository", sa.String(63), primary_key=True),
+    sa.Column("alias", sa.String(63), primary_key=True),
+    # Without a cascade: a version that an alias names cannot go, whoever forgets to ask.
+    sa.Column("version_id", Serial, sa.ForeignKey("versions.id"), nullable=False, index=True),
+)
+
+# How it came so. Names, not row ids: a change outlives the versions and the repository that it speaks of.
+alias_changes = sa.Table(
+    "alias_changes",
+    metadata,
+    sa.Column("id", Serial, primary_key=True, autoincrement=True),
+    sa.Column("organization", sa.String(63), nullable=False),
+    sa.Column("kind", sa.String(8), nullable=False),
+    sa.Column("repository", sa.String(63), nullable=False),
+    sa.Column("alias", sa.String(63), nullable=False),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("create_time", UtcDateTime, nullable=False),
+    sa.Column("user_name", sa.String(128), nullable=False),
+    # Versions, by their ids; empty for none.
+    sa.Column("before", sa.String(63), nullable=False),
+    sa.Column("version", sa.String(63), nullable=False),
+    sa.Column("version_uid", sa.String(36), nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    # In the order of the numbers time rises, so this finds the one of a moment too.
+    sa.UniqueConstraint("organization", "kind", "repository", "alias", "number", name="uq_alias_changes_alias_number"),
+)
+
 labels = sa.Table(
     "labels",
     metadata,
