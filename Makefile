@@ -22,7 +22,7 @@ up: setup ## Start the platform on embedded defaults (DATA=data HOST=127.0.0.1 P
 ##@ Develop
 setup: $(VENV)/.ready ## Make the virtual environment with everything at its locked version
 
-$(VENV)/.ready: requirements.lock pyproject.toml
+$(VENV)/.ready: requirements.lock pyproject.toml hatch_build.py services/gateway/capture.c
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=python3.12, say.")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.9"

@@ -6,7 +6,7 @@ import hashlib
 import shutil
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from aiohttp import web
 
 from ekiben.deployer.v1 import deployer_pb2 as pb
 from services.gateway import listeners, messages
-from services.gateway.envoy import Envoy
+from services.gateway.envoy import Envoy, capture_module
 from services.gateway.settings import Settings
 from services.gateway.watcher import Watcher
 from services.gateway.xds import Files
@@ -133,8 +133,15 @@ def route(name: str, *addresses: str, **fields: Any) -> pb.Route:
 
 
 @pytest.fixture
-def gateway_settings(tmp_path: Path) -> Any:
-    """Settings of a gateway of this test's own; sockets in a folder with a short path."""
+def gateway_settings(tmp_path: Path) -> Iterator[Settings]:
+    """Settings of a gateway of this test's own."""
+    with settings_of(tmp_path) as settings:
+        yield settings
+
+
+@contextlib.contextmanager
+def settings_of(tmp_path: Path, **more: Any) -> Iterator[Settings]:
+    """Settings of a gateway; sockets in a folder with a short path."""
     run_dir = Path(tempfile.mkdtemp(prefix="gw", dir="/tmp"))
     yield Settings(
         data_dir=tmp_path / "gateway",
@@ -143,6 +150,7 @@ def gateway_settings(tmp_path: Path) -> Any:
         envoy_concurrency=1,
         orphan_grace_s=5,
         drain_grace_s=5,
+        **more,
     )
     shutil.rmtree(run_dir, ignore_errors=True)
 
@@ -157,7 +165,11 @@ async def open_plane(settings: Settings, *peers: messages.Peer, **plan: Any) -> 
     )
     envoy = Envoy(settings, files, boot, SYSTEM, lambda: None)
     shared = listeners.Plan(
-        host=settings.host, port=settings.port, capture_log=settings.captures_dir / "current.jsonl", **plan
+        host=settings.host,
+        port=settings.port,
+        capture_log=settings.captures_dir / "current.jsonl",
+        capture_module=capture_module(settings.capture_with) is not None,
+        **plan,
     )
     watcher = Watcher(settings, shared, peers, files, envoy, deployer, SYSTEM)  # type: ignore[arg-type]
     await envoy.adopt()

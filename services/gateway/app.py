@@ -13,7 +13,7 @@ from services.content.files import write_whole
 from services.gateway import listeners, messages, routes
 from services.gateway.admission import Admission, serve_admission
 from services.gateway.captures import CaptureLog, Captures
-from services.gateway.envoy import Envoy
+from services.gateway.envoy import Envoy, capture_module
 from services.gateway.http import RUNNER, build_http_app
 from services.gateway.metrics import Metrics
 from services.gateway.settings import Settings
@@ -63,6 +63,7 @@ async def open_gateway(settings: Settings, peers: Peers, *, clock: Clock = SYSTE
         service_token=read_service_token(settings.service_token_file or peers.settings.service_token_file),
         idle_timeout_s=settings.stream_idle_timeout_s,
         trusted_hops=settings.trusted_hops,
+        capture_module=capture_module(settings.capture_with) is not None,
     )
     deployer = deployer_pb2_grpc.RoutesStub(peers.deployer)
     recorder = recorder_pb2_grpc.PredictionsStub(peers.recorder)

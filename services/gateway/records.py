@@ -1,6 +1,6 @@
 """A line of the capture log as a prediction. Pure.
 
-The fields of a line are those of `listeners`; what `q…` and `s…` hold is `capture.lua`'s.
+The fields of a line are those of `listeners`; what `q…` and `s…` hold is said in `capture.lua`.
 """
 
 import base64

@@ -14,7 +14,7 @@ from services.gateway.domain import REDACTED_ALWAYS, Route, RouteTable, Target, 
 from services.gateway.messages import TYPES, Resource
 from services.kernel.problems import DOCS
 
-CAPTURE = "envoy.filters.http.lua"
+CAPTURE = "ekiben.capture"
 """Name of the capture filter in the chain; also the key of its settings in a route's metadata."""
 ADMISSION = "envoy.filters.http.ext_authz"
 """Name of the filter that asks whether a request may pass."""

@@ -61,6 +61,9 @@ class Settings:
     orphan_grace_s: float = 30.0
     """How long Envoy serves on when this process vanished, for the next one to adopt it."""
 
+    capture_with: str = "auto"
+    """What captures inside Envoy: `module` (compiled, at a fifth of the cost), `script` (Lua, on any machine), or
+    `auto`: the module where it was built."""
     capture_backlog_bytes: int = 1 << 30
     """Most captures that may wait for the recorder on disk; beyond it the oldest are dropped, and counted."""
     capture_segment_bytes: int = 64 << 20
@@ -82,6 +85,8 @@ class Settings:
             faults.append(
                 f"upload_strategy is {self.upload_strategy!r}; it must be auto, presigned, multipart or proxy."
             )
+        if self.capture_with not in ("auto", "module", "script"):
+            faults.append(f"capture_with is {self.capture_with!r}; it must be auto, module or script.")
         for field in ("trusted_hops", "envoy_concurrency", "drain_grace_s", "capture_backlog_bytes"):
             if getattr(self, field) < 0:
                 faults.append(f"{field} is {getattr(self, field)}; it must not be negative.")

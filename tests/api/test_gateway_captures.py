@@ -7,21 +7,36 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import web
 
-from ekiben.errors import InvalidArgument, Unavailable
+from ekiben.errors import FailedPrecondition, InvalidArgument, Unavailable
 from ekiben.recorder.v1 import recorder_pb2 as pb
 from services.gateway import captures
 from services.gateway.captures import CaptureLog, Captures
+from services.gateway.envoy import capture_module
+from services.gateway.settings import Settings
 from services.kernel.clock import SYSTEM
-from tests.fixtures_gateway import Plane, client, echo, gateway_settings, plane, route, serve, until
+from tests.fixtures_gateway import Plane, client, echo, plane, route, serve, settings_of, until
 
-__all__ = ["client", "gateway_settings", "plane"]
+__all__ = ["client", "plane"]
+
+
+@pytest.fixture(params=["module", "script"])
+def gateway_settings(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Settings]:
+    """What captures: each test runs with the compiled filter and with the script."""
+    if request.param == "module":
+        try:
+            capture_module("module")
+        except FailedPrecondition as exc:
+            pytest.skip(exc.message)
+    with settings_of(tmp_path, capture_with=request.param) as settings:
+        yield settings
 
 
 class Recorder:
@@ -165,6 +180,7 @@ async def test_a_deployments_policy_decides_how_much_is_kept(
         for name, count in (("off", 20), ("none", 20), ("some", 200), ("bare", 1), ("short", 1)):
             await asyncio.gather(*(post(name) for _ in range(count)))
         await until(lambda: {"/bare", "/short"} <= {each.path for each in recorder.kept.values()})
+    assert (plane.settings.data_dir / "envoy.log").read_text() == ""
     kept = list(recorder.kept.values())
     paths = [each.path for each in kept]
     assert "/off" not in paths
