@@ -36,7 +36,7 @@ A reason is part of the API and is kept for ever. Every value in a sentence is a
 | NOT_FOUND | 404 | `NotFound` | stop |
 | ALREADY_EXISTS | 409 | `AlreadyExists` | stop |
 | ABORTED | 409 | `Aborted` | read again and redo |
-| RESOURCE_EXHAUSTED | 429 | `ResourceExhausted` | wait, or free something |
+| RESOURCE_EXHAUSTED | 429; 507 for a full disk | `ResourceExhausted` | wait, or free something |
 | CANCELLED | 499 | `Cancelled` | decide |
 | INTERNAL | 500 | `Internal` | report it, with the request id |
 | DATA_LOSS | 500 | `DataLoss` | page someone |

@@ -34,9 +34,22 @@ _STATUS = {
 }
 
 
+_STATUS_OF_REASON = {
+    "STORAGE_FULL": (507, "The disk is full"),
+    "DISK_FULL": (507, "The disk is full"),
+    "LENGTH_REQUIRED": (411, "The length is missing"),
+    "ENCODING_UNSUPPORTED": (415, "The encoding is not supported"),
+}
+"""Reasons for which HTTP has a status of its own: 429 would tell a client that it asks too often."""
+
+
 def http_status(error: EkibenError) -> int:
     """The HTTP status of an error."""
-    return _STATUS.get(error.code_name, _STATUS["INTERNAL"])[0]
+    return _status_and_title(error)[0]
+
+
+def _status_and_title(error: EkibenError) -> tuple[int, str]:
+    return _STATUS_OF_REASON.get(error.reason) or _STATUS.get(error.code_name, _STATUS["INTERNAL"])
 
 
 def problem_of(
@@ -54,7 +67,7 @@ def problem_of(
         error = from_rpc_error(error)
     if not isinstance(error, EkibenError):
         error = Internal("Something went wrong in the server; its log tells more.", reason="INTERNAL")
-    status, title = _STATUS.get(error.code_name, _STATUS["INTERNAL"])
+    status, title = _status_and_title(error)
     problem: dict[str, Any] = {
         "type": f"{DOCS}/errors#{error.reason.lower().replace('_', '-')}",
         "title": title,

@@ -152,8 +152,6 @@ async def _answers_problems(request: web.Request, handler: Handler) -> web.Strea
         return response
     except EkibenError as exc:
         status, headers, problem = problem_of(exc, request_id=request_id)
-        if exc.reason in _STATUS:
-            status = problem["status"] = _STATUS[exc.reason]
     except (web.HTTPException, ConnectionError):
         raise
     except Exception as exc:
@@ -164,10 +162,6 @@ async def _answers_problems(request: web.Request, handler: Handler) -> web.Strea
         # The rest of a body that nobody wants is not worth reading: tell the client, then hang up.
         response.force_close()
     return response
-
-
-_STATUS = {"STORAGE_FULL": 507, "LENGTH_REQUIRED": 411, "ENCODING_UNSUPPORTED": 415}
-"""Reasons for which HTTP has a status of its own."""
 
 
 def listen(app: web.Application, address: str) -> AbstractAsyncContextManager[str]:

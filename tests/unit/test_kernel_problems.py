@@ -32,6 +32,12 @@ def test_each_class_has_its_status(cls: type[errors.EkibenError], status: int) -
     assert problem_of(cls("x"))[0] == status
 
 
+@pytest.mark.parametrize("reason", ["STORAGE_FULL", "DISK_FULL"])
+def test_a_full_disk_is_told_apart_from_too_many_requests(reason: str) -> None:
+    status, _, problem = problem_of(errors.ResourceExhausted("full", reason=reason))
+    assert (status, problem["status"], problem["code"]) == (507, 507, "RESOURCE_EXHAUSTED")
+
+
 def test_a_problem_says_all_that_the_error_does() -> None:
     error = errors.NotFound("No model.", reason="MODEL_NOT_FOUND", violations=[("name", "x")], model="m")
     status, headers, problem = problem_of(error, request_id="0123456789abcdef0123456789abcdef", inference=True)
