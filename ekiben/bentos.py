@@ -42,7 +42,7 @@ class Bentos:
         return await self._stub.UpdateBento(pb.UpdateBentoRequest(bento=bento, update_mask=mask))
 
     async def delete(self, name: str, *, etag: str = "") -> None:
-        """Delete a bento; its bytes go once nothing else refers to them."""
+        """Delete a bento; `Client.deletions` restores it for a while."""
         await self._stub.DeleteBento(pb.DeleteBentoRequest(name=name, etag=etag))
 
     async def push(

@@ -12,6 +12,7 @@ from ekiben.bentos import Bentos
 from ekiben.builds import Builds
 from ekiben.channel import Tls, open_channel
 from ekiben.clusters import Clusters
+from ekiben.deletions import Deletions
 from ekiben.deployments import Deployments
 from ekiben.endpoints import DEFAULT_ENDPOINT, Endpoint
 from ekiben.models import Models
@@ -40,6 +41,7 @@ class Client:
         transfer = Transfer(self._channel, self.endpoint)
         self.models = Models(self._channel, transfer)
         self.bentos = Bentos(self._channel, transfer)
+        self.deletions = Deletions(self._channel)
         self.builds = Builds(self._channel)
         self.deployments = Deployments(self._channel)
         self.predictions = Predictions(self._channel)

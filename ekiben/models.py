@@ -42,7 +42,7 @@ class Models:
         return await self._stub.UpdateModel(pb.UpdateModelRequest(model=model, update_mask=mask))
 
     async def delete(self, name: str, *, etag: str = "") -> None:
-        """Delete a model; its bytes go once nothing else refers to them."""
+        """Delete a model; `Client.deletions` restores it for a while."""
         await self._stub.DeleteModel(pb.DeleteModelRequest(name=name, etag=etag))
 
     async def push(

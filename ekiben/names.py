@@ -215,6 +215,14 @@ class BentoAlias(ResourceName):
 
 
 @dataclass(frozen=True)
+class DeletedVersion(ResourceName):
+    """`deletedVersions/{deleted_version}`: the uid of a version that was deleted."""
+
+    _segments = (("deletedVersions", _GIVEN),)
+    deleted_version: str
+
+
+@dataclass(frozen=True)
 class Upload(ResourceName):
     """`uploads/{upload}`; the id is given by the server."""
 

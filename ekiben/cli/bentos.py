@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ekiben import localstore
-from ekiben.cli import short, versions
+from ekiben.cli import deletions, short, versions
 from ekiben.cli.groups import NounGroup
 from ekiben.cli.options import confirm, label_option, limit_option, output_option, yes_option
 from ekiben.cli.output import age, collect, last, moment, pairs, print_item, print_items, said, size, tag
@@ -56,12 +56,18 @@ def bentos() -> None:
 @bentos.command("list")
 @click.argument("repository", required=False)
 @click.option("--filter", "filter_", default="", help="Words and label:KEY=VALUE terms, all of which must match.")
+@click.option("--deleted", is_flag=True, help="Those that were deleted and can be restored, deleted last first.")
 @limit_option
 @output_option
 @run
-async def list_(client: Client, repository: str | None, filter_: str, limit: int, output: str) -> None:
+async def list_(client: Client, repository: str | None, filter_: str, deleted: bool, limit: int, output: str) -> None:
     """List bentos, newest first: all, or those of one REPOSITORY."""
     parent = short.resource("bentoRepositories", repository) if repository else "bentoRepositories/-"
+    if deleted:
+        if filter_:
+            raise click.UsageError("--deleted takes no --filter.")
+        await deletions.print_deleted(client, parent, limit, output)
+        return
     found = await collect(client.bentos.list(parent, filter=filter_, limit=limit))
     print_items(found, COLUMNS, output, empty="No bentos yet. `ekiben bentos push NAME:VERSION` uploads one.")
 
@@ -184,8 +190,33 @@ async def update(
 @yes_option
 @run
 async def delete(client: Client, bento: str, yes: bool) -> None:
-    """Delete a BENTO. Deployments that run it keep what they have."""
+    """Delete a BENTO. `ekiben bentos restore` brings it back for a week, unless the server says otherwise."""
     name = short.exact(short.bento(bento))
     confirm(f"Delete bento {tag(name)}?", yes)
     await client.bentos.delete(name)
-    said(f"Deleted bento {tag(name)}.")
+    said(f"Deleted bento {tag(name)}. `ekiben bentos restore {tag(name)}` brings it back.")
+
+
+@bentos.command()
+@click.argument("bento")
+@click.option("--uid", default="", help="Which one, where several of this name were deleted; the last one without.")
+@output_option
+@run
+async def restore(client: Client, bento: str, uid: str, output: str) -> None:
+    """Restore a deleted BENTO, where its name is still free: `ekiben bentos restore summarizer:v1`."""
+    name = short.exact(short.bento(bento))
+    restored = await deletions.restore(client, client.bentos, name, uid)
+    if output != "table":
+        print_item(restored, fields(restored), output)
+
+
+@bentos.command()
+@click.argument("bento")
+@click.option("--uid", default="", help="Which one, where several of this name were deleted; the last one without.")
+@yes_option
+@run
+async def purge(client: Client, bento: str, uid: str, yes: bool) -> None:
+    """Delete a deleted BENTO for good, before its time, so that its bytes are freed. For admins."""
+    name = short.exact(short.bento(bento))
+    confirm(f"Delete bento {tag(name)} for good?", yes)
+    await deletions.purge(client, name, uid)

@@ -5,7 +5,7 @@ import asyncio
 import click
 
 from ekiben import localstore
-from ekiben.cli import short, versions
+from ekiben.cli import deletions, short, versions
 from ekiben.cli.groups import NounGroup
 from ekiben.cli.options import confirm, label_option, limit_option, output_option, yes_option
 from ekiben.cli.output import age, collect, last, moment, pairs, print_item, print_items, said, size, tag
@@ -51,12 +51,18 @@ def models() -> None:
 @models.command("list")
 @click.argument("repository", required=False)
 @click.option("--filter", "filter_", default="", help="Words and label:KEY=VALUE terms, all of which must match.")
+@click.option("--deleted", is_flag=True, help="Those that were deleted and can be restored, deleted last first.")
 @limit_option
 @output_option
 @run
-async def list_(client: Client, repository: str | None, filter_: str, limit: int, output: str) -> None:
+async def list_(client: Client, repository: str | None, filter_: str, deleted: bool, limit: int, output: str) -> None:
     """List models, newest first: all, or those of one REPOSITORY."""
     parent = short.resource("modelRepositories", repository) if repository else "modelRepositories/-"
+    if deleted:
+        if filter_:
+            raise click.UsageError("--deleted takes no --filter.")
+        await deletions.print_deleted(client, parent, limit, output)
+        return
     found = await collect(client.models.list(parent, filter=filter_, limit=limit))
     print_items(found, COLUMNS, output, empty="No models yet. `ekiben models push NAME:VERSION` uploads one.")
 
@@ -125,8 +131,33 @@ async def update(
 @yes_option
 @run
 async def delete(client: Client, model: str, yes: bool) -> None:
-    """Delete a MODEL. Its bytes go once nothing else refers to them."""
+    """Delete a MODEL. `ekiben models restore` brings it back for a week, unless the server says otherwise."""
     name = short.exact(short.model(model))
     confirm(f"Delete model {tag(name)}?", yes)
     await client.models.delete(name)
-    said(f"Deleted model {tag(name)}.")
+    said(f"Deleted model {tag(name)}. `ekiben models restore {tag(name)}` brings it back.")
+
+
+@models.command()
+@click.argument("model")
+@click.option("--uid", default="", help="Which one, where several of this name were deleted; the last one without.")
+@output_option
+@run
+async def restore(client: Client, model: str, uid: str, output: str) -> None:
+    """Restore a deleted MODEL, where its name is still free: `ekiben models restore iris:v1`."""
+    name = short.exact(short.model(model))
+    restored = await deletions.restore(client, client.models, name, uid)
+    if output != "table":
+        print_item(restored, fields(restored), output)
+
+
+@models.command()
+@click.argument("model")
+@click.option("--uid", default="", help="Which one, where several of this name were deleted; the last one without.")
+@yes_option
+@run
+async def purge(client: Client, model: str, uid: str, yes: bool) -> None:
+    """Delete a deleted MODEL for good, before its time, so that its bytes are freed. For admins."""
+    name = short.exact(short.model(model))
+    confirm(f"Delete model {tag(name)} for good?", yes)
+    await deletions.purge(client, name, uid)

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from ekiben.cli import short
+from ekiben.cli import deletions, short
 from ekiben.cli.groups import NounGroup
 from ekiben.cli.options import confirm, limit_option, output_option, yes_option
 from ekiben.cli.output import age, collect, last, moment, pairs, print_item, print_items, said, tag
@@ -94,3 +94,14 @@ async def delete(client: Client, kind: str, repository: str, force: bool, yes: b
     else:
         await client.bentos.delete_repository(short.resource("bentoRepositories", repository), force=force)
     said(f"Deleted repository {repository}.")
+
+
+@repositories.command()
+@click.argument("kind", type=KIND)
+@click.argument("repository")
+@run
+async def restore(client: Client, kind: str, repository: str) -> None:
+    """Restore a deleted REPOSITORY with all that was in it, or what was deleted of one that is there."""
+    name = short.resource(f"{kind[:-1]}Repositories", repository)
+    restored = await deletions.restore_all(client, name)
+    said(f"Restored {len(restored)} {kind} of {repository}.")

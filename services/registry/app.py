@@ -7,6 +7,7 @@ from datetime import timedelta
 
 from ekiben.identity.v1 import identity_pb2_grpc as identity
 from ekiben.registry.v1 import aliases_pb2_grpc
+from ekiben.registry.v1 import deletions_pb2_grpc as deletions_grpc
 from ekiben.registry.v1 import registry_pb2_grpc as registry
 from services.content import open_blobs
 from services.kernel.app import Component, Servicer
@@ -18,6 +19,7 @@ from services.registry.audit import Audit
 from services.registry.bytes import Bytes, listen
 from services.registry.catalog import Catalog
 from services.registry.collector import Collector
+from services.registry.deletions import Deletions
 from services.registry.first_start import ensure_admin
 from services.registry.logins import Logins
 from services.registry.sealing import open_key_file
@@ -26,6 +28,7 @@ from services.registry.servicer.accounts import Accounts as AccountsServicer
 from services.registry.servicer.accounts import Logins as LoginsServicer
 from services.registry.servicer.aliases import Aliases as AliasesServicer
 from services.registry.servicer.bentos import Bentos as BentosServicer
+from services.registry.servicer.deletions import Deletions as DeletionsServicer
 from services.registry.servicer.models import Models as ModelsServicer
 from services.registry.servicer.secrets import Audit as AuditServicer
 from services.registry.servicer.secrets import Secrets as SecretsServicer
@@ -55,14 +58,15 @@ async def open_registry(settings: Settings, *, clock: Clock = SYSTEM) -> AsyncIt
         )
         grace = timedelta(seconds=settings.garbage_grace_s)
         signer = Signer(keys.signing_keys)
-        catalog = Catalog(database, clock)
+        catalog = Catalog(database, clock, delete_grace=timedelta(seconds=settings.delete_grace_s))
+        deletions = Deletions(database, clock)
         accounts = Accounts(database, clock)
         audit = Audit(database)
         uploads = Uploads(
             database, blobs, signer, clock, expire=timedelta(seconds=settings.upload_expire_s), garbage_grace=grace
         )
         collector = Collector(
-            database, blobs, uploads, clock, interval_s=settings.collect_interval_s, garbage_grace=grace
+            database, blobs, uploads, deletions, clock, interval_s=settings.collect_interval_s, garbage_grace=grace
         )
         secrets = Secrets(database, keys, clock)
         logins = Logins(database, clock)
@@ -85,6 +89,11 @@ async def open_registry(settings: Settings, *, clock: Clock = SYSTEM) -> AsyncIt
                         "ekiben.registry.v1.Uploads",
                         registry.add_UploadsServicer_to_server,
                         UploadsServicer(uploads, settings.blobs_listen),
+                    ),
+                    Servicer(
+                        "ekiben.registry.v1.Deletions",
+                        deletions_grpc.add_DeletionsServicer_to_server,
+                        DeletionsServicer(deletions),
                     ),
                     Servicer(
                         "ekiben.identity.v1.Accounts",

@@ -5,6 +5,7 @@ Both kinds of repository go the same way; `kind` says which is meant.
 
 import json
 import uuid
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from ekiben.errors import AlreadyExists, EkibenError, FailedPrecondition, InvalidArgument, NotFound
@@ -25,6 +26,7 @@ from services.registry.domain import (
 from services.registry.search import Subject, parse
 from services.registry.store import aliases as alias_rows
 from services.registry.store import catalog as rows
+from services.registry.store import deletions
 from services.registry.store.catalog import Found
 from services.registry.store.searches import Position
 from services.registry.store.tables import repositories, versions
@@ -50,11 +52,12 @@ def etag(resource: Repository | Version) -> str:
 
 
 class Catalog:
-    """What exists."""
+    """What exists. What is deleted can be restored for `delete_grace` (see `deletions.py`); zero deletes for good."""
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database, clock: Clock, *, delete_grace: timedelta = timedelta(0)) -> None:
         self._database = database
         self._clock = clock
+        self._delete_grace = delete_grace
 
     # Repositories
 
@@ -111,7 +114,7 @@ class Catalog:
     async def delete_repository(
         self, caller: Principal, kind: Kind, repository: str, sent_etag: str, *, force: bool
     ) -> None:
-        """Delete a repository, with its versions and aliases when `force`.
+        """Delete a repository, with its versions and aliases when `force`; the versions can be restored.
 
         Raises:
             NotFound, Aborted (ETAG_MISMATCH).
@@ -133,7 +136,12 @@ class Catalog:
             for alias in await alias_rows.list_aliases(connection, organization, kind, repository, None, None):
                 gone = alias.next(self._clock.now(), caller.user, None, "The repository was deleted.")
                 await alias_rows.add_change(connection, organization, gone, None)
-            await rows.delete_repository(connection, found[0])
+            if not self._delete_grace:
+                await rows.delete_repository(connection, found[0])
+                return
+            await self._keep(connection, caller, versions.c.repository_id == found[0])
+            now = self._clock.now()
+            await deletions.keep_repository(connection, found[0], now=now, expire_time=now + self._delete_grace)
 
     # Versions
 
@@ -193,21 +201,10 @@ class Catalog:
             parent = await rows.repository(connection, organization, kind, repository, lock=True)
             assert parent is not None
             if await alias_rows.exists(connection, organization, kind, repository, version):
-                raise FailedPrecondition(
-                    f"{version!r} is an alias in {kind} repository {repository!r}. Choose another version, or delete "
-                    "the alias first.",
-                    reason="VERSION_IS_ALIAS",
-                    alias=kind.alias_name(repository, version),
-                )
+                raise is_alias(kind, repository, version)
             added = await rows.add_version(connection, organization, kind, parent[0], repository, version, values)
             if not added:
-                raise _about(
-                    AlreadyExists,
-                    f"{_title(kind)} '{repository}:{version}' exists already.",
-                    f"{kind.upper()}_EXISTS",
-                    kind,
-                    kind.version_name(repository, version),
-                )
+                raise version_exists(kind, repository, version)
             created = await rows.version(connection, organization, kind, repository, version)
         assert created is not None
         return created[1]
@@ -243,7 +240,7 @@ class Catalog:
     async def delete_version(
         self, caller: Principal, kind: Kind, repository: str, version: str, sent_etag: str
     ) -> None:
-        """Delete a version; its blob is collected once nothing names it.
+        """Delete a version, which can be restored for a while.
 
         Raises:
             NotFound, Aborted (ETAG_MISMATCH).
@@ -265,7 +262,16 @@ class Catalog:
                     resource=found[1].name,
                     aliases=shown,
                 )
-            await rows.delete_version(connection, found[0])
+            if self._delete_grace:
+                await self._keep(connection, caller, versions.c.id == found[0])
+            else:
+                await rows.delete_version(connection, found[0])
+
+    async def _keep(self, connection: AsyncConnection, caller: Principal, where: Any) -> None:
+        now = self._clock.now()
+        await deletions.keep_versions(
+            connection, where, now=now, expire_time=now + self._delete_grace, deleter=caller.user
+        )
 
     def _new(self, caller: Principal, draft: Draft) -> dict[str, Any]:
         now = self._clock.now()
@@ -290,6 +296,22 @@ class Catalog:
         if values or draft.manifest is not None:
             values |= {"updater": caller.user, "update_time": self._clock.now()}
         return values
+
+
+def is_alias(kind: Kind, repository: str, version: str) -> FailedPrecondition:
+    """The id of a version is an alias by now."""
+    return FailedPrecondition(
+        f"{version!r} is an alias in {kind} repository {repository!r}. Choose another version, or delete "
+        "the alias first.",
+        reason="VERSION_IS_ALIAS",
+        alias=kind.alias_name(repository, version),
+    )
+
+
+def version_exists(kind: Kind, repository: str, version: str, *, todo: str = "") -> AlreadyExists:
+    """There is a version of this name; `todo` is a sentence that says what to do about it."""
+    sentence = f"{_title(kind)} '{repository}:{version}' exists already.{todo and ' ' + todo}"
+    return _about(AlreadyExists, sentence, f"{kind.upper()}_EXISTS", kind, kind.version_name(repository, version))
 
 
 def no_repository(kind: Kind, repository: str) -> NotFound:

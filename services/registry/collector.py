@@ -1,4 +1,5 @@
-"""The loop that removes what nobody names any more: late uploads, their parts, blobs, logins, strangers' refusals.
+"""The loop that removes what nobody names any more: late uploads, their parts, deleted versions, blobs, logins,
+strangers' refusals.
 
 Level-triggered: each round looks at everything anew, so that it does not matter where the one before ended.
 """
@@ -14,6 +15,7 @@ from services.content.blobs import BlobStore
 from services.content.digest import Digest
 from services.kernel.clock import Clock
 from services.kernel.db import Database
+from services.registry.deletions import Deletions
 from services.registry.store import accounts as account_rows
 from services.registry.store import audit as audit_rows
 from services.registry.store import blobs as held
@@ -40,6 +42,7 @@ class Collector:
         database: Database,
         blobs: BlobStore,
         uploads: Uploads,
+        deletions: Deletions,
         clock: Clock,
         *,
         interval_s: float,
@@ -48,6 +51,7 @@ class Collector:
         self._database = database
         self._blobs = blobs
         self._uploads = uploads
+        self._deletions = deletions
         self._clock = clock
         self._interval_s = interval_s
         self._garbage_grace = garbage_grace
@@ -68,6 +72,8 @@ class Collector:
         while await self._uploads.expire() == 100:
             pass
         await self._discard_ended()
+        while await self._deletions.purge_expired():
+            pass
         async with self._database.transaction() as connection:
             now = self._clock.now()
             await upload_rows.forget_ended(connection, now - _REMEMBER_UPLOADS)

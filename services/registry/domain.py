@@ -204,6 +204,29 @@ class AliasChange:
 
 
 @dataclass(frozen=True)
+class Deleted:
+    """A version that was deleted and can be restored until `expire_time`. `digest` is empty where it has no content."""
+
+    organization: str
+    kind: Kind
+    repository: str
+    version: str
+    uid: str
+    labels: Mapping[str, str]
+    digest: str
+    size_bytes: int
+    create_time: datetime
+    delete_time: datetime
+    expire_time: datetime
+    deleter: str
+
+    @property
+    def resource(self) -> str:
+        """The resource name that it had."""
+        return self.kind.version_name(self.repository, self.version)
+
+
+@dataclass(frozen=True)
 class Upload:
     """One attempt to give a version its bytes. `size_bytes` None and `digest` empty: not announced."""
 

@@ -28,6 +28,9 @@ class Settings:
     garbage_grace_s: float = 600
     """Seconds for which a blob is kept after it was last uploaded, whoever names it: a download that was signed just
     before the last name went still succeeds."""
+    delete_grace_s: float = 7 * 24 * 3600
+    """Seconds for which a deleted model or bento can be restored; its bytes stay that long. A week leaves room for who
+    was away when it was deleted. 0 deletes for good."""
     collect_interval_s: float = 300
     """Seconds between two rounds of the collector."""
     organization: str = "default"
@@ -44,7 +47,10 @@ class Settings:
             )
             if not value > 0
         ]
-        if self.garbage_grace_s < 0:
-            faults.append(f"garbage_grace_s is {self.garbage_grace_s}; it must not be negative.")
+        faults += [
+            f"{name} is {value}; it must not be negative."
+            for name, value in (("garbage_grace_s", self.garbage_grace_s), ("delete_grace_s", self.delete_grace_s))
+            if value < 0
+        ]
         if faults:
             raise SettingsError(faults)

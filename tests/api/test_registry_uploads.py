@@ -449,7 +449,9 @@ async def test_a_late_upload_is_given_up(tmp_path: Path) -> None:
 
 async def test_blobs_go_with_their_last_name(tmp_path: Path) -> None:
     clock = ShiftedClock()
-    async with run_registry(tmp_path, clock=clock, collect_interval_s=0.02, garbage_grace_s=0) as running:
+    async with run_registry(
+        tmp_path, clock=clock, collect_interval_s=0.02, garbage_grace_s=0, delete_grace_s=0
+    ) as running:
         archive = model_archive()
         for version in ("v1", "v2"):
             await running.new_model(running.admin, "iris", version)

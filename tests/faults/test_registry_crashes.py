@@ -28,6 +28,7 @@ from services.kernel.identity import Principal
 from services.registry.app import MIGRATIONS
 from services.registry.catalog import Catalog
 from services.registry.collector import Collector
+from services.registry.deletions import Deletions
 from services.registry.domain import ContentState, Draft, Kind, UploadState, Version
 from services.registry.signing import Signer
 from services.registry.store import blobs as held
@@ -50,18 +51,23 @@ class Parts:
     blobs: BlobStore
     catalog: Catalog
     uploads: Uploads
+    deletions: Deletions
     collector: Collector
     clock: ManualClock
 
 
 @asynccontextmanager
-async def opened(url: str, folder: Path, clock: ManualClock) -> AsyncIterator[Parts]:
+async def opened(
+    url: str, folder: Path, clock: ManualClock, *, delete_grace: timedelta = timedelta(0)
+) -> AsyncIterator[Parts]:
     grace = timedelta(0)
     async with open_database(url) as database, open_blobs(f"file://{folder}/blobs") as blobs:
         await database.migrate(MIGRATIONS)
         uploads = Uploads(database, blobs, Signer(b"k"), clock, expire=timedelta(hours=1), garbage_grace=grace)
-        collector = Collector(database, blobs, uploads, clock, interval_s=1, garbage_grace=grace)
-        yield Parts(database, blobs, Catalog(database, clock), uploads, collector, clock)
+        deletions = Deletions(database, clock)
+        collector = Collector(database, blobs, uploads, deletions, clock, interval_s=1, garbage_grace=grace)
+        catalog = Catalog(database, clock, delete_grace=delete_grace)
+        yield Parts(database, blobs, catalog, uploads, deletions, collector, clock)
 
 
 async def send(parts: Parts, version: str, archive: bytes, *, pieces: int = 1) -> None:

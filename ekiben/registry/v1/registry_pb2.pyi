@@ -814,7 +814,7 @@ class DeleteModelRepositoryRequest(_message.Message):
     name: _builtins.str
     """Required. `modelRepositories/{repository}`."""
     force: _builtins.bool
-    """Optional. Also delete its models and aliases."""
+    """Optional. Also delete its models, which can be restored, and aliases."""
     etag: _builtins.str
     """Optional. Must match when given, else ABORTED (ETAG_MISMATCH)."""
     def __init__(
@@ -1170,7 +1170,7 @@ class DeleteBentoRepositoryRequest(_message.Message):
     name: _builtins.str
     """Required. `bentoRepositories/{repository}`."""
     force: _builtins.bool
-    """Optional. Also delete its bentos and aliases."""
+    """Optional. Also delete its bentos, which can be restored, and aliases."""
     etag: _builtins.str
     """Optional. Must match when given, else ABORTED (ETAG_MISMATCH)."""
     def __init__(

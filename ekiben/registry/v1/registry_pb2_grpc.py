@@ -121,7 +121,7 @@ class ModelsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteModelRepository(self, request, context):
-        """Deletes a model repository. It must be empty unless `force` is set.
+        """Deletes a model repository. It must be empty unless `force` is set; restoring what was in it brings it back.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -156,8 +156,8 @@ class ModelsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteModel(self, request, context):
-        """Deletes a model; its blob is collected once nothing else refers to it. One that an alias names stays:
-        FAILED_PRECONDITION (MODEL_ALIASED).
+        """Deletes a model. It can be restored for a while (see Deletions), and its name may be used again at once; its blob
+        is collected once nothing refers to it. One that an alias names stays: FAILED_PRECONDITION (MODEL_ALIASED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -594,7 +594,7 @@ class BentosServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteBentoRepository(self, request, context):
-        """Deletes a bento repository. It must be empty unless `force` is set.
+        """Deletes a bento repository. It must be empty unless `force` is set; restoring what was in it brings it back.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -629,8 +629,8 @@ class BentosServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteBento(self, request, context):
-        """Deletes a bento; its blob is collected once nothing else refers to it. One that an alias names stays:
-        FAILED_PRECONDITION (BENTO_ALIASED).
+        """Deletes a bento. It can be restored for a while (see Deletions), and its name may be used again at once; its blob
+        is collected once nothing refers to it. One that an alias names stays: FAILED_PRECONDITION (BENTO_ALIASED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -43,7 +43,7 @@ class ModelsStub:
     UpdateModelRepository: _grpc.UnaryUnaryMultiCallable[_registry_pb2.UpdateModelRepositoryRequest, _registry_pb2.ModelRepository]
     """Changes a model repository's description or labels."""
     DeleteModelRepository: _grpc.UnaryUnaryMultiCallable[_registry_pb2.DeleteModelRepositoryRequest, _empty_pb2.Empty]
-    """Deletes a model repository. It must be empty unless `force` is set."""
+    """Deletes a model repository. It must be empty unless `force` is set; restoring what was in it brings it back."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetModelRequest, _registry_pb2.Model]
     """Returns one model. In place of its id, `latest` means the newest that is uploaded, and an alias the one it names."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListModelsRequest, _registry_pb2.ListModelsResponse]
@@ -53,8 +53,8 @@ class ModelsStub:
     UpdateModel: _grpc.UnaryUnaryMultiCallable[_registry_pb2.UpdateModelRequest, _registry_pb2.Model]
     """Changes a model's description or labels. Its content is never changed this way."""
     DeleteModel: _grpc.UnaryUnaryMultiCallable[_registry_pb2.DeleteModelRequest, _empty_pb2.Empty]
-    """Deletes a model; its blob is collected once nothing else refers to it. One that an alias names stays:
-    FAILED_PRECONDITION (MODEL_ALIASED).
+    """Deletes a model. It can be restored for a while (see Deletions), and its name may be used again at once; its blob
+    is collected once nothing refers to it. One that an alias names stays: FAILED_PRECONDITION (MODEL_ALIASED).
     """
 
 @_typing.type_check_only
@@ -71,7 +71,7 @@ class ModelsAsyncStub(ModelsStub):
     UpdateModelRepository: _aio.UnaryUnaryMultiCallable[_registry_pb2.UpdateModelRepositoryRequest, _registry_pb2.ModelRepository]  # type: ignore[assignment]
     """Changes a model repository's description or labels."""
     DeleteModelRepository: _aio.UnaryUnaryMultiCallable[_registry_pb2.DeleteModelRepositoryRequest, _empty_pb2.Empty]  # type: ignore[assignment]
-    """Deletes a model repository. It must be empty unless `force` is set."""
+    """Deletes a model repository. It must be empty unless `force` is set; restoring what was in it brings it back."""
     GetModel: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetModelRequest, _registry_pb2.Model]  # type: ignore[assignment]
     """Returns one model. In place of its id, `latest` means the newest that is uploaded, and an alias the one it names."""
     ListModels: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListModelsRequest, _registry_pb2.ListModelsResponse]  # type: ignore[assignment]
@@ -81,8 +81,8 @@ class ModelsAsyncStub(ModelsStub):
     UpdateModel: _aio.UnaryUnaryMultiCallable[_registry_pb2.UpdateModelRequest, _registry_pb2.Model]  # type: ignore[assignment]
     """Changes a model's description or labels. Its content is never changed this way."""
     DeleteModel: _aio.UnaryUnaryMultiCallable[_registry_pb2.DeleteModelRequest, _empty_pb2.Empty]  # type: ignore[assignment]
-    """Deletes a model; its blob is collected once nothing else refers to it. One that an alias names stays:
-    FAILED_PRECONDITION (MODEL_ALIASED).
+    """Deletes a model. It can be restored for a while (see Deletions), and its name may be used again at once; its blob
+    is collected once nothing refers to it. One that an alias names stays: FAILED_PRECONDITION (MODEL_ALIASED).
     """
 
 class ModelsServicer(metaclass=_abc_1.ABCMeta):
@@ -126,7 +126,7 @@ class ModelsServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.DeleteModelRepositoryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
-        """Deletes a model repository. It must be empty unless `force` is set."""
+        """Deletes a model repository. It must be empty unless `force` is set; restoring what was in it brings it back."""
 
     @_abc_1.abstractmethod
     def GetModel(
@@ -166,8 +166,8 @@ class ModelsServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.DeleteModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
-        """Deletes a model; its blob is collected once nothing else refers to it. One that an alias names stays:
-        FAILED_PRECONDITION (MODEL_ALIASED).
+        """Deletes a model. It can be restored for a while (see Deletions), and its name may be used again at once; its blob
+        is collected once nothing refers to it. One that an alias names stays: FAILED_PRECONDITION (MODEL_ALIASED).
         """
 
 def add_ModelsServicer_to_server(servicer: ModelsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
@@ -188,7 +188,7 @@ class BentosStub:
     UpdateBentoRepository: _grpc.UnaryUnaryMultiCallable[_registry_pb2.UpdateBentoRepositoryRequest, _registry_pb2.BentoRepository]
     """Changes a bento repository's description or labels."""
     DeleteBentoRepository: _grpc.UnaryUnaryMultiCallable[_registry_pb2.DeleteBentoRepositoryRequest, _empty_pb2.Empty]
-    """Deletes a bento repository. It must be empty unless `force` is set."""
+    """Deletes a bento repository. It must be empty unless `force` is set; restoring what was in it brings it back."""
     GetBento: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetBentoRequest, _registry_pb2.Bento]
     """Returns one bento. In place of its id, `latest` means the newest that is uploaded, and an alias the one it names."""
     ListBentos: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListBentosRequest, _registry_pb2.ListBentosResponse]
@@ -198,8 +198,8 @@ class BentosStub:
     UpdateBento: _grpc.UnaryUnaryMultiCallable[_registry_pb2.UpdateBentoRequest, _registry_pb2.Bento]
     """Changes a bento's description, labels, or (until its content is uploaded, or for a forced push) its manifest."""
     DeleteBento: _grpc.UnaryUnaryMultiCallable[_registry_pb2.DeleteBentoRequest, _empty_pb2.Empty]
-    """Deletes a bento; its blob is collected once nothing else refers to it. One that an alias names stays:
-    FAILED_PRECONDITION (BENTO_ALIASED).
+    """Deletes a bento. It can be restored for a while (see Deletions), and its name may be used again at once; its blob
+    is collected once nothing refers to it. One that an alias names stays: FAILED_PRECONDITION (BENTO_ALIASED).
     """
 
 @_typing.type_check_only
@@ -216,7 +216,7 @@ class BentosAsyncStub(BentosStub):
     UpdateBentoRepository: _aio.UnaryUnaryMultiCallable[_registry_pb2.UpdateBentoRepositoryRequest, _registry_pb2.BentoRepository]  # type: ignore[assignment]
     """Changes a bento repository's description or labels."""
     DeleteBentoRepository: _aio.UnaryUnaryMultiCallable[_registry_pb2.DeleteBentoRepositoryRequest, _empty_pb2.Empty]  # type: ignore[assignment]
-    """Deletes a bento repository. It must be empty unless `force` is set."""
+    """Deletes a bento repository. It must be empty unless `force` is set; restoring what was in it brings it back."""
     GetBento: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetBentoRequest, _registry_pb2.Bento]  # type: ignore[assignment]
     """Returns one bento. In place of its id, `latest` means the newest that is uploaded, and an alias the one it names."""
     ListBentos: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListBentosRequest, _registry_pb2.ListBentosResponse]  # type: ignore[assignment]
@@ -226,8 +226,8 @@ class BentosAsyncStub(BentosStub):
     UpdateBento: _aio.UnaryUnaryMultiCallable[_registry_pb2.UpdateBentoRequest, _registry_pb2.Bento]  # type: ignore[assignment]
     """Changes a bento's description, labels, or (until its content is uploaded, or for a forced push) its manifest."""
     DeleteBento: _aio.UnaryUnaryMultiCallable[_registry_pb2.DeleteBentoRequest, _empty_pb2.Empty]  # type: ignore[assignment]
-    """Deletes a bento; its blob is collected once nothing else refers to it. One that an alias names stays:
-    FAILED_PRECONDITION (BENTO_ALIASED).
+    """Deletes a bento. It can be restored for a while (see Deletions), and its name may be used again at once; its blob
+    is collected once nothing refers to it. One that an alias names stays: FAILED_PRECONDITION (BENTO_ALIASED).
     """
 
 class BentosServicer(metaclass=_abc_1.ABCMeta):
@@ -271,7 +271,7 @@ class BentosServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.DeleteBentoRepositoryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
-        """Deletes a bento repository. It must be empty unless `force` is set."""
+        """Deletes a bento repository. It must be empty unless `force` is set; restoring what was in it brings it back."""
 
     @_abc_1.abstractmethod
     def GetBento(
@@ -311,8 +311,8 @@ class BentosServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.DeleteBentoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
-        """Deletes a bento; its blob is collected once nothing else refers to it. One that an alias names stays:
-        FAILED_PRECONDITION (BENTO_ALIASED).
+        """Deletes a bento. It can be restored for a while (see Deletions), and its name may be used again at once; its blob
+        is collected once nothing refers to it. One that an alias names stays: FAILED_PRECONDITION (BENTO_ALIASED).
         """
 
 def add_BentosServicer_to_server(servicer: BentosServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -10,7 +10,8 @@ A row says what the registry intends with a blob:
 transaction that names the blob moves the time too; both write the same row that the collector's `condemn`
 writes. So one of them comes first: either `condemn` sees a claim that has not ended, or the upload sees
 DELETING and waits until the row is gone. `condemn` alone looks at `versions`, and a naming that its snapshot does
-not show has moved the row's time, which PostgreSQL reads anew before it writes (READ COMMITTED, 13.2.1).
+not show has moved the row's time, which PostgreSQL reads anew before it writes (READ COMMITTED, 13.2.1). A version
+that is deleted or restored moves between two tables in one transaction: each snapshot shows it in one of them.
 
 A *hold* stops `condemn` as a whole until it ends: whoever reads rows and then copies the bytes that they name (a
 backup) takes one before it reads. What was condemned before was named by no row then, and nobody names it again
@@ -25,7 +26,13 @@ import sqlalchemy as sa
 
 from services.kernel.db import AsyncConnection, insert_into
 from services.registry.domain import BlobState
-from services.registry.store.tables import blobs, collection_holds, versions
+from services.registry.store.tables import blobs, collection_holds, deleted_versions, versions
+
+
+def is_named() -> sa.ColumnElement[bool]:
+    """Whether a version names the blob of the row, or a deleted one that can be restored."""
+    there = sa.exists().where(versions.c.digest == blobs.c.digest)
+    return sa.or_(there, sa.exists().where(deleted_versions.c.digest == blobs.c.digest))
 
 
 def _insert(connection: AsyncConnection) -> Any:
@@ -79,10 +86,9 @@ async def forget(connection: AsyncConnection, digest: str) -> None:
 
 async def unheld(connection: AsyncConnection, now: datetime, limit: int) -> list[str]:
     """Digests that look like garbage, or whose deletion began before a crash."""
-    named = sa.exists().where(versions.c.digest == blobs.c.digest)
     statement = (
         sa.select(blobs.c.digest)
-        .where(sa.or_(blobs.c.state == BlobState.DELETING, sa.and_(blobs.c.claim_end_time <= now, ~named)))
+        .where(sa.or_(blobs.c.state == BlobState.DELETING, sa.and_(blobs.c.claim_end_time <= now, ~is_named())))
         .order_by(blobs.c.claim_end_time)
         .limit(limit)
     )
@@ -91,14 +97,13 @@ async def unheld(connection: AsyncConnection, now: datetime, limit: int) -> list
 
 async def condemn(connection: AsyncConnection, digest: str, now: datetime) -> bool:
     """Decide that the blob goes, unless it is named, claimed or under a hold. True also when decided before."""
-    named = sa.exists().where(versions.c.digest == blobs.c.digest)
     await connection.execute(
         blobs.update()
         .where(
             blobs.c.digest == digest,
             blobs.c.state != BlobState.DELETING,
             blobs.c.claim_end_time <= now,
-            ~named,
+            ~is_named(),
             ~sa.exists().where(collection_holds.c.expire_time > now),
         )
         .values(state=BlobState.DELETING)
@@ -132,9 +137,12 @@ async def known(connection: AsyncConnection, digests: list[str]) -> set[str]:
 
 
 async def named(connection: AsyncConnection) -> AsyncIterator[str]:
-    """Every digest that a version names, once, in order."""
-    statement = sa.select(versions.c.digest).where(versions.c.digest.is_not(None)).distinct()
-    async with connection.stream(statement.order_by(versions.c.digest)) as rows:
+    """Every digest that a version names, or a deleted one that can be restored, once, in order."""
+    statement = sa.union(
+        sa.select(versions.c.digest).where(versions.c.digest.is_not(None)),
+        sa.select(deleted_versions.c.digest).where(deleted_versions.c.digest.is_not(None)),
+    )
+    async with connection.stream(statement.order_by(sa.text("digest"))) as rows:
         async for row in rows:
             yield row.digest
 

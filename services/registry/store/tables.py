@@ -234,6 +234,33 @@ alias_changes = sa.Table(
     sa.UniqueConstraint("organization", "kind", "repository", "alias", "number", name="uq_alias_changes_alias_number"),
 )
 
+# A deleted version until its grace period ends: its whole row, so that it can come back. Apart from `versions`, so that
+# no query over those has to leave it out, and its name is free.
+deleted_versions = sa.Table(
+    "deleted_versions",
+    metadata,
+    sa.Column("id", Serial, primary_key=True, autoincrement=True),
+    *(sa.Column(c.name, c.type, nullable=c.nullable) for c in versions.c if c.name not in ("id", "repository_id")),
+    sa.Column("delete_time", UtcDateTime, nullable=False),
+    sa.Column("expire_time", UtcDateTime, nullable=False, index=True),
+    sa.Column("deleter", sa.String(128), nullable=False),
+    sa.UniqueConstraint("uid"),
+    sa.Index(None, "organization", "kind", "repository", "version"),
+    sa.Index(None, "organization", "delete_time"),
+    sa.Index(None, "digest"),
+)
+
+# A deleted repository, as long as a version that was deleted with it may bring it back.
+deleted_repositories = sa.Table(
+    "deleted_repositories",
+    metadata,
+    sa.Column("id", Serial, primary_key=True, autoincrement=True),
+    *(sa.Column(c.name, c.type, nullable=c.nullable) for c in repositories.c if c.name != "id"),
+    sa.Column("delete_time", UtcDateTime, nullable=False),
+    sa.Column("expire_time", UtcDateTime, nullable=False, index=True),
+    sa.Index(None, "organization", "kind", "repository"),
+)
+
 labels = sa.Table(
     "labels",
     metadata,

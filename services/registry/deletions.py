@@ -1,0 +1,132 @@
+"""Use cases over what was deleted: each public method is one transaction.
+
+Deleting moves a version's row to a table of its own, where only these look; restoring moves it back. The name is free
+in between, and who took it meanwhile keeps it. The bytes stay as long as either row names them.
+"""
+
+import uuid
+from collections.abc import Sequence
+
+from ekiben import names
+from ekiben.errors import NotFound
+from services.kernel.clock import Clock
+from services.kernel.db import AsyncConnection, Database
+from services.kernel.identity import Principal
+from services.registry.catalog import is_alias, organization_of, version_exists
+from services.registry.domain import Deleted, Kind
+from services.registry.store import aliases as alias_rows
+from services.registry.store import catalog as catalog_rows
+from services.registry.store import deletions as rows
+from services.registry.store.deletions import Position
+
+_PURGED_AT_ONCE = 200
+
+
+def parse_parent(parent: str) -> tuple[Kind | None, str, str]:
+    """Kind, repository and version that a list is limited to, empty for any. Raises InvalidArgument (NAME_INVALID)."""
+    if not parent:
+        return None, "", ""
+    bentos, several = parent.startswith("bentoRepositories/"), parent.count("/") == 1
+    if several:
+        kind = Kind.BENTO if bentos else Kind.MODEL
+        cls: type[names.ModelRepository | names.BentoRepository] = (
+            names.BentoRepository if bentos else names.ModelRepository
+        )
+        repository = cls.parse(parent, wildcard=True).repository
+        return kind, "" if repository == names.WILDCARD else repository, ""
+    if bentos:
+        bento = names.Bento.parse(parent)
+        return Kind.BENTO, bento.repository, bento.bento
+    model = names.Model.parse(parent)
+    return Kind.MODEL, model.repository, model.model
+
+
+class Deletions:
+    """What can be restored."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+
+    async def list(
+        self, caller: Principal, parent: str, size: int, after: Position | None
+    ) -> tuple[Sequence[Deleted], Position | None]:
+        """A page of deleted versions, deleted last first, and the position after it."""
+        kind, repository, version = parse_parent(parent)
+        async with self._database.read() as connection:
+            return await rows.list_versions(
+                connection,
+                organization_of(caller),
+                self._clock.now(),
+                kind=kind,
+                repository=repository,
+                version=version,
+                size=size,
+                after=after,
+            )
+
+    async def undelete(self, caller: Principal, uid: str) -> Deleted:
+        """Restore a version, and its repository where that is gone.
+
+        Raises:
+            NotFound: it is not there, or its time is over (DELETED_VERSION_NOT_FOUND).
+            AlreadyExists: another version has the name (MODEL_EXISTS, BENTO_EXISTS); nothing changed.
+            FailedPrecondition: the name is an alias by now (VERSION_IS_ALIAS).
+        """
+        organization, now = organization_of(caller), self._clock.now()
+        async with self._database.transaction() as connection:
+            found = await rows.version(connection, organization, uid, now)
+            if found is None:
+                raise _not_there(uid)
+            row_id, deleted = found
+            repository_id = await self._repository(connection, caller, deleted)
+            if await alias_rows.exists(connection, organization, deleted.kind, deleted.repository, deleted.version):
+                raise is_alias(deleted.kind, deleted.repository, deleted.version)
+            if await rows.restore_version(connection, row_id, repository_id, now) is None:
+                raise version_exists(
+                    deleted.kind, deleted.repository, deleted.version, todo="Delete that one first: it can be restored."
+                )
+        return deleted
+
+    async def purge(self, caller: Principal, uid: str) -> Deleted:
+        """Delete a version for good. Raises NotFound (DELETED_VERSION_NOT_FOUND)."""
+        async with self._database.transaction() as connection:
+            found = await rows.version(connection, organization_of(caller), uid, self._clock.now())
+            if found is None:
+                raise _not_there(uid)
+            await self._purge(connection, *found)
+        return found[1]
+
+    async def purge_expired(self) -> int:
+        """Delete for good some of those whose time is over; how many. Call it until it gives 0."""
+        now = self._clock.now()
+        async with self._database.transaction() as connection:
+            found = await rows.expired(connection, now, _PURGED_AT_ONCE)
+            for row_id, deleted in found:
+                await self._purge(connection, row_id, deleted)
+            await rows.forget_repositories(connection, now)
+        return len(found)
+
+    async def _purge(self, connection: AsyncConnection, row_id: int, deleted: Deleted) -> bool:
+        return await rows.purge(connection, row_id)
+
+    async def _repository(self, connection: AsyncConnection, caller: Principal, deleted: Deleted) -> int:
+        organization, kind, name = organization_of(caller), deleted.kind, deleted.repository
+        found = await catalog_rows.repository(connection, organization, kind, name, lock=True)
+        if found is None:
+            if not await rows.restore_repository(connection, organization, kind, name):
+                now = self._clock.now()
+                values = {"uid": str(uuid.uuid4()), "description": "", "labels": "{}", "creator": caller.user}
+                values |= {"updater": caller.user, "create_time": now, "update_time": now}  # type: ignore[dict-item]
+                await catalog_rows.add_repository(connection, organization, kind, name, values)
+            found = await catalog_rows.repository(connection, organization, kind, name, lock=True)
+        assert found is not None
+        return found[0]
+
+
+def _not_there(uid: str) -> NotFound:
+    return NotFound(
+        f"There is no deleted version {uid!r}: it was restored, purged, or its grace period is over.",
+        reason="DELETED_VERSION_NOT_FOUND",
+        deleted_version=f"deletedVersions/{uid}",
+    )
