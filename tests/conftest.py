@@ -1,8 +1,6 @@
 """Fixtures that several parts of the suite use: databases and stores of both kinds, a clock that tests move."""
 
 import os
-import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,42 +8,15 @@ from pathlib import Path
 import pytest
 
 from services.kernel.clock import ManualClock
+from tests.postgres import PostgresServer, running_postgres
 from tests.s3 import MISSING, S3Server, run_s3, versitygw
-
-_POSTGRES_BIN = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
-
-
-def _as_postgres(*command: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
-    """Run a program of PostgreSQL's, which refuses root, as the user `postgres` where we are root."""
-    drop = ["setpriv", "--reuid", "postgres", "--regid", "postgres", "--clear-groups"] if os.getuid() == 0 else []
-    return subprocess.run([*drop, *command], check=check, capture_output=True, text=True, timeout=60, cwd="/tmp")
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
-    """URL of a real PostgreSQL server of this session's own, without a database name: `postgresql://…?host=…`.
-
-    It listens on a Unix socket in a folder with a short name, so there is no port to clash.
-    """
-    if not _POSTGRES_BIN or shutil.which("setpriv") is None:
-        pytest.skip("PostgreSQL's server programs are not installed (Debian: apt-get install postgresql)")
-    programs = _POSTGRES_BIN[-1]
-    folder = Path(tempfile.mkdtemp(prefix="ekpg-", dir="/tmp"))
-    try:
-        if os.getuid() == 0:
-            shutil.chown(folder, "postgres", "postgres")
-        folder.chmod(0o755)
-        data = folder / "data"
-        _as_postgres(f"{programs}/initdb", "-D", f"{data}", "-A", "trust", "-U", "postgres", "-E", "UTF8", "--no-sync")
-        options = f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync=off -c max_connections=200"
-        pg_ctl = (f"{programs}/pg_ctl", "-D", f"{data}")
-        _as_postgres(*pg_ctl, "-w", "-l", f"{folder}/log", "-o", options, "start")
-        try:
-            yield f"postgresql://postgres@/{{}}?host={folder}"
-        finally:
-            _as_postgres(*pg_ctl, "-m", "immediate", "stop", check=False)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def postgres() -> Iterator[PostgresServer]:
+    """A real PostgreSQL server of this session's own, on a Unix socket. Tests that hurt one start their own."""
+    with running_postgres() as server:
+        yield server
 
 
 @pytest.fixture
@@ -64,11 +35,8 @@ def database_url(request: pytest.FixtureRequest) -> str:
     if request.param == "sqlite":
         folder = request.getfixturevalue("_fast_folder")
         return f"sqlite:///{folder / 'test.db'}"
-    url: str = request.getfixturevalue("postgres")
-    name = f"test_{os.urandom(6).hex()}"
-    host = url.rpartition("host=")[2]
-    _as_postgres(f"{_POSTGRES_BIN[-1]}/createdb", "-h", host, "-U", "postgres", name)
-    return url.format(name)
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return server.create(f"test_{os.urandom(6).hex()}")
 
 
 @pytest.fixture(scope="session")

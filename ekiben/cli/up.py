@@ -21,16 +21,53 @@ def default_data() -> Path:
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=7400, show_default=True, help="Port; 0 takes a free one."
 )
-def up(data: Path | None, host: str, port: int) -> None:
+@click.option(
+    "--database",
+    metavar="URL",
+    envvar="EKIBEN_DATABASE_URL",
+    help="PostgreSQL instead of SQLite files: postgresql://user@host/name.  [env: EKIBEN_DATABASE_URL]",
+)
+@click.option(
+    "--database-password-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    envvar="EKIBEN_DATABASE_PASSWORD_FILE",
+    help="File with its password; PGPASSFILE and PGPASSWORD do too.",
+)
+@click.option(
+    "--blobs",
+    metavar="URL",
+    envvar="EKIBEN_BLOBS_URL",
+    help="Where archives are kept instead of a folder: s3://bucket/prefix.  [env: EKIBEN_BLOBS_URL]",
+)
+def up(
+    data: Path | None,
+    host: str,
+    port: int,
+    database: str | None,
+    database_password_file: Path | None,
+    blobs: str | None,
+) -> None:
     """Start the whole suite on this machine, until Ctrl-C.
 
     The first start makes the data folder (--data, $EKIBEN_DATA, or ~/.local/share/ekiben), the user admin, and an
     admin token in DATA/admin-token. A later start on the same data brings every deployment back.
 
     Everything else has a default, and a setting in the environment: docs/settings.md lists them.
+
+    \b
+    Examples:
+      ekiben up
+      ekiben up --database postgresql://ekiben@db.example.com/ekiben?sslmode=verify-full
+      ekiben up --database postgresql://ekiben@/ekiben?host=/run/postgresql --blobs s3://ekiben
     """
     # -P: a folder named `services` where the user stands must not be taken for ours.
     command = [sys.executable, "-P", "-m", "services.standalone"]
     command += ["--data", str((data or default_data()).expanduser().resolve()), "--host", host, "--port", str(port)]
+    if database_password_file is not None:
+        command += ["--database-password-file", str(database_password_file.expanduser().resolve())]
+    # By the environment: the command line of a process is there for every user of the machine to see.
+    os.environ.update(
+        {name: url for name, url in (("EKIBEN_DATABASE_URL", database), ("EKIBEN_BLOBS_URL", blobs)) if url}
+    )
     sys.stdout.flush()
     os.execv(sys.executable, command)

@@ -47,7 +47,7 @@ async def open_builder(
     run_dir = (settings.run_dir or data_dir / "run").absolute()
     for directory in (data_dir, run_dir):
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    async with open_database(settings.database_url) as database:
+    async with open_database(settings) as database:
         await database.migrate("services.builder.migrations")
         with _owner(data_dir) as (owner, alone):
             store, changes = Store(database), Topic()

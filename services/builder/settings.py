@@ -3,19 +3,17 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.kernel.settings import SettingsError
+from services.kernel.settings import DatabaseSettings, SettingsError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(DatabaseSettings):
     """Where the builder keeps what it makes, and how it works.
 
     Which index packages come from is uv's own affair: `UV_DEFAULT_INDEX`, `UV_INDEX`, `UV_FIND_LINKS`, proxies and
     certificates are taken from the environment of the builder's process.
     """
 
-    database_url: str
-    """`sqlite+aiosqlite:///path` or `postgresql+asyncpg://…`."""
     data_dir: Path
     """environments/, locks/, cache/, logs/, pythons/ and more. Environments are linked out of the cache, so all of it
     should lie on one file system; replicas run from it, so a runtime elsewhere must see it at the same path."""
@@ -40,7 +38,7 @@ class Settings:
     with the check's, 1.5 s with all; all costs twice the check's CPU time, and disk that environments do not share."""
 
     def __post_init__(self) -> None:
-        faults = []
+        faults = self.database_faults()
         if self.workers < 1:
             faults.append(f"workers is {self.workers}; it must be at least 1.")
         if self.python_preference not in ("managed", "system", "only-managed", "only-system"):

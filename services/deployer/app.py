@@ -43,7 +43,7 @@ async def open_deployer(settings: Settings, peers: Peers, *, clock: Clock = SYST
         log_keep=settings.log_keep,
     )
     async with (
-        open_database(settings.database_url) as database,
+        open_database(settings) as database,
         open_process_runtime(
             settings.data_dir.absolute(),
             settings.run_dir.absolute(),

@@ -3,15 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.kernel.settings import SettingsError
+from services.kernel.settings import DatabaseSettings, SettingsError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(DatabaseSettings):
     """What the deployer is told at its start. Environment: `EKIBEN_DEPLOYER_…`."""
 
-    database_url: str
-    """SQLAlchemy URL: `sqlite+aiosqlite:///…` or `postgresql+asyncpg://…`."""
     data_dir: Path
     """Folder for bentos, models, logs and the homes of replicas. Belongs to one deployer."""
     run_dir: Path
@@ -56,7 +54,7 @@ class Settings:
     """How many rotated files are kept for each replica."""
 
     def __post_init__(self) -> None:
-        faults = []
+        faults = self.database_faults()
         if self.port_range:
             try:
                 first, last = self.ports

@@ -5,7 +5,7 @@
         async with database.transaction() as connection: ...   # commits, or rolls back on any exception
         async with database.read() as connection: ...          # sees one snapshot, cannot write
 
-URLs may also be given short: `sqlite:////data/registry.db`, `postgresql://user@host/name`.
+URLs may also be given short: `sqlite:////data/registry.db`, `postgresql://user@host/name` (see `kernel.postgres`).
 A use case is one `transaction()`. On SQLite writers take turns, first come first served, so keep nothing
 slow (a call to a peer, a file) inside of one. How the migrations of a service must look: `kernel.migrations`.
 """
@@ -13,9 +13,8 @@ slow (a call to a peer, a file) inside of one. How the migrations of a service m
 import asyncio
 import importlib.util
 import logging
-import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -27,10 +26,10 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 from sqlalchemy.types import TypeDecorator
 
-from ekiben.errors import Aborted, DataLoss, EkibenError, FailedPrecondition, ResourceExhausted, Unavailable
-from services.kernel import migrations, telemetry
+from ekiben.errors import DataLoss, FailedPrecondition, Unavailable
+from services.kernel import migrations, outages, postgres, telemetry
 from services.kernel.engines import AsyncConnection, AsyncEngine, create_async_engine, insert_into
-from services.kernel.settings import SettingsError
+from services.kernel.settings import DatabaseSettings, SettingsError
 
 __all__ = ["AsyncConnection", "Database", "UtcDateTime", "insert_into", "open_database", "upgrade"]
 
@@ -66,9 +65,13 @@ class UtcDateTime(TypeDecorator[datetime]):
 class Database:
     """A service's own database."""
 
-    def __init__(self, writer: AsyncEngine, reader: AsyncEngine) -> None:
+    def __init__(self, writer: AsyncEngine, reader: AsyncEngine, *, shown: str, schema: str = "") -> None:
         self.engine = writer
         self._reader = reader
+        self.shown = shown
+        """Its URL for people, without a password."""
+        self.schema = schema
+        """PostgreSQL's schema that holds its tables; empty for whichever the role finds first."""
         self._turn = asyncio.Lock() if self.dialect == "sqlite" else None
 
     @property
@@ -84,23 +87,53 @@ class Database:
         READ COMMITTED: compare-and-set, or lock rows with `FOR UPDATE`.
 
         Raises:
-            Unavailable: the database cannot be reached (DATABASE_UNAVAILABLE).
-            Aborted: PostgreSQL gave up this transaction for another (TRANSACTION_LOST).
+            Unavailable: the database cannot be reached (DATABASE_UNAVAILABLE); nothing was changed.
+            Aborted: PostgreSQL gave up this transaction for another (TRANSACTION_LOST), or went away during the
+                commit, which it may have made or not (COMMIT_UNKNOWN).
             ResourceExhausted: the disk is full (DISK_FULL).
             DataLoss: a SQLite file is damaged (DATABASE_DAMAGED).
         """
-        with _Translated():
-            if self._turn is None:
-                async with self.engine.begin() as connection:
-                    yield connection
-            else:
-                async with self._turn, self.engine.begin() as connection:
-                    yield connection
+        async with AsyncExitStack() as stack:
+            if self._turn is not None:
+                await stack.enter_async_context(self._turn)
+            with outages.Translated():
+                connection = await stack.enter_async_context(self.engine.connect())
+                await connection.begin()
+                yield connection
+                try:
+                    await connection.commit()
+                except Exception as exc:
+                    if (error := outages.at_commit(exc)) is not None:
+                        raise error from exc
+                    raise
+
+    @asynccontextmanager
+    async def alone(self, work: str, *, wait: bool = True) -> AsyncIterator[bool]:
+        """Hold the name `work` among all processes on this database; whether it is held.
+
+        For work that is right without, and only done twice: the lock goes with its connection, of which it takes one.
+        On SQLite, which one process uses, it always is held.
+
+        Args:
+            wait: until it is free; otherwise the block runs at once and is told False.
+
+        Raises:
+            Unavailable: as `transaction`.
+        """
+        if self.dialect != "postgresql":
+            yield True
+            return
+        with outages.Translated():
+            async with self.engine.connect() as connection:
+                key = migrations.lock_key(f"{self.schema}/{work}")
+                take = "pg_advisory_xact_lock" if wait else "pg_try_advisory_xact_lock"
+                held = (await connection.execute(sa.text(f"SELECT {take}(:key)"), {"key": key})).scalar_one()
+                yield wait or bool(held)
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """A connection for reading only, all of whose statements see one snapshot. Errors as of `transaction`."""
-        with _Translated():
+        with outages.Translated():
             async with self._reader.connect() as connection:
                 yield connection
 
@@ -116,31 +149,29 @@ class Database:
         When the tables are there already, Alembic is not even imported.
 
         Raises:
-            FailedPrecondition: a newer release made these tables (DATABASE_NEWER).
+            FailedPrecondition: a newer release made these tables (DATABASE_NEWER); PostgreSQL's role may not make
+                them (DATABASE_NOT_PERMITTED).
             DataLoss: a SQLite file is damaged (DATABASE_DAMAGED).
             Unavailable: as `transaction`.
         """
         folder = _folder(package)
         head, known = await asyncio.to_thread(migrations.history_of, folder)
         table = migrations.version_table(package)
-        where = self.engine.url.render_as_string()
+        where = self.shown
         try:
             async with self.read() as connection:
                 current = await connection.run_sync(migrations.current, table)
         except (Unavailable, DataLoss) as exc:  # the first that anybody asks of the database: name it
-            cause = exc.__cause__.orig if isinstance(exc.__cause__, sa.exc.DBAPIError) else exc.__cause__
+            cause = outages.cause_of(exc)
             if isinstance(exc, DataLoss):
                 raise DataLoss(
                     f"The database {where} is damaged: {cause}. Move it away and put back a copy.",
                     reason="DATABASE_DAMAGED",
                     database=where,
                 ) from exc
-            raise Unavailable(
-                f"The database {where} does not answer: {cause}.",
-                reason="DATABASE_UNAVAILABLE",
-                database=where,
-                retry_after_s=1.0,
-            ) from exc
+            if not isinstance(exc.__cause__, postgres.NotConnected):  # which is a sentence already
+                cause = f"The database {where} does not answer: {cause}."
+            raise Unavailable(cause, reason="DATABASE_UNAVAILABLE", database=where, retry_after_s=1.0) from exc
         if current == head:
             return
         if current is not None and current not in known:
@@ -154,12 +185,16 @@ class Database:
         # Alembic hands its context to env.py in a variable of its module, and a migration gives way to the event
         # loop at each statement: two at once in this process would read one another's.
         lock = _migrating.setdefault(asyncio.get_running_loop(), asyncio.Lock())
-        async with lock, self.transaction() as connection:
-            if self.dialect == "postgresql":
-                await connection.execute(
-                    sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": migrations.lock_key(package)}
-                )
-            await connection.run_sync(migrations.upgrade, folder, table)
+        async with lock:
+            try:
+                async with self.transaction() as connection:
+                    if self.dialect == "postgresql":
+                        await self._lock_tables(connection, package)
+                    await connection.run_sync(migrations.upgrade, folder, table)
+            except sa.exc.DBAPIError as exc:
+                if (error := outages.not_permitted(exc, where)) is not None:
+                    raise error from exc
+                raise
         log.info("database migrated", extra={"package": package, "revision": head})
 
     async def revision(self, package: str) -> tuple[str | None, str]:
@@ -167,6 +202,16 @@ class Database:
         async with self.read() as connection:
             current = await connection.run_sync(migrations.current, migrations.version_table(package))
         return current, migrations.head_of(_folder(package))
+
+    async def _lock_tables(self, connection: AsyncConnection, package: str) -> None:
+        """Wait for whoever migrates now, and make the schema where it is missing."""
+        key = {"key": migrations.lock_key(package)}
+        if not (await connection.execute(sa.text("SELECT pg_try_advisory_xact_lock(:key)"), key)).scalar_one():
+            log.warning("another process migrates the database; waiting for it", extra={"package": package})
+            await connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), key)
+        missing = sa.text("SELECT to_regnamespace(:schema) IS NULL")
+        if self.schema and (await connection.execute(missing, {"schema": self.schema})).scalar_one():
+            await connection.execute(sa.schema.CreateSchema(self.schema))
 
     async def schema_differences(self, package: str, metadata: sa.MetaData) -> list[Any]:
         """What the migrated database lacks or has beyond `metadata`; for the test that keeps both in step."""
@@ -195,29 +240,26 @@ async def upgrade(connection: AsyncConnection, package: str, revision: str = "he
 
 
 @asynccontextmanager
-async def open_database(url: str) -> AsyncIterator[Database]:
-    """Open the database at `url`; the folder of a SQLite file is made when missing. Closed at the end."""
-    try:
-        parsed = make_url(url)
-    except sa.exc.ArgumentError:
-        raise SettingsError(["database_url: it is no URL of a database."]) from None  # it may hold a password
-    backend = parsed.get_backend_name()
-    if backend == "sqlite":
-        database = _sqlite(parsed.set(drivername="sqlite+aiosqlite"))
-    elif backend == "postgresql":
-        engine = create_async_engine(
-            parsed.set(drivername="postgresql+asyncpg"),
-            pool_size=10,
-            max_overflow=10,
-            pool_timeout=10,
-            pool_pre_ping=True,  # a restarted server leaves dead connections in the pool
-        )
-        _trace(engine)
-        # As on SQLite a reader sees one snapshot and cannot write; it shares the pool.
-        reader = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-        database = Database(engine, reader)
+async def open_database(where: str | DatabaseSettings) -> AsyncIterator[Database]:
+    """Open the database at a URL, or as settings say; the folder of a SQLite file is made when missing.
+
+    Connections are made when they are asked for: a server that is away is told by the first transaction. Closed at
+    the end.
+
+    Raises:
+        SettingsError: the URL is none of SQLite or PostgreSQL, or its parameters cannot be used.
+    """
+    settings = DatabaseSettings(database_url=where) if isinstance(where, str) else where
+    url = settings.database_url
+    scheme, colon, _ = url.partition("://")
+    if not colon:
+        raise SettingsError(["database_url: it is no URL of a database."])  # not shown: it may hold a password
+    if scheme.partition("+")[0] == "sqlite":
+        database = _sqlite(url)
+    elif scheme in postgres.SCHEMES:
+        database = _postgresql(settings)
     else:
-        raise SettingsError([f"database_url: {parsed.render_as_string()} is neither a SQLite nor a PostgreSQL URL."])
+        raise SettingsError([f"database_url: {postgres.redacted(url)} is neither a SQLite nor a PostgreSQL URL."])
     try:
         yield database
     finally:
@@ -225,7 +267,27 @@ async def open_database(url: str) -> AsyncIterator[Database]:
         await database._reader.dispose()
 
 
-def _sqlite(url: sa.URL) -> Database:
+def _postgresql(settings: DatabaseSettings) -> Database:
+    address = postgres.parse(settings.database_url, settings.database_password_file)
+    engine = create_async_engine(
+        "postgresql+asyncpg://",
+        async_creator=postgres.Connector(address),
+        pool_size=settings.database_connections,
+        max_overflow=0,
+        pool_timeout=10,
+        pool_pre_ping=True,  # a restarted server leaves dead connections in the pool
+    )
+    _trace(engine)
+    # As on SQLite a reader sees one snapshot and cannot write; it shares the pool.
+    reader = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+    return Database(engine, reader, shown=address.shown, schema=address.schema)
+
+
+def _sqlite(text: str) -> Database:
+    try:
+        url = make_url(text).set(drivername="sqlite+aiosqlite")
+    except sa.exc.ArgumentError:
+        raise SettingsError(["database_url: it is no URL of a database."]) from None
     if not url.database or url.database == ":memory:":
         raise SettingsError(["database_url: SQLite needs a file; one in memory cannot be read beside a writer."])
     Path(url.database).parent.mkdir(parents=True, exist_ok=True)
@@ -255,7 +317,7 @@ def _sqlite(url: sa.URL) -> Database:
         event.listen(engine.sync_engine, "connect", connected)
         event.listen(engine.sync_engine, "begin", begin)
         _trace(engine)
-    return Database(writer, reader)
+    return Database(writer, reader, shown=url.render_as_string())
 
 
 def _folder(package: str) -> Path:
@@ -288,53 +350,3 @@ def _trace(engine: AsyncEngine) -> None:
     event.listen(engine.sync_engine, "before_cursor_execute", before)
     event.listen(engine.sync_engine, "after_cursor_execute", after)
     event.listen(engine.sync_engine, "handle_error", failed)
-
-
-class _Translated:
-    """Turns a database that is away, full or undecided into our errors; constraint errors stay the store's."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _type: object, exc: BaseException | None, _tb: object) -> None:
-        translated = _translate(exc) if isinstance(exc, Exception) else None
-        if translated is not None:
-            raise translated from exc
-
-
-def _translate(exc: Exception) -> EkibenError | None:
-    if isinstance(exc, EkibenError):
-        return None
-    if isinstance(exc, sa.exc.DBAPIError):
-        state = str(getattr(exc.orig, "sqlstate", "") or "")
-        if state in ("40001", "40P01"):
-            return Aborted("Another transaction went first; try again.", reason="TRANSACTION_LOST")
-        sqlite_code = getattr(exc.orig, "sqlite_errorcode", 0) & 0xFF
-        if state == "53100" or sqlite_code == sqlite3.SQLITE_FULL:
-            return ResourceExhausted(
-                "The database's disk is full; free some space.", reason="DISK_FULL", retry_after_s=30.0
-            )
-        if sqlite_code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-            return DataLoss("The database's file is damaged; put back a copy.", reason="DATABASE_DAMAGED")
-        away = state[:2] in ("08", "57", "53") or exc.connection_invalidated
-        stuck = sqlite_code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
-        if away or stuck or isinstance(exc, sa.exc.InterfaceError):
-            return Unavailable(
-                "The database does not answer; try again.", reason="DATABASE_UNAVAILABLE", retry_after_s=1.0
-            )
-        return None
-    # asyncpg reports a refused or missing server as OSError, outside of SQLAlchemy's tree.
-    refused = isinstance(exc, ConnectionError | FileNotFoundError) and _from_driver(exc)
-    if refused or isinstance(exc, sa.exc.TimeoutError):
-        return Unavailable("The database does not answer; try again.", reason="DATABASE_UNAVAILABLE", retry_after_s=1.0)
-    return None
-
-
-def _from_driver(exc: BaseException) -> bool:
-    """Whether `exc` was raised while connecting, rather than by a caller's own code within the transaction."""
-    tb = exc.__traceback__
-    while tb is not None:
-        if tb.tb_frame.f_globals.get("__name__", "").startswith("asyncpg."):
-            return True
-        tb = tb.tb_next
-    return False

@@ -83,6 +83,27 @@ class ServerSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DatabaseSettings:
+    """Where a service keeps its rows: the first fields of the settings of each service that has any."""
+
+    database_url: str
+    """`sqlite:////folder/name.db`, or `postgresql://user@host/name?schema=ekiben_registry` with any parameter of
+    libpq's (`sslmode`, `sslrootcert`, `service`, …). Without `schema` the tables are made where the role's search
+    path says. A password is better kept in PGPASSFILE or `database_password_file`."""
+    database_password_file: Path | None = None
+    """File with PostgreSQL's password, read for each connection: a new password needs no restart."""
+    database_connections: int = 10
+    """Most connections to PostgreSQL that this process opens for this service, besides one that listens. All
+    processes together must stay below the server's `max_connections`."""
+
+    def database_faults(self) -> list[str]:
+        """What is wrong with these, for the `__post_init__` of the service's settings."""
+        if self.database_connections < 2:
+            return [f"database_connections is {self.database_connections}; it must be at least 2."]
+        return []
+
+
+@dataclass(frozen=True, kw_only=True)
 class PeerSettings:
     """Where the other services are. Environment: `EKIBEN_PEERS_…`."""
 
@@ -167,6 +188,23 @@ class Setting:
 def describe(cls: type[Any], prefix: str) -> list[Setting]:
     """Every setting of `cls` with its variable, type, default and the docstring of its field, for docs."""
     prefix = prefix.rstrip("_") + "_"
+    texts: dict[str, str] = {}
+    for part in reversed(cls.__mro__[:-1]):
+        texts |= _docstrings(part)
+    hints = typing.get_type_hints(cls)
+    return [
+        Setting(
+            prefix + field.name.upper(),
+            getattr(hints[field.name], "__name__", str(hints[field.name])),
+            "required" if field.default is MISSING and field.default_factory is MISSING else str(field.default),
+            texts.get(field.name, ""),
+        )
+        for field in fields(cls)
+    ]
+
+
+def _docstrings(cls: type[Any]) -> dict[str, str]:
+    """The docstring of each field that the class itself declares."""
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     texts: dict[str, str] = {}
     if isinstance(body, ast.ClassDef):
@@ -179,16 +217,7 @@ def describe(cls: type[Any], prefix: str) -> list[Setting]:
                 and isinstance(after.value.value, str)
             ):
                 texts[statement.target.id] = " ".join(after.value.value.split())
-    hints = typing.get_type_hints(cls)
-    return [
-        Setting(
-            prefix + field.name.upper(),
-            getattr(hints[field.name], "__name__", str(hints[field.name])),
-            "required" if field.default is MISSING and field.default_factory is MISSING else str(field.default),
-            texts.get(field.name, ""),
-        )
-        for field in fields(cls)
-    ]
+    return texts
 
 
 def _convert(text: str, hint: Any) -> Any:

@@ -30,7 +30,7 @@ from services.recorder.traces import Traces
 async def open_recorder(settings: Settings, peers: Peers, *, clock: Clock = SYSTEM) -> AsyncIterator[Component]:
     """Everything the recorder needs, opened in order and closed in reverse. It calls no peer: `peers` is not used."""
     async with AsyncExitStack() as stack:
-        database = await stack.enter_async_context(open_database(settings.database_url))
+        database = await stack.enter_async_context(open_database(settings))
         await database.migrate("services.recorder.migrations")
         writer = Writer(database, min_free_bytes=settings.min_free_bytes)
         prediction_store, trace_store = PredictionStore(database, writer), TraceStore(database, writer)

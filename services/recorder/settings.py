@@ -3,15 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.kernel.settings import SettingsError
+from services.kernel.settings import DatabaseSettings, SettingsError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(DatabaseSettings):
     """Settings of the recorder. Environment: `EKIBEN_RECORDER_…`."""
 
-    database_url: str
-    """`sqlite+aiosqlite:////path` or `postgresql+asyncpg://…`: prediction log, monitor entries and spans."""
     otlp_token_file: Path | None = None
     """File with the token that OTLP over HTTP asks for. Made, readable by the owner only, when it is not there.
     Required with `otlp_http_listen`: replicas run code of strangers, and so does whatever else reaches the port."""
@@ -36,7 +34,7 @@ class Settings:
     """Owner of the spans and monitor entries that come over OTLP."""
 
     def __post_init__(self) -> None:
-        faults = []
+        faults = self.database_faults()
         if self.otlp_http_listen and self.otlp_token_file is None:
             faults.append("otlp_http_listen needs otlp_token_file.")
         if self.retention_days < 0:

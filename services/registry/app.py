@@ -44,7 +44,7 @@ MIGRATIONS = "services.registry.migrations"
 @asynccontextmanager
 async def open_registry(settings: Settings, *, clock: Clock = SYSTEM) -> AsyncIterator[Component]:
     """Everything the registry needs, opened in order and closed in reverse; the bytes endpoint listens by then."""
-    async with open_database(settings.database_url) as database, open_blobs(settings.blobs_url) as blobs:
+    async with open_database(settings) as database, open_blobs(settings.blobs_url) as blobs:
         await database.migrate(MIGRATIONS)
         async with database.read() as connection:
             sealed = await any_secret(connection)

@@ -3,15 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.kernel.settings import SettingsError
+from services.kernel.settings import DatabaseSettings, SettingsError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(DatabaseSettings):
     """Environment: `EKIBEN_REGISTRY_…`."""
 
-    database_url: str
-    """`sqlite:////folder/registry.db` or `postgresql://user@host/name`."""
     blobs_url: str
     """Where blobs are kept: `file:///absolute/folder`, owned by this process alone."""
     secrets_key_file: Path
@@ -39,7 +37,8 @@ class Settings:
     """Name of the first user, made on first start."""
 
     def __post_init__(self) -> None:
-        faults = [
+        faults = self.database_faults()
+        faults += [
             f"{name} is {value}; it must be positive."
             for name, value in (
                 ("upload_expire_s", self.upload_expire_s),

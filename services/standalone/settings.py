@@ -20,6 +20,7 @@ from urllib.parse import quote
 from services.builder.settings import Settings as BuilderSettings
 from services.deployer.settings import Settings as DeployerSettings
 from services.gateway.settings import Settings as GatewaySettings
+from services.kernel import postgres
 from services.kernel.settings import PeerSettings, ServerSettings, SettingsError, load
 from services.recorder.settings import Settings as RecorderSettings
 from services.registry.settings import Settings as RegistrySettings
@@ -42,6 +43,13 @@ class Settings:
     """Address of the public port and of the deployments' own ports."""
     port: int = 7400
     """The public port; 0 takes a free one, which later starts keep."""
+    database: str = ""
+    """URL of a PostgreSQL database for all services, each in a schema of its own (`ekiben_registry`, …; with
+    `?schema=x` in it `x_registry`, …). Empty for a SQLite file each, below `data`."""
+    database_password_file: Path | None = None
+    """File with its password."""
+    blobs: str = ""
+    """Where blobs are kept, as `EKIBEN_REGISTRY_BLOBS_URL`; empty for a folder below `data`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +74,7 @@ def expand(settings: Settings, env: Mapping[str, str] = os.environ) -> Suite:
         SettingsError: variables of the environment are wrong; every fault is told.
     """
     data = settings.data
+    databases = {name: _database(settings, name) for name in ("registry", "builder", "deployer", "recorder")}
     run = _run_dir(data)
     in_url = quote(str(data))
     for folder in ("registry/blobs", "builder", "deployer", "recorder", "gateway"):
@@ -88,19 +97,19 @@ def expand(settings: Settings, env: Mapping[str, str] = os.environ) -> Suite:
         "blobs": blobs,
     }
     registry = {
-        "database_url": f"sqlite+aiosqlite:///{in_url}/registry/registry.db",
-        "blobs_url": f"file://{in_url}/registry/blobs",
+        **databases["registry"],
+        "blobs_url": settings.blobs or f"file://{in_url}/registry/blobs",
         "blobs_listen": blobs,
         "secrets_key_file": data / "registry" / "secrets.key",
         "admin_token_file": data / "admin-token",
     }
     builder = {
-        "database_url": f"sqlite+aiosqlite:///{in_url}/builder/builder.db",
+        **databases["builder"],
         "data_dir": data / "builder",
         "run_dir": run / "b",
     }
     deployer = {
-        "database_url": f"sqlite+aiosqlite:///{in_url}/deployer/deployer.db",
+        **databases["deployer"],
         "data_dir": data / "deployer",
         "run_dir": run / "d",
         "host": shown_host,
@@ -109,7 +118,7 @@ def expand(settings: Settings, env: Mapping[str, str] = os.environ) -> Suite:
         "otlp_token_file": data / "otlp-token",
     }
     recorder = {
-        "database_url": f"sqlite+aiosqlite:///{in_url}/recorder/recorder.db",
+        **databases["recorder"],
         "otlp_http_listen": f"127.0.0.1:{otlp_port}",
         "otlp_token_file": data / "otlp-token",
     }
@@ -142,6 +151,23 @@ def expand(settings: Settings, env: Mapping[str, str] = os.environ) -> Suite:
     if faults:
         raise SettingsError(faults)
     return taken
+
+
+def _database(settings: Settings, service: str) -> dict[str, object]:
+    """Where a service keeps its rows."""
+    if not settings.database:
+        return {"database_url": f"sqlite+aiosqlite:///{quote(str(settings.data))}/{service}/{service}.db"}
+    if settings.database.partition("://")[0] not in postgres.SCHEMES:
+        raise SettingsError(
+            [
+                "--database takes the URL of a PostgreSQL database: postgresql://user@host/name. Without it each "
+                "service has a SQLite file of its own below --data."
+            ]
+        )
+    found: dict[str, object] = {"database_url": postgres.with_schema(settings.database, service)}
+    if settings.database_password_file is not None:
+        found["database_password_file"] = settings.database_password_file
+    return found
 
 
 def _run_dir(data: Path) -> Path:
