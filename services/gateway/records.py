@@ -6,6 +6,7 @@ The fields of a line are those of `listeners`; what `q…` and `s…` hold is sa
 import base64
 import binascii
 import json
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -14,6 +15,10 @@ from ekiben.recorder.v1 import recorder_pb2 as pb
 from services.gateway.messages import read_facts
 
 _NONE = "-"
+_SECRET_PARAMETER = re.compile(
+    r"([?&;](?:[a-z0-9]+[-_])*(?:api[-_]?key|token|password|passwd|pwd|secret|signature|sig|credential)=)[^&;#]*",
+    re.IGNORECASE,
+)
 
 
 def prediction_from_line(line: bytes) -> pb.Prediction:
@@ -34,7 +39,7 @@ def prediction_from_line(line: bytes) -> pb.Prediction:
         replica=fields.get("replica") or "",
         api_token=_text(fields.get("token")),
         method=fields.get("method") or "",
-        path=fields.get("path") or "",
+        path=redacted_path(fields.get("path") or ""),
         protocol=_text(fields.get("protocol")),
         status=_number(fields.get("status")),
         response_flags=_text(fields.get("flags")),
@@ -49,6 +54,12 @@ def prediction_from_line(line: bytes) -> pb.Prediction:
     # Without a last byte (the caller left) only the milliseconds of the whole request are known.
     prediction.latency.FromMicroseconds(_number(micros) if micros is not None else _number(fields.get("ms")) * 1000)
     return prediction
+
+
+def redacted_path(path: str) -> str:
+    """A path and query without the values of parameters that carry a credential, by the last word of their names:
+    `?api_key=`, `&access-token=`."""
+    return _SECRET_PARAMETER.sub(r"\1[redacted]", path) if "?" in path else path
 
 
 def _payload(kept: Mapping[str, Any], side: str, size: int, host: str = "") -> pb.Payload:

@@ -18,7 +18,7 @@ from ekiben.deployer.v1 import deployer_pb2 as pb
 from services.gateway import exposition, messages, routes
 from services.gateway.domain import Endpoint, Route, RouteTable, Target, cluster_of
 from services.gateway.metrics import ENVOY_FAMILIES, Metrics, _renamed, failures
-from services.gateway.records import prediction_from_line
+from services.gateway.records import prediction_from_line, redacted_path
 from services.gateway.settings import Settings
 from services.kernel.clock import ManualClock
 from services.kernel.settings import SettingsError
@@ -107,6 +107,20 @@ def test_a_line_without_a_replica_or_a_response_is_a_prediction_all_the_same() -
     assert prediction.start_time.ToNanoseconds() == 1795600795292149000
     assert prediction.trace_id == "ab" * 16
     assert (prediction.status, prediction.response_flags, prediction.response.body) == (0, "DC", b"")
+
+
+@pytest.mark.parametrize(
+    ("path", "kept"),
+    [
+        ("/p?x=1&api_key=k1&y=2", "/p?x=1&api_key=[redacted]&y=2"),
+        ("/p?API-Key=k&access_token=t", "/p?API-Key=[redacted]&access_token=[redacted]"),
+        ("/p?X-Amz-Signature=s&X-Amz-Credential=c", "/p?X-Amz-Signature=[redacted]&X-Amz-Credential=[redacted]"),
+        ("/p?token=&tokens=5&max_tokens=7", "/p?token=[redacted]&tokens=5&max_tokens=7"),
+        ("/token=1", "/token=1"),
+    ],
+)
+def test_credentials_in_a_query_are_not_kept(path: str, kept: str) -> None:
+    assert redacted_path(path) == kept
 
 
 @given(st.binary(max_size=200))

@@ -64,7 +64,7 @@ class Prediction(_message.Message):
     method: _builtins.str
     """Output only. `POST`."""
     path: _builtins.str
-    """Output only. Path and query."""
+    """Output only. Path and query; values of parameters such as `api_key`, `token` or `signature` are `[redacted]`."""
     protocol: _builtins.str
     """Output only. `HTTP/1.1`, `HTTP/2`."""
     status: _builtins.int
