@@ -50,6 +50,7 @@ class Deployer:
         self.table = pb.RouteTable()
         self.changed = asyncio.Condition()
         self.acknowledged = -1
+        self.refused_ports: list[int] = []
 
     def WatchRoutes(self, request: pb.WatchRoutesRequest) -> Call:
         return Call(self)
@@ -57,6 +58,7 @@ class Deployer:
     async def AcknowledgeRoutes(self, request: pb.AcknowledgeRoutesRequest) -> None:
         async with self.changed:
             self.acknowledged = request.version
+            self.refused_ports = list(request.refused_ports)
             self.changed.notify_all()
 
     async def publish(self, *routes: pb.Route) -> None:

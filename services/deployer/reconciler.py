@@ -422,6 +422,7 @@ class Reconciler:
                 deployment.latest_revision, before.serving_revision, complete, ready
             ),
             crashes_until_failed=self._settings.crashes_until_failed,
+            refused_port=deployment.port if self.routes.refused(deployment.port) else 0,
         )
         after = status.summarize(facts, before, self._clock.now())
         if view.build and view.build != deployment.build:

@@ -29,6 +29,7 @@ class Routes:
         self._published = False
         self._acknowledged: dict[str, int] = {}
         self._watchers: dict[str, int] = {}
+        self._refused: dict[str, frozenset[int]] = {}
         self._alone_since = clock.monotonic()
         self._topic = Topic()
         self._included: dict[str, int] = {}
@@ -82,12 +83,15 @@ class Routes:
             if not self._watchers[gateway]:
                 del self._watchers[gateway]
                 self._acknowledged.pop(gateway, None)
+                self._refused.pop(gateway, None)
                 self._alone_since = self._clock.monotonic()
                 self._wake()
 
-    def acknowledge(self, gateway: str, version: int) -> None:
-        """A gateway routes by this version. One that was not given here is of a former deployer."""
+    def acknowledge(self, gateway: str, version: int, refused_ports: Iterable[int] = ()) -> None:
+        """A gateway routes by this version, but for own ports that it was refused. A version that was not given here
+        is of a former deployer."""
         if gateway in self._watchers and version <= self._table.version:
+            self._refused[gateway] = frozenset(refused_ports)
             self._acknowledged[gateway] = max(version, self._acknowledged.get(gateway, 0))
             self._wake()
 
@@ -96,6 +100,10 @@ class Routes:
         if replica in self._included and self._used() >= self._included[replica]:
             self._routed.add(replica)
         return replica in self._routed
+
+    def refused(self, port: int) -> bool:
+        """Whether a gateway cannot listen at this port, since somebody else does."""
+        return any(port in ports for ports in self._refused.values())
 
     def unrouted(self, replica: str) -> bool:
         """Whether no gateway sends requests to the replica any more."""

@@ -202,7 +202,7 @@ class RoutesServicer(stubs.RoutesServicer):
 
     async def AcknowledgeRoutes(self, request: pb.AcknowledgeRoutesRequest, context: Any) -> Empty:
         """A gateway routes by a version."""
-        self._routes.acknowledge(request.gateway, request.version)
+        self._routes.acknowledge(request.gateway, request.version, request.refused_ports)
         return Empty()
 
 

@@ -41,6 +41,8 @@ class Facts:
     """How many replicas are there nevertheless."""
     serving_revision: int = 0
     crashes_until_failed: int = 3
+    refused_port: int = 0
+    """The own port, where a gateway cannot listen at it."""
 
 
 def summarize(facts: Facts, before: Status, now: datetime) -> Status:
@@ -65,7 +67,12 @@ def summarize(facts: Facts, before: Status, now: datetime) -> Status:
     else:
         state = "DEPLOYING"
     available = _available(facts, crashed)
-    conditions = (_built(facts), available, _progressing(facts, state, crashed, told=available.status is False))
+    conditions = (
+        _built(facts),
+        available,
+        _progressing(facts, state, crashed, told=available.status is False),
+        *_reachable(facts),
+    )
     counts = {
         fact.service: _counts(fact)
         for fact in sorted(facts.services, key=lambda fact: fact.target == MAIN)  # main's counts win
@@ -188,6 +195,17 @@ def _progressing(facts: Facts, state: str, crashed: ReplicaStatus | None, *, tol
     wanted = sum(fact.desired for fact in facts.services)
     text = f"Revision {facts.latest_revision}: {done} of {wanted} replicas are ready."
     return Condition("Progressing", True, _reason(crashed) if crashed is not None else "ROLLING_OUT", text)
+
+
+def _reachable(facts: Facts) -> tuple[Condition, ...]:
+    """Only where something is wrong: at its host name a deployment is reached whoever has its port."""
+    if not facts.refused_port:
+        return ()
+    text = (
+        f"Another program listens at port {facts.refused_port}, so that the deployment's URL does not lead here. It is "
+        "reached by its host name on the platform's port; it takes its own port back once that is free."
+    )
+    return (Condition("Reachable", False, "PORT_TAKEN", text),)
 
 
 def _reason(replica: ReplicaStatus) -> str:

@@ -135,7 +135,9 @@ class Watcher:
                 await self._apply(table)
                 if self._failed_or_live(table):
                     await self._deployer.AcknowledgeRoutes(
-                        pb.AcknowledgeRoutesRequest(gateway=self._id, version=table.version)
+                        pb.AcknowledgeRoutesRequest(
+                            gateway=self._id, version=table.version, refused_ports=sorted(self._refused)
+                        )
                     )
                 pause_s = 0.1
             except (EkibenError, OSError, ValueError) as exc:

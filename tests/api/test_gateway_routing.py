@@ -138,6 +138,7 @@ async def test_an_own_port_that_is_taken_breaks_nothing_else(plane: Plane, clien
             own = free_port()
             routes = route("a", address, port=taken.getsockname()[1]), route("b", address, port=own)
             await plane.deployer.publish(*routes)
+            assert plane.deployer.refused_ports == [taken.getsockname()[1]]
             for url, host in ((plane.url, plane.host("a")), (f"http://127.0.0.1:{own}", {})):
                 async with client.get(url + "/", headers=host) as answer:
                     assert answer.status == 200

@@ -37,6 +37,17 @@ def test_crash_of_the_new_revision_is_told_where_the_old_one_still_serves() -> N
     assert "no weights" in said["Progressing"]
 
 
+def test_a_port_that_somebody_else_has_is_a_condition_and_the_state_stays() -> None:
+    ready = facts(ReplicaStatus("iris-1", Phase.READY))
+    ready = replace(ready, services=(replace(ready.services[0], complete=True),))
+    summary = status.summarize(replace(ready, refused_port=7501), Status("RUNNING"), NOW)
+    assert summary.state == "RUNNING"
+    (condition,) = [each for each in summary.conditions if each.type == "Reachable"]
+    assert (condition.status, condition.reason) == (False, "PORT_TAKEN")
+    assert "7501" in condition.message
+    assert "Reachable" not in messages(ready)
+
+
 def test_what_cannot_be_built_is_said_once() -> None:
     problem = Condition("Built", False, "BUILD_FAILED", "builds/b1: The requirement tinidb does not exist.")
     for old in (0, 1):

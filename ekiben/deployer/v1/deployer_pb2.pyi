@@ -1803,19 +1803,25 @@ class AcknowledgeRoutesRequest(_message.Message):
 
     GATEWAY_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    REFUSED_PORTS_FIELD_NUMBER: _builtins.int
     gateway: _builtins.str
     """Required. The gateway's id."""
     version: _builtins.int
     """Required. The version that its data plane uses now."""
+    @_builtins.property
+    def refused_ports(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Optional. Own ports of deployments at which it cannot listen: somebody else does. It tries again by itself."""
+
     def __init__(
         self,
         *,
         gateway: _builtins.str = ...,
         version: _builtins.int = ...,
+        refused_ports: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gateway", b"gateway", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gateway", b"gateway", "refused_ports", b"refused_ports", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
