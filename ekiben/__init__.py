@@ -4,6 +4,7 @@ The promised surface is what this module lists; everything else may change betwe
 
     connect(endpoint, token) ── Client ─┬─ .models        model repositories and models; upload, download
                                         ├─ .bentos        bento repositories and bentos; upload, download
+                                        ├─ .aliases       names that move from version to version; their history
                                         ├─ .builds        start, follow and cancel builds; their logs
                                         ├─ .deployments   create, update, scale, roll back, follow; replicas, logs
                                         ├─ .predictions   the prediction log: find, read, tail

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from ekiben import contexts
+from ekiben.aliases import Aliases
 from ekiben.audit import Audit
 from ekiben.bentos import Bentos
 from ekiben.builds import Builds
@@ -42,6 +43,7 @@ class Client:
         self.models = Models(self._channel, transfer)
         self.bentos = Bentos(self._channel, transfer)
         self.deletions = Deletions(self._channel)
+        self.aliases = Aliases(self._channel)
         self.builds = Builds(self._channel)
         self.deployments = Deployments(self._channel)
         self.predictions = Predictions(self._channel)

@@ -27,6 +27,7 @@ SECTIONS = (
         "Store",
         Entry("models", "Models: list, get, push, pull, update, delete."),
         Entry("bentos", "Bentos: list, get, push, pull, update, delete."),
+        Entry("aliases", "Names such as production that move: set, get, history."),
         Entry("repositories", "The names under which models and bentos are kept."),
     ),
     Section(

@@ -20,6 +20,7 @@ COLUMNS = [
     ("BENTO", lambda b: tag(b.name)),
     ("STATE", lambda b: pb.Content.State.Name(b.content.state)),
     ("SIZE", lambda b: size(b.content.size_bytes) if b.content.size_bytes else ""),
+    ("ALIASES", lambda b: " ".join(b.aliases)),
     ("BENTOML", lambda b: b.bentoml_version),
     ("MODELS", lambda b: " ".join(tag(name) for name in b.models)),
     ("LABELS", lambda b: pairs(b.labels)),
@@ -35,6 +36,7 @@ def fields(bento: pb.Bento) -> list[tuple[str, str]]:
         ("Failure", bento.content.failure),
         ("Size", size(bento.content.size_bytes) if bento.content.size_bytes else ""),
         ("Digest", bento.content.digest),
+        ("Aliases", " ".join(bento.aliases)),
         ("BentoML", bento.bentoml_version),
         ("Models", "\n".join(tag(name) for name in bento.models)),
         ("Labels", pairs(bento.labels)),
@@ -49,7 +51,8 @@ def fields(bento: pb.Bento) -> list[tuple[str, str]]:
 def bentos() -> None:
     """Bentos: services packed with their code, requirements and models.
 
-    A BENTO is written summarizer:v1, summarizer (the latest), or as its resource name.
+    A BENTO is written summarizer:v1, summarizer:production (an alias), summarizer (the latest), or as its resource
+    name.
     """
 
 

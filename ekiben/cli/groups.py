@@ -74,8 +74,8 @@ class RootGroup(NounGroup):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Load a command by its name, its singular, or its singular's irregular form."""
-        plural = f"{cmd_name[:-1]}ies" if cmd_name.endswith("y") else f"{cmd_name}s"
-        entry = self._entries.get(cmd_name) or self._entries.get(plural)
+        plurals = (f"{cmd_name}s", f"{cmd_name}es", f"{cmd_name.removesuffix('y')}ies")
+        entry = next((self._entries[name] for name in (cmd_name, *plurals) if name in self._entries), None)
         return entry.load() if entry else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -17,6 +17,7 @@ COLUMNS = [
     ("MODEL", lambda m: tag(m.name)),
     ("STATE", lambda m: pb.Content.State.Name(m.content.state)),
     ("SIZE", lambda m: size(m.content.size_bytes) if m.content.size_bytes else ""),
+    ("ALIASES", lambda m: " ".join(m.aliases)),
     ("MODULE", lambda m: m.module),
     ("LABELS", lambda m: pairs(m.labels)),
     ("AGE", lambda m: age(m.create_time)),
@@ -31,6 +32,7 @@ def fields(model: pb.Model) -> list[tuple[str, str]]:
         ("Failure", model.content.failure),
         ("Size", size(model.content.size_bytes) if model.content.size_bytes else ""),
         ("Digest", model.content.digest),
+        ("Aliases", " ".join(model.aliases)),
         ("Module", model.module),
         ("Labels", pairs(model.labels)),
         ("Description", model.description),
@@ -44,7 +46,7 @@ def fields(model: pb.Model) -> list[tuple[str, str]]:
 def models() -> None:
     """Models: weights and what belongs to them, by name and version.
 
-    A MODEL is written iris:v1, iris (the latest), or as its resource name.
+    A MODEL is written iris:v1, iris:production (an alias), iris (the latest), or as its resource name.
     """
 
 

@@ -30,13 +30,28 @@ def resource(collection: str, text: str) -> str:
 
 
 def model(text: str) -> str:
-    """A model's resource name for `iris:v1`, `iris` (the latest) or the name itself."""
+    """A model's resource name for `iris:v1`, `iris:production` (an alias), `iris` (the latest) or the name itself."""
     return str(names.Model.parse(text) if "/" in text else names.Model.from_tag(text))
 
 
 def bento(text: str) -> str:
-    """A bento's resource name for `summarizer:v1`, `summarizer` (the latest) or the name itself."""
+    """A bento's resource name for `demo:v1`, `demo:production` (an alias), `demo` (the latest) or the name itself."""
     return str(names.Bento.parse(text) if "/" in text else names.Bento.from_tag(text))
+
+
+def alias(kind: str, text: str) -> str:
+    """An alias's resource name for `iris:production` or the name itself; `kind` is `models` or `bentos`.
+
+    Raises:
+        InvalidArgument: neither (NAME_INVALID), or an alias is missing (ALIAS_REQUIRED).
+    """
+    made = names.ModelAlias if kind == "models" else names.BentoAlias
+    if "/" in text:
+        return str(made.parse(text))
+    repository, colon, id_ = text.partition(":")
+    if not colon:
+        raise InvalidArgument(f"Say which alias of {text!r}: {text}:ALIAS.", reason="ALIAS_REQUIRED", name=text)
+    return str(made(repository, id_))
 
 
 def revision(deployment: str, text: str) -> str:

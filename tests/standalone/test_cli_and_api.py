@@ -16,6 +16,8 @@ LISTS = [
     (("bentos", "list"), "/v1/bentoRepositories/-/bentos", "bentos"),
     (("repositories", "list", "models"), "/v1/modelRepositories", "modelRepositories"),
     (("repositories", "list", "bentos"), "/v1/bentoRepositories", "bentoRepositories"),
+    (("aliases", "list", "models"), "/v1/modelRepositories/-/aliases", "aliases"),
+    (("aliases", "history", "models"), "/v1/modelRepositories/-/aliases/-/changes", "changes"),
     (("builds", "list"), "/v1/builds", "builds"),
     (("deployments", "list"), "/v1/deployments", "deployments"),
     (("deployments", "revisions", "compared"), "/v1/deployments/compared/revisions", "revisions"),
@@ -37,6 +39,7 @@ GETS = [
     (("bentos", "get"), "/v1/bentoRepositories/-/bentos", "bentos"),
     (("repositories", "get", "models"), "/v1/modelRepositories", "modelRepositories"),
     (("repositories", "get", "bentos"), "/v1/bentoRepositories", "bentoRepositories"),
+    (("aliases", "get", "models"), "/v1/modelRepositories/-/aliases", "aliases"),
     (("builds", "get"), "/v1/builds", "builds"),
     (("deployments", "get"), "/v1/deployments", "deployments"),
     (("clusters", "get"), "/v1/clusters", "clusters"),
@@ -55,6 +58,7 @@ def populated(platform: Platform, bentoml: BentoMl, bentos: Path) -> Iterator[Pl
     model.mkdir()
     (model / "model.yaml").write_text("name: compared\nversion: v1\nmodule: none\napi_version: v1\n")
     platform.ekiben("models", "push", str(model))
+    platform.ekiben("aliases", "set", "models", "compared:current", "v1")
     platform.ekiben("secrets", "create", "compared", "--literal", "A=b")
     url = platform.ekiben_json("deployments", "get", "compared")["urls"][0]
     from tests.platform import http, wait_for

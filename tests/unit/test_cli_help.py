@@ -39,6 +39,7 @@ Start:
 Store:
   models          Models: list, get, push, pull, update, delete.
   bentos          Bentos: list, get, push, pull, update, delete.
+  aliases         Names such as production that move: set, get, history.
   repositories    The names under which models and bentos are kept.
 
 Build and run:
