@@ -4,6 +4,7 @@ Generated code has no comments, so they are read from `ekiben/api/descriptors.bi
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata, resources
 from typing import Any
@@ -134,9 +135,15 @@ class _Writer:
     def document(self) -> Schema:
         paths: dict[str, Schema] = {}
         tags: dict[str, Schema] = {}
+        described: Counter[str] = Counter()
         for binding in read_bindings():
             path, _ = openapi_path(binding)
-            paths.setdefault(path, {})[binding.verb.lower()] = self._operation(binding)
+            operation = self._operation(binding)
+            described[operation["operationId"]] += 1
+            # A method with several paths has an operation for each, and their ids must differ.
+            if (count := described[operation["operationId"]]) > 1:
+                operation["operationId"] += f"_{count}"
+            paths.setdefault(path, {})[binding.verb.lower()] = operation
             service = binding.method.containing_service
             tags[service.name] = {"name": service.name, "description": self._comments.of(service.full_name)}
         return {
