@@ -19,16 +19,25 @@ from services.content.blobs.filesystem import open_filesystem
 
 @asynccontextmanager
 async def open_blobs(url: str) -> AsyncIterator[BlobStore]:
-    """Open the blob store that `url` names: `file:///absolute/folder`, made when absent.
+    """Open the blob store that `url` names: `file:///absolute/folder`, made when absent, or `s3://bucket/prefix?…`.
 
     Raises:
-        InvalidArgument: an unknown scheme (BLOBS_URL_INVALID).
-        FailedPrecondition: another process has the folder open (BLOBS_IN_USE).
+        InvalidArgument: an unknown scheme, or not of its form (BLOBS_URL_INVALID).
+        FailedPrecondition: another process has the folder open (BLOBS_IN_USE); or the bucket cannot be used: see
+            `open_s3`, also for Unavailable.
     """
     parts = urlsplit(url)
+    if parts.scheme == "s3":
+        from services.content.blobs.s3 import open_s3  # here: its library costs half a second, and files need none
+
+        async with open_s3(url) as bucket:
+            yield bucket
+        return
     if parts.scheme != "file" or parts.netloc or not parts.path.startswith("/"):
         raise InvalidArgument(
-            f"Blob store {url!r} is not of the form 'file:///absolute/folder'.", reason="BLOBS_URL_INVALID", url=url
+            f"The blobs' URL is refused: it begins with {parts.scheme[:20]!r}. Its form is file:///absolute/folder or "
+            "s3://bucket/prefix?endpoint=….",
+            reason="BLOBS_URL_INVALID",
         )
     async with open_filesystem(Path(unquote(parts.path))) as blobs:
         yield blobs

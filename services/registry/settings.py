@@ -11,7 +11,9 @@ class Settings(DatabaseSettings):
     """Environment: `EKIBEN_REGISTRY_…`."""
 
     blobs_url: str
-    """Where blobs are kept: `file:///absolute/folder`, owned by this process alone."""
+    """Where blobs are kept: `file:///absolute/folder`, owned by this process alone, or
+    `s3://bucket/prefix?endpoint=…&region=…&path_style=true&part_size=16MiB` (all of the query is optional, and
+    `public_endpoint` is one more). Credentials are botocore's to find: environment, profile, web identity."""
     secrets_key_file: Path
     """The key that seals secrets and signs URLs; made with mode 0600 when absent. Losing it loses every secret: back
     it up, apart from the database."""

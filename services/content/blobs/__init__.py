@@ -4,10 +4,10 @@ The life of a blob:
 
 1. *Parts are written* for an upload, in any order, at once, some of them twice. Nothing is visible. Part 0
    is the whole content in one piece; parts 1 to 10,000 are pieces of it. A part is there when `write` has
-   returned, whole or not at all; writing a part again replaces it at once. A part counts until the
+   returned, whole or not at all; writing a part again replaces it at once. Of files, a part counts until the
    machine restarts: what is not durable then is forgotten, not guessed.
 2. *`assemble`* joins the parts that the caller lists, hashes, gives the result to the caller's check and makes
-   it durable. While it is open the upload takes no more parts. Leaving it without `commit` changes nothing.
+   it durable. While it is open the upload takes no more parts. Leaving it without `commit` makes nothing visible.
 3. *`commit`* makes the blob visible under its digest; that takes no time to speak of. The caller writes the row
    that names it afterwards: a crash between the two leaves a blob without a name, which is garbage.
 4. *`discard`* frees whatever an upload still holds.
@@ -72,8 +72,15 @@ class BlobReader(Protocol):
         """Size and age of a blob. Raises NotFound (BLOB_NOT_FOUND)."""
         ...
 
-    def read(self, digest: Digest, *, offset: int = 0) -> AsyncIterator[bytes]:
-        """Stream a blob from `offset` in chunks of at most 1 MiB. Raises NotFound (BLOB_NOT_FOUND)."""
+    def read(self, digest: Digest, *, offset: int = 0, size_bytes: int | None = None) -> AsyncIterator[bytes]:
+        """Stream a blob from `offset`, at most `size_bytes` of it, in chunks of at most 1 MiB.
+
+        Raises NotFound (BLOB_NOT_FOUND).
+        """
+        ...
+
+    async def inspect(self, digest: Digest, check: Check) -> None:
+        """Call `check` with the bytes of a blob, of which it reads what it wants. Raises NotFound (BLOB_NOT_FOUND)."""
         ...
 
     def path(self, digest: Digest) -> Path | None:
@@ -108,6 +115,9 @@ class BlobWriter(Protocol):
     ) -> Part:
         """Keep one part of exactly `size_bytes` bytes, checked before it replaces an earlier one.
 
+        A store that cannot look into what is not joined leaves `check` to `assemble`. S3 servers that keep what was cut
+        off (versitygw) show it as a part, whose etag is not that of the bytes that were to be sent.
+
         Raises:
             InvalidArgument: more or fewer bytes (SIZE_MISMATCH), another digest than `digest` (DIGEST_MISMATCH).
             ResourceExhausted: no space left (STORAGE_FULL).
@@ -115,8 +125,13 @@ class BlobWriter(Protocol):
         """
         ...
 
-    async def write_url(self, upload: str, number: int, *, expire_time: datetime) -> str | None:
-        """A URL at which the store itself takes the part; None when the registry has to."""
+    async def write_url(
+        self, upload: str, number: int, *, expire_time: datetime, size_bytes: int | None = None
+    ) -> str | None:
+        """A URL at which the store itself takes the part; None when the registry has to.
+
+        `size_bytes` is the part's, if that is known. What is sent there replaces the part until it is assembled.
+        """
         ...
 
     async def parts(self, upload: str) -> list[Part]:
@@ -127,6 +142,8 @@ class BlobWriter(Protocol):
         self, upload: str, parts: Sequence[tuple[int, str]], *, check: Check | None = None
     ) -> AbstractAsyncContextManager[Assembly]:
         """Join `(number, etag)` in the order given; none means the part WHOLE.
+
+        A store may take no more parts of an upload from then on; assembling the same ones again is always possible.
 
         Raises:
             FailedPrecondition: a part is missing or has another etag (UPLOAD_INCOMPLETE), or another

@@ -21,6 +21,7 @@ from typing import ParamSpec, TypeVar
 from ekiben.errors import FailedPrecondition, InvalidArgument, NotFound
 from services.content.blobs import MAX_PART_NUMBER, WHOLE, Blob, Check, Part
 from services.content.blobs.ingest import Ingest, Record
+from services.content.blobs.parts import wrong_digest, wrong_size
 from services.content.blobs.sink import Sink
 from services.content.blobs.source import Source
 from services.content.digest import Digest
@@ -90,16 +91,25 @@ class FilesystemBlobStore:
             raise _no_blob(digest) from None
         return Blob(digest, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC))
 
-    async def read(self, digest: Digest, *, offset: int = 0) -> AsyncIterator[bytes]:
-        """Stream a blob from `offset` in chunks of at most 1 MiB. Raises NotFound (BLOB_NOT_FOUND)."""
+    async def read(self, digest: Digest, *, offset: int = 0, size_bytes: int | None = None) -> AsyncIterator[bytes]:
+        """Stream a blob in chunks of at most 1 MiB. Raises NotFound (BLOB_NOT_FOUND)."""
+        left = sys.maxsize if size_bytes is None else size_bytes
         try:
             file = await self._run(lambda: self.path(digest).open("rb", buffering=0))
         except FileNotFoundError:
             raise _no_blob(digest) from None
         with file:
             file.seek(offset)
-            while chunk := await self._run(file.read, _READ_BYTES):
+            while chunk := await self._run(file.read, min(_READ_BYTES, left)):
+                left -= len(chunk)
                 yield chunk
+
+    async def inspect(self, digest: Digest, check: Check) -> None:
+        """Call `check` with the bytes of a blob. Raises NotFound (BLOB_NOT_FOUND)."""
+        try:
+            await self._run(_check, check, self.path(digest), 0, 0)
+        except FileNotFoundError:
+            raise _no_blob(digest) from None
 
     async def blobs(self) -> AsyncIterator[Blob]:
         """Every blob, in no order."""
@@ -163,9 +173,9 @@ class FilesystemBlobStore:
             sink = Sink(self._pool, path, offset, size_bytes, create=own, sha256=number == WHOLE or digest is not None)
             await sink.take(source)
             if sink.size_bytes != size_bytes:
-                raise _wrong_size(size_bytes, str(sink.size_bytes))
+                raise wrong_size(size_bytes, str(sink.size_bytes))
             if await source.readinto(memoryview(bytearray(1))):
-                raise _wrong_size(size_bytes, "more")
+                raise wrong_size(size_bytes, "more")
             hexdigest = sink.sha256_hex if number == WHOLE or digest is not None else ""
             if digest is not None and hexdigest != digest.hex:
                 raise wrong_digest(digest, Digest(hexdigest))
@@ -180,7 +190,9 @@ class FilesystemBlobStore:
             # Shielded: whoever cancels may go, but the place is free only when no thread writes there.
             await asyncio.shield(asyncio.ensure_future(_end(ingest, number, sink, path if own and not kept else None)))
 
-    async def write_url(self, upload: str, number: int, *, expire_time: datetime) -> None:
+    async def write_url(
+        self, upload: str, number: int, *, expire_time: datetime, size_bytes: int | None = None
+    ) -> None:
         """Files have no URL of their own."""
 
     async def parts(self, upload: str) -> list[Part]:
@@ -314,22 +326,3 @@ def _boot_id() -> str:
 
 def _no_blob(digest: Digest) -> NotFound:
     return NotFound(f"Blob {digest} does not exist.", reason="BLOB_NOT_FOUND", digest=digest)
-
-
-def _wrong_size(wanted: int, got: str) -> InvalidArgument:
-    return InvalidArgument(
-        f"{got} bytes were sent where {wanted} were announced. Send the part again.",
-        reason="SIZE_MISMATCH",
-        expected_bytes=wanted,
-        received_bytes=got,
-    )
-
-
-def wrong_digest(wanted: Digest, got: Digest) -> InvalidArgument:
-    """What was sent is not what was announced."""
-    return InvalidArgument(
-        f"The bytes sent have the digest {got}, not {wanted}. They were damaged on the way: send them again.",
-        reason="DIGEST_MISMATCH",
-        expected=wanted,
-        received=got,
-    )

@@ -24,8 +24,8 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ekiben.errors import FailedPrecondition
 from services.content.blobs import WHOLE, Part
+from services.content.blobs.parts import busy, listed
 from services.content.blobs.sink import BLOCK_BYTES, DIRECT_BYTES, open_direct
 from services.content.files import write_whole
 
@@ -160,33 +160,8 @@ class Ingest:
                 (self.folder / earlier.file).unlink(missing_ok=True)
 
     def listed(self, wanted: Sequence[tuple[int, str]]) -> list[Record]:
-        """The records of the parts that the caller lists, which must be all there are, from 1 on.
-
-        BentoML's client lists what it has even after a part failed; to join that would make a shorter
-        archive visible.
-
-        Raises:
-            FailedPrecondition: they are not (UPLOAD_INCOMPLETE).
-        """
-        if not wanted:
-            whole = self.records.get(WHOLE)
-            if whole is None:
-                raise incomplete("The content was not sent as a whole", self.folder.name)
-            return [whole]
-        records: list[Record] = []
-        for place, (number, etag) in enumerate(wanted, start=1):
-            record = self.records.get(number)
-            if number != place:
-                raise incomplete(f"Part {place} is missing from the list", self.folder.name)
-            if record is None:
-                raise incomplete(f"Part {number} was not received", self.folder.name)
-            if etag.strip('"') != record.etag.strip('"'):
-                raise incomplete(f"Part {number} was received as {record.etag}, not as {etag}", self.folder.name)
-            records.append(record)
-        unlisted = sorted(number for number in self.records if number > len(records))
-        if unlisted:
-            raise incomplete(f"Part {unlisted[0]} was received and is not listed", self.folder.name)
-        return records
+        """The records of the parts that the caller lists. Raises FailedPrecondition (UPLOAD_INCOMPLETE)."""
+        return listed(self.records, wanted, self.folder.name)
 
     async def hash_ahead(self) -> None:
         """Hash the parts that are there from the first on, unless another call does."""
@@ -248,20 +223,6 @@ class Ingest:
             held[record.file] = held.get(record.file, 0) + record.size_bytes if in_place else -(1 << 62)
         best = max(held, key=lambda file: held[file], default=None)
         return best if best is not None and held[best] > 0 else None
-
-
-def busy(upload: str) -> FailedPrecondition:
-    """The upload is being joined or ended."""
-    return FailedPrecondition(
-        f"Upload {upload!r} is being completed or ended: it takes no parts.", reason="UPLOAD_BUSY", upload=upload
-    )
-
-
-def incomplete(what: str, upload: str) -> FailedPrecondition:
-    """A part is missing."""
-    return FailedPrecondition(
-        f"{what}. Send what is missing, then complete the upload again.", reason="UPLOAD_INCOMPLETE", upload=upload
-    )
 
 
 def _ends(records: Sequence[Record]) -> Iterator[int]:
