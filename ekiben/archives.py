@@ -97,6 +97,14 @@ class Archive:
                 break
         return f"sha256:{hashed.hexdigest()}"
 
+    def fingerprint(self) -> str:
+        """Hex that changes with the layout, or with the path, size or time of a file; no file is read for it."""
+        hashed = hashlib.sha256()
+        for piece in self._pieces:
+            named = f"{piece.start} {piece.size} {piece.mtime_ns} {piece.path.absolute() if piece.path else ''}\n"
+            hashed.update(named.encode("utf-8", "surrogateescape") + piece.data)
+        return hashed.hexdigest()
+
 
 def of_folder(folder: Path, *, exclude: Callable[[str], bool] = lambda name: False) -> Archive:
     """The tar of a folder, names starting with `./`. Symbolic links are followed: archives hold no links.

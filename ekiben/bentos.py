@@ -9,7 +9,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from ekiben import localstore, names, pages
 from ekiben.content import check_digest, check_ready
-from ekiben.errors import AlreadyExists
+from ekiben.errors import AlreadyExists, FailedPrecondition
 from ekiben.registry.v1 import registry_pb2 as pb
 from ekiben.registry.v1.registry_pb2_grpc import BentosStub
 from ekiben.transfer import Progress, Transfer, no_progress
@@ -52,14 +52,17 @@ class Bentos:
         force: bool = False,
         labels: Mapping[str, str] | None = None,
         progress: Progress = no_progress,
+        resume: bool = False,
     ) -> tuple[pb.Bento, bool]:
         """Upload a bento: a tag of the local BentoML store, a folder, a tar file, or what was read of one.
 
         The models that it names are not pushed with it. Returns the bento, and whether bytes had to be sent at all:
         one that is READY is left alone unless `force`.
+        `resume` goes on with a push of the same bytes that did not end.
 
         Raises:
             DataLoss: the registry holds other bytes than were sent (CONTENT_DIFFERS).
+            Aborted: another push of this version came first (CONTENT_EXISTS), or right after (CONTENT_REPLACED).
         """
         if not isinstance(source, localstore.Version):
             path = source if isinstance(source, Path) else localstore.folder("bentos", source)
@@ -82,9 +85,15 @@ class Bentos:
                 name=name, manifest=wanted.manifest, description=wanted.description, labels=wanted.labels
             )
             bento = await self.update(changed)
-        _, digest = await self._transfer.upload(bento.name, source.archive, progress=progress)
+        upload, digest = await self._transfer.upload(
+            bento.name,
+            source.archive,
+            progress=progress,
+            resume=resume,
+            open_upload=bento.content.open_upload,
+        )
         bento = await self.get(name)
-        check_digest(bento.name, bento.content, digest)
+        check_digest(bento.name, bento.content, upload, digest)
         return bento, True
 
     async def pull(
@@ -93,6 +102,7 @@ class Bentos:
         """Download a bento to the new folder `into`, or, without `unpack`, to a tar file; returns where it is.
 
         Without `into` it goes to the local BentoML store; one that is there already is left alone.
+        One that was killed is gone on with.
         """
         bento = await self.get(name)
         parsed = names.Bento.parse(bento.name)
@@ -100,7 +110,20 @@ class Bentos:
         if into is None and (path / "bento.yaml").is_file():
             return path
         check_ready(bento.name, bento.content)
-        await self._transfer.download(bento.name, path, digest=bento.content.digest, unpack=unpack, progress=progress)
+        try:
+            await self._transfer.download(
+                bento.name,
+                path,
+                digest=bento.content.digest,
+                size_bytes=bento.content.size_bytes,
+                unpack=unpack,
+                work=None if into else localstore.work(),
+                progress=progress,
+            )
+        except FailedPrecondition as error:
+            if into is not None or error.reason != "TARGET_EXISTS" or not (path / "bento.yaml").is_file():
+                raise
+            return path  # another pull brought it meanwhile
         if into is None:
             localstore.mark_latest(path)
         return path

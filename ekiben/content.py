@@ -1,6 +1,6 @@
 """What a model or a bento must have before its bytes are read, and after they were sent."""
 
-from ekiben.errors import DataLoss, FailedPrecondition
+from ekiben.errors import Aborted, DataLoss, FailedPrecondition
 from ekiben.registry.v1 import registry_pb2 as pb
 
 
@@ -20,16 +20,25 @@ def check_ready(name: str, content: pb.Content) -> None:
         )
 
 
-def check_digest(name: str, content: pb.Content, digest: str) -> None:
+def check_digest(name: str, content: pb.Content, upload: pb.Upload, digest: str) -> None:
     """Nothing, where a finished push left the bytes that were sent.
 
     Raises:
-        DataLoss: other bytes, or none (CONTENT_DIFFERS).
+        DataLoss: it left other bytes, or none (CONTENT_DIFFERS).
+        Aborted: it left them, and somebody else replaced them since (CONTENT_REPLACED).
     """
-    if content.digest != digest:
-        raise DataLoss(
-            f"{name} holds {content.digest or 'nothing'} although {digest} was sent. Push it again with --force.",
-            reason="CONTENT_DIFFERS",
+    if content.digest == digest:
+        return
+    if content.digest and upload.digest == digest:
+        raise Aborted(
+            f"{name} was pushed, and another push replaced it right after. Push it again with --force to have yours.",
+            reason="CONTENT_REPLACED",
             name=name,
-            digest=digest,
+            digest=content.digest,
         )
+    raise DataLoss(
+        f"{name} holds {content.digest or 'nothing'} although {digest} was sent. Push it again with --force.",
+        reason="CONTENT_DIFFERS",
+        name=name,
+        digest=digest,
+    )

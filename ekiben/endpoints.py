@@ -57,6 +57,10 @@ class Endpoint:
         host = self.target.rpartition(":")[0].strip("[]")
         return self.target.startswith("unix:") or host in ("localhost", "::1") or host.startswith("127.")
 
+    def is_near(self, url: str) -> bool:
+        """True where a URL that is whole leads to the registry of this machine."""
+        return self.loopback and url.startswith((UNIX, self.url))
+
     def resolve(self, url: str) -> str:
         """A signed URL made whole: a path is appended to the public address, a whole URL stays as it is."""
         return urljoin(self.url + "/", url)

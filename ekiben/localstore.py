@@ -74,6 +74,11 @@ def target(kind: str, repository: str, version: str, *, root: Path | None = None
     return (root or home()) / kind / repository / version
 
 
+def work(*, root: Path | None = None) -> Path:
+    """A folder for what is not whole yet. Not among the versions: BentoML takes each folder there for one."""
+    return (root or home()) / "tmp" / "ekiben"
+
+
 def mark_latest(path: Path) -> None:
     """Say in the store that the version at `path` is the newest of its repository."""
     new = path.parent / f".latest.{os.getpid()}"

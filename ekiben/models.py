@@ -9,7 +9,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from ekiben import localstore, names, pages
 from ekiben.content import check_digest, check_ready
-from ekiben.errors import AlreadyExists
+from ekiben.errors import AlreadyExists, FailedPrecondition
 from ekiben.registry.v1 import registry_pb2 as pb
 from ekiben.registry.v1.registry_pb2_grpc import ModelsStub
 from ekiben.transfer import Progress, Transfer, no_progress
@@ -52,13 +52,16 @@ class Models:
         force: bool = False,
         labels: Mapping[str, str] | None = None,
         progress: Progress = no_progress,
+        resume: bool = False,
     ) -> tuple[pb.Model, bool]:
         """Upload a model: a tag of the local BentoML store, a folder, a tar file, or what was read of one.
 
         Returns the model, and whether bytes had to be sent at all: one that is READY is left alone unless `force`.
+        `resume` goes on with a push of the same bytes that did not end.
 
         Raises:
             DataLoss: the registry holds other bytes than were sent (CONTENT_DIFFERS).
+            Aborted: another push of this version came first (CONTENT_EXISTS), or right after (CONTENT_REPLACED).
         """
         if not isinstance(source, localstore.Version):
             path = source if isinstance(source, Path) else localstore.folder("models", source)
@@ -73,9 +76,15 @@ class Models:
             model = await self.get(name)
             if model.content.state == pb.Content.READY and not force:
                 return model, False
-        _, digest = await self._transfer.upload(model.name, source.archive, progress=progress)
+        upload, digest = await self._transfer.upload(
+            model.name,
+            source.archive,
+            progress=progress,
+            resume=resume,
+            open_upload=model.content.open_upload,
+        )
         model = await self.get(name)
-        check_digest(model.name, model.content, digest)
+        check_digest(model.name, model.content, upload, digest)
         return model, True
 
     async def pull(
@@ -84,6 +93,7 @@ class Models:
         """Download a model to the new folder `into`, or, without `unpack`, to a tar file; returns where it is.
 
         Without `into` it goes to the local BentoML store; one that is there already is left alone.
+        One that was killed is gone on with.
         """
         model = await self.get(name)
         parsed = names.Model.parse(model.name)
@@ -91,7 +101,20 @@ class Models:
         if into is None and (path / "model.yaml").is_file():
             return path
         check_ready(model.name, model.content)
-        await self._transfer.download(model.name, path, digest=model.content.digest, unpack=unpack, progress=progress)
+        try:
+            await self._transfer.download(
+                model.name,
+                path,
+                digest=model.content.digest,
+                size_bytes=model.content.size_bytes,
+                unpack=unpack,
+                work=None if into else localstore.work(),
+                progress=progress,
+            )
+        except FailedPrecondition as error:
+            if into is not None or error.reason != "TARGET_EXISTS" or not (path / "model.yaml").is_file():
+                raise
+            return path  # another pull brought it meanwhile
         if into is None:
             localstore.mark_latest(path)
         return path

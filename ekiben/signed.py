@@ -1,10 +1,12 @@
 """PUT and GET at signed URLs, with the standard library, in whatever thread calls.
 
+The server behind a URL is the registry, or the object store that keeps its bytes: both are spoken to alike.
 Nothing here knows gRPC or asyncio; `transfer.py` does.
 """
 
 import contextlib
 import json
+import re
 import socket
 import ssl
 from collections.abc import Callable, Iterator
@@ -19,6 +21,10 @@ _IDLE_S = 120.0
 """How long a server may say nothing: it hashes and checks a whole archive before it answers."""
 _SENDFILE_BYTES = 8 << 20
 """Sent by the kernel at once; more would make progress jumpy and stopping slow."""
+
+_TRY_AGAIN = (500, 502, 503, 504)
+_TRY_AGAIN_CODES = ("RequestTimeout", "SlowDown", "InternalError", "OperationAborted", "ServiceUnavailable")
+"""What S3 says of a request that deserves another try, whatever its status."""
 
 _BY_STATUS: dict[int, type[errors.EkibenError]] = {
     400: errors.InvalidArgument,
@@ -76,8 +82,8 @@ def put(
 
 
 @contextlib.contextmanager
-def get(url: str, offset: int = 0, end: int | None = None) -> Iterator[Callable[[memoryview], int]]:
-    """GET a URL from `offset` on (up to `end`, exclusive); gives a function that fills a buffer, to be used inside.
+def get(url: str, offset: int = 0) -> Iterator[Callable[[memoryview], int]]:
+    """GET a URL from `offset` on; gives a function that fills a buffer, to be used inside.
 
     It returns how many bytes it put there, none at the end, and raises the same errors.
 
@@ -86,15 +92,7 @@ def get(url: str, offset: int = 0, end: int | None = None) -> Iterator[Callable[
         EkibenError: the server refused, as the class of its status.
     """
     with _connection(url) as (connection, path):
-        wanted = f"bytes={offset}-{'' if end is None else end - 1}"
-        headers = {"Range": wanted} if offset or end is not None else {}
-        try:
-            connection.request("GET", path, headers=headers)
-            response = connection.getresponse()
-            if response.status not in (200, 206) or (response.status == 200 and offset):
-                raise _refusal(url, response, response.read(1 << 16))
-        except (OSError, HTTPException) as error:
-            raise _broken(url, error) from error
+        response = _ask(connection, path, url, {"Range": f"bytes={offset}-"} if offset else {})
         left = int(response.headers.get("Content-Length") or -1)
 
         def readinto(buffer: memoryview) -> int:
@@ -111,8 +109,72 @@ def get(url: str, offset: int = 0, end: int | None = None) -> Iterator[Callable[
         yield readinto
 
 
+class Getter:
+    """GETs of ranges, one after another over one connection as long as it holds. `close` may come from any thread."""
+
+    def __init__(self) -> None:
+        self._connection: HTTPConnection | None = None
+        self._server = ""
+
+    def fill(self, url: str, offset: int, buffer: memoryview, passed: Callable[[int], None]) -> None:
+        """Fill the buffer with what begins at `offset`; `passed` is told of each piece. Raises as `get` does."""
+        parts = urlsplit(url)
+        if self._connection is None or self._server != f"{parts.scheme}://{parts.netloc}":
+            self.close()
+            self._connection, self._server = _connect(url), f"{parts.scheme}://{parts.netloc}"
+        try:
+            wanted = f"bytes={offset}-{offset + len(buffer) - 1}"
+            response = _ask(self._connection, _path(url), url, {"Range": wanted})
+            while buffer:
+                try:
+                    got = response.readinto(buffer)
+                except (OSError, HTTPException) as error:
+                    raise _broken(url, error) from error
+                if not got:
+                    raise _broken(url, ConnectionError("the answer ended early"))
+                buffer = buffer[got:]
+                passed(got)
+            if response.read(1) or response.will_close:
+                self.close()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the connection; a `fill` under way raises Unavailable."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(OSError, AttributeError):
+                connection.sock.shutdown(socket.SHUT_RDWR)
+            connection.close()
+
+
+def _ask(connection: HTTPConnection, path: str, url: str, headers: dict[str, str]) -> HTTPResponse:
+    try:
+        connection.request("GET", path, headers=headers)
+        response = connection.getresponse()
+        if response.status not in (200, 206) or (response.status == 200 and headers):
+            raise _refusal(url, response, response.read(1 << 16))
+    except (OSError, HTTPException) as error:
+        raise _broken(url, error) from error
+    return response
+
+
+def _path(url: str) -> str:
+    parts = urlsplit(url)
+    return parts.path + (f"?{parts.query}" if parts.query else "")
+
+
 @contextlib.contextmanager
 def _connection(url: str) -> Iterator[tuple[HTTPConnection, str]]:
+    connection = _connect(url)
+    try:
+        yield connection, _path(url)
+    finally:
+        connection.close()
+
+
+def _connect(url: str) -> HTTPConnection:
     parts = urlsplit(url)
     connection: HTTPConnection
     if url.startswith(UNIX):
@@ -127,10 +189,7 @@ def _connection(url: str) -> Iterator[tuple[HTTPConnection, str]]:
     except OSError as error:
         connection.close()
         raise _broken(url, error) from error
-    try:
-        yield connection, parts.path + (f"?{parts.query}" if parts.query else "")
-    finally:
-        connection.close()
+    return connection
 
 
 class _UnixConnection(HTTPConnection):
@@ -193,13 +252,24 @@ def _refusal(url: str, response: HTTPResponse, body: bytes) -> errors.EkibenErro
     if url.startswith(UNIX) and response.status in (403, 404):
         # Through a tunnel the registry is elsewhere, and the socket of that name another's, who knows no such URL.
         return errors.Unavailable("The socket is another registry's.", reason="SOCKET_REFUSED")
-    detail, reason = "", ""
-    with contextlib.suppress(ValueError):
-        problem = json.loads(body)
-        if isinstance(problem, dict):
-            detail, reason = str(problem.get("detail") or ""), str(problem.get("reason") or "")
+    detail, reason = _problem(body)
     if not detail:
         text = body.decode("utf-8", "replace").strip()
         detail = text[:500] if text and "<" not in text else f"The server answered {response.status} {response.reason}."
-    kind = errors.Unavailable if response.status in (500, 502, 503, 504) else _BY_STATUS.get(response.status)
+    again = response.status in _TRY_AGAIN or reason in _TRY_AGAIN_CODES
+    kind = errors.Unavailable if again else _BY_STATUS.get(response.status)
     return (kind or errors.FailedPrecondition)(detail, reason=reason or f"HTTP_{response.status}")
+
+
+def _problem(body: bytes) -> tuple[str, str]:
+    """Sentence and reason of a problem document (RFC 9457), or of S3's error document; empty where it is neither."""
+    with contextlib.suppress(ValueError):
+        problem = json.loads(body)
+        if isinstance(problem, dict):
+            return str(problem.get("detail") or ""), str(problem.get("reason") or "")
+    code, message = re.search(rb"<Code>([^<]+)</Code>", body), re.search(rb"<Message>([^<]+)</Message>", body)
+    if code is None:
+        return "", ""
+    name = code[1].decode("utf-8", "replace")
+    said = message[1].decode("utf-8", "replace") if message else "no message"
+    return f"The object store refused: {said} ({name}).", name

@@ -9,7 +9,7 @@ import click
 from ekiben import localstore
 from ekiben.cli import deletions, short, versions
 from ekiben.cli.groups import NounGroup
-from ekiben.cli.options import confirm, label_option, limit_option, output_option, yes_option
+from ekiben.cli.options import confirm, label_option, limit_option, output_option, resume_option, yes_option
 from ekiben.cli.output import age, collect, last, moment, pairs, print_item, print_items, said, size, tag
 from ekiben.cli.session import run
 from ekiben.client import Client
@@ -88,6 +88,7 @@ async def get(client: Client, bento: str, output: str) -> None:
 @bentos.command()
 @click.argument("source")
 @click.option("--force", is_flag=True, help="Send the bytes even where the bento is there already.")
+@resume_option
 @click.option("--models/--no-models", "with_models", default=True, help="Push its models of the local store first.")
 @label_option
 @output_option
@@ -96,25 +97,34 @@ async def push(
     client: Client,
     source: str,
     force: bool,
+    resume: bool,
     with_models: bool,
     labels: tuple[tuple[str, str], ...],
     output: str,
 ) -> None:
     """Upload a bento: a tag of the local BentoML store, a folder, or a tar file."""
     path = versions.source_path("bentos", source)
-    bento = await push_from(client, path, with_models=with_models, force=force, labels=dict(labels))
+    bento = await push_from(client, path, with_models=with_models, force=force, resume=resume, labels=dict(labels))
     if output != "table":
         print_item(bento, fields(bento), output)
 
 
 async def push_from(
-    client: Client, path: Path, *, with_models: bool = True, force: bool = False, labels: Mapping[str, str] = {}
+    client: Client,
+    path: Path,
+    *,
+    with_models: bool = True,
+    force: bool = False,
+    resume: bool = False,
+    labels: Mapping[str, str] = {},
 ) -> pb.Bento:
     """Push the bento at `path`, its models first."""
     version = await asyncio.to_thread(localstore.read_bento, path)
     if with_models:
-        await push_models(client, version.models)
-    pushed: pb.Bento = await versions.push(client.bentos, "bento", version, force=force, labels=dict(labels))
+        await push_models(client, version.models, resume=resume)
+    pushed: pb.Bento = await versions.push(
+        client.bentos, "bento", version, force=force, resume=resume, labels=dict(labels)
+    )
     return pushed
 
 
@@ -137,7 +147,7 @@ async def get_or_push(client: Client, name: str) -> pb.Bento:
     return await push_from(client, path)
 
 
-async def push_models(client: Client, tags: tuple[str, ...]) -> None:
+async def push_models(client: Client, tags: tuple[str, ...], *, resume: bool = False) -> None:
     """Push the models that a bento names; one that the local store does not have must be there already."""
     for model in tags:
         try:
@@ -146,7 +156,7 @@ async def push_models(client: Client, tags: tuple[str, ...]) -> None:
             await client.models.get(short.model(model))
             continue
         version = await asyncio.to_thread(localstore.read_model, path)
-        await versions.push(client.models, "model", version, force=False, labels={})
+        await versions.push(client.models, "model", version, force=False, resume=resume, labels={})
 
 
 @bentos.command()

@@ -7,7 +7,7 @@ import click
 from ekiben import localstore
 from ekiben.cli import deletions, short, versions
 from ekiben.cli.groups import NounGroup
-from ekiben.cli.options import confirm, label_option, limit_option, output_option, yes_option
+from ekiben.cli.options import confirm, label_option, limit_option, output_option, resume_option, yes_option
 from ekiben.cli.output import age, collect, last, moment, pairs, print_item, print_items, said, size, tag
 from ekiben.cli.session import run
 from ekiben.client import Client
@@ -82,13 +82,21 @@ async def get(client: Client, model: str, output: str) -> None:
 @models.command()
 @click.argument("source")
 @click.option("--force", is_flag=True, help="Send the bytes even where the model is there already.")
+@resume_option
 @label_option
 @output_option
 @run
-async def push(client: Client, source: str, force: bool, labels: tuple[tuple[str, str], ...], output: str) -> None:
-    """Upload a model: a tag of the local BentoML store, a folder, or a tar file."""
+async def push(
+    client: Client, source: str, force: bool, resume: bool, labels: tuple[tuple[str, str], ...], output: str
+) -> None:
+    """Upload a model: a tag of the local BentoML store, a folder, or a tar file.
+
+    \b
+    ekiben models push iris:v1
+    ekiben models push iris:v1 --resume      # after a push that was interrupted
+    """
     version = await asyncio.to_thread(localstore.read_model, versions.source_path("models", source))
-    model = await versions.push(client.models, "model", version, force=force, labels=dict(labels))
+    model = await versions.push(client.models, "model", version, force=force, resume=resume, labels=dict(labels))
     if output != "table":
         print_item(model, fields(model), output)
 

@@ -117,6 +117,13 @@ def yes_option(function: F) -> F:
     return click.option("-y", "--yes", is_flag=True, help="Do not ask.")(function)
 
 
+def resume_option(function: F) -> F:
+    """`--resume`."""
+    return click.option(
+        "--resume", is_flag=True, help="Go on with a push of the same bytes that was interrupted, by whatever."
+    )(function)
+
+
 def label_option(function: F) -> F:
     """`--label KEY=VALUE`, repeatable."""
     return click.option(

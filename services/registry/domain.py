@@ -228,7 +228,10 @@ class Deleted:
 
 @dataclass(frozen=True)
 class Upload:
-    """One attempt to give a version its bytes. `size_bytes` None and `digest` empty: not announced."""
+    """One attempt to give a version its bytes. `size_bytes` None and `digest` empty: not announced.
+
+    `replaces`: there was content when it was opened, so that whoever opened it means to replace it.
+    """
 
     upload: str
     organization: str
@@ -240,6 +243,9 @@ class Upload:
     create_time: datetime
     expire_time: datetime
     creator: str
+    replaces: bool = False
+    digest_wanted: bool = False
+    """Content of this size is there: see the proto."""
 
 
 @dataclass(frozen=True)

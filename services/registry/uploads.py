@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import BinaryIO, TypeVar
@@ -127,13 +127,16 @@ class Uploads:
             found = await catalog_rows.version(connection, organization, kind, repository, version, lock=True)
             if found is None:
                 raise await not_itself(connection, organization, kind, repository, version)
+            upload = replace(upload, replaces=found[1].content.state.usable)
             await rows.add(connection, upload, found[0])
             await rows.set_opened(connection, found[0], now)
             until = now + self._garbage_grace
             if stored is not None and await held.store(connection, digest, until, only_if_stored=True):
                 await rows.leave_open(connection, upload.upload, UploadState.COMPLETED)
                 await rows.set_content(connection, found[0], digest, stored, now)
-        return (await self.get(caller, upload.upload))[0]
+            alike = wanted is None and size_bytes is not None
+            alike = alike and await rows.content_of_size(connection, organization, kind, size_bytes or 0)
+        return replace((await self.get(caller, upload.upload))[0], digest_wanted=alike)
 
     async def get(self, caller: Principal, upload: str) -> tuple[Upload, list[Part]]:
         """An upload and its parts so far. Raises NotFound (UPLOAD_NOT_FOUND)."""
@@ -219,6 +222,8 @@ class Uploads:
             FailedPrecondition: a part is missing (UPLOAD_INCOMPLETE), and nothing changed; or it ended
                 otherwise before (UPLOAD_ENDED).
             InvalidArgument: SIZE_MISMATCH, DIGEST_MISMATCH, ARCHIVE_INVALID; the upload is FAILED by that.
+            Aborted: another upload, opened like this one before there was content, has brought other bytes first
+                (CONTENT_EXISTS); the upload is FAILED by that.
             ResourceExhausted: STORAGE_FULL, and nothing changed.
         """
         async with self._turn(upload):
@@ -302,8 +307,17 @@ class Uploads:
                     "The content was collected before it was named: the registry's clock jumped. Push again.",
                     reason="CLAIM_LOST",
                 )
-            if not await rows.leave_open(connection, row.upload, UploadState.COMPLETED):
+            if not await rows.leave_open(connection, row.upload, UploadState.COMPLETED, digest=digest or ""):
                 self._must_be_open(found[1])
+            there = await rows.current_digest(connection, found[0])
+            if there and there != digest and not found[1].replaces:
+                raise Aborted(
+                    f"Another push gave {row.resource} its content first. Push it again with --force to replace that, "
+                    "or under another version.",
+                    reason="CONTENT_EXISTS",
+                    resource=row.resource,
+                    digest=there,
+                )
             await rows.set_content(connection, found[0], digest, size_bytes, now)
 
     async def _end(self, upload: str, state: UploadState, failure: str) -> None:

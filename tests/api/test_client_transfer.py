@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import pytest
 
-from ekiben import archives, localstore, transfer
+from ekiben import archives, localstore, patience, uploading
 from ekiben.client import Client
 from ekiben.endpoints import UNIX, Endpoint
 from ekiben.errors import DataLoss, FailedPrecondition, InvalidArgument, Unavailable
@@ -30,7 +30,15 @@ def client_of(platform: Platform) -> Client:
 def elsewhere(client: Client) -> None:
     """Make the client believe that the server is on another machine."""
     client.models._transfer._endpoint = type(
-        "Elsewhere", (), {"loopback": False, "resolve": lambda _, url: url, "shortcut": lambda *_: ""}
+        "Elsewhere",
+        (),
+        {
+            "target": "elsewhere:7400",
+            "loopback": False,
+            "resolve": lambda _, url: url,
+            "shortcut": lambda *_: "",
+            "is_near": lambda *_: False,
+        },
     )()
 
 
@@ -116,10 +124,10 @@ async def test_refused_put_is_not_tried_again_and_the_upload_is_aborted(platform
     assert upload.state == pb.Upload.ABORTED and "holds a link" in upload.failure
 
 
-async def test_to_another_machine_a_large_archive_goes_in_parts_and_resumes(
+async def test_to_another_machine_a_large_archive_goes_in_parts(
     platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transfer, "PART_BYTES", 1 << 20)
+    monkeypatch.setattr(uploading, "PART_BYTES", 1 << 20)
     source = model_folder(tmp_path, weights=os.urandom(5 << 20))
     archive = localstore.read_model(source).archive
     async with client_of(platform) as client:
@@ -129,27 +137,18 @@ async def test_to_another_machine_a_large_archive_goes_in_parts_and_resumes(
         _, digest = await client.models._transfer.upload(NAME, archive)
         assert platform.uploads.uploads["uploads/u0"].digest == digest  # hashed before, so that it may be there already
         assert platform.uploads.bytes.puts == 7  # six parts, one of them twice
-        # A second upload that was left open with all parts but one there.
-        platform.uploads.bytes.blobs.clear()
-        open_upload = pb.Upload(name="uploads/u1", resource=NAME, state=pb.Upload.OPEN)
-        for number in (1, 2, 3, 4, 5):
-            start = (number - 1) << 20
-            platform.uploads.bytes.parts["u1", number] = b"".join(archive.chunks(start, start + (1 << 20)))
-            open_upload.parts.add(part_number=number, etag=f'"{number}"', size_bytes=1 << 20)
-        platform.uploads.uploads["uploads/u1"] = open_upload
-        _, again = await client.models._transfer.upload(NAME, archive, resume="uploads/u1")
-        assert again == digest and platform.uploads.bytes.puts == 8
 
 
-async def test_large_archive_for_this_machine_is_sent_whole_and_hashed_meanwhile(
+async def test_a_large_archive_is_hashed_while_it_is_sent(
     platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transfer, "_HASH_FIRST_BYTES", 1 << 20)
-    monkeypatch.setattr(transfer, "PART_BYTES", 1 << 20)
+    monkeypatch.setattr(uploading, "HASH_FIRST_BYTES", 1 << 20)
+    monkeypatch.setattr(uploading, "PART_BYTES", 1 << 20)
     source = model_folder(tmp_path, weights=os.urandom(5 << 20))
     async with client_of(platform) as client:
+        elsewhere(client)
         model, _ = await client.models.push(source)
-    assert platform.uploads.uploads["uploads/u0"].digest == "" and platform.uploads.bytes.puts == 1
+    assert platform.uploads.uploads["uploads/u0"].digest == "" and platform.uploads.bytes.puts == 6
     assert model.content.digest == archives.of_folder(source).digest()
 
 
@@ -228,7 +227,7 @@ async def test_bento_is_pushed_without_its_models_and_forced_with_a_new_manifest
 async def test_server_that_stays_away_leaves_the_upload_open(
     platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transfer, "_PATIENCE_S", 0.5)
+    monkeypatch.setattr(patience, "PATIENCE_S", 0.5)
     platform.uploads.bytes.refuse = (503, b"")
     async with client_of(platform) as client:
         with pytest.raises(Unavailable):

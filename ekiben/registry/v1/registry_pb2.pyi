@@ -566,6 +566,7 @@ class Upload(_message.Message):
     FAILURE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    DIGEST_WANTED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Identifier. `uploads/{upload}`, given by the server."""
     resource: _builtins.str
@@ -573,6 +574,7 @@ class Upload(_message.Message):
     digest: _builtins.str
     """Optional. `sha256:<hex>` that the whole content must have; checked before anything is visible.
     When the registry has this content already, the upload is COMPLETED at once and no byte is sent.
+    Once COMPLETED it is the digest of what was received, announced or not.
     """
     size_bytes: _builtins.int
     """Optional. The size in bytes that the whole content must have."""
@@ -580,6 +582,10 @@ class Upload(_message.Message):
     """Output only. How far the upload has come."""
     failure: _builtins.str
     """Output only. Why the upload failed, in words."""
+    digest_wanted: _builtins.bool
+    """Output only. Of an upload without a digest that was just created: the registry has content of its very size.
+    Whoever hashes the content now and opens another upload with its digest may not have to send it.
+    """
     @_builtins.property
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Upload.Part]:
         """Output only. The parts received so far."""
@@ -604,10 +610,11 @@ class Upload(_message.Message):
         failure: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
+        digest_wanted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "digest", b"digest", "expire_time", b"expire_time", "failure", b"failure", "name", b"name", "parts", b"parts", "resource", b"resource", "size_bytes", b"size_bytes", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "digest", b"digest", "digest_wanted", b"digest_wanted", "expire_time", b"expire_time", "failure", b"failure", "name", b"name", "parts", b"parts", "resource", b"resource", "size_bytes", b"size_bytes", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1041,7 +1041,9 @@ class UploadsServicer:
 
     def CompleteUpload(self, request, context):
         """Joins the parts, checks size, digest and archive, and makes the content visible. Completing a
-        completed upload again changes nothing. For a bento whose manifest says `"dev": true`, an upload
+        completed upload again changes nothing. Content that is READY is replaced only by an upload that was
+        opened when it was: of two that began before there was any, the first to complete wins, and the other
+        is ABORTED (CONTENT_EXISTS) unless its bytes are the same. For a bento whose manifest says `"dev": true`, an upload
         that received nothing completes too: its content becomes EXTERNAL.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -332,7 +332,9 @@ class UploadsStub:
     """Signs a URL to which a client PUTs one part, or the whole content with `part_number` 0."""
     CompleteUpload: _grpc.UnaryUnaryMultiCallable[_registry_pb2.CompleteUploadRequest, _registry_pb2.Upload]
     """Joins the parts, checks size, digest and archive, and makes the content visible. Completing a
-    completed upload again changes nothing. For a bento whose manifest says `"dev": true`, an upload
+    completed upload again changes nothing. Content that is READY is replaced only by an upload that was
+    opened when it was: of two that began before there was any, the first to complete wins, and the other
+    is ABORTED (CONTENT_EXISTS) unless its bytes are the same. For a bento whose manifest says `"dev": true`, an upload
     that received nothing completes too: its content becomes EXTERNAL.
     """
     AbortUpload: _grpc.UnaryUnaryMultiCallable[_registry_pb2.AbortUploadRequest, _registry_pb2.Upload]
@@ -353,7 +355,9 @@ class UploadsAsyncStub(UploadsStub):
     """Signs a URL to which a client PUTs one part, or the whole content with `part_number` 0."""
     CompleteUpload: _aio.UnaryUnaryMultiCallable[_registry_pb2.CompleteUploadRequest, _registry_pb2.Upload]  # type: ignore[assignment]
     """Joins the parts, checks size, digest and archive, and makes the content visible. Completing a
-    completed upload again changes nothing. For a bento whose manifest says `"dev": true`, an upload
+    completed upload again changes nothing. Content that is READY is replaced only by an upload that was
+    opened when it was: of two that began before there was any, the first to complete wins, and the other
+    is ABORTED (CONTENT_EXISTS) unless its bytes are the same. For a bento whose manifest says `"dev": true`, an upload
     that received nothing completes too: its content becomes EXTERNAL.
     """
     AbortUpload: _aio.UnaryUnaryMultiCallable[_registry_pb2.AbortUploadRequest, _registry_pb2.Upload]  # type: ignore[assignment]
@@ -395,7 +399,9 @@ class UploadsServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.Upload, _abc.Awaitable[_registry_pb2.Upload]]:
         """Joins the parts, checks size, digest and archive, and makes the content visible. Completing a
-        completed upload again changes nothing. For a bento whose manifest says `"dev": true`, an upload
+        completed upload again changes nothing. Content that is READY is replaced only by an upload that was
+        opened when it was: of two that began before there was any, the first to complete wins, and the other
+        is ABORTED (CONTENT_EXISTS) unless its bytes are the same. For a bento whose manifest says `"dev": true`, an upload
         that received nothing completes too: its content becomes EXTERNAL.
         """
 

@@ -21,6 +21,7 @@ def upload(found: Upload, parts: Sequence[Part] = ()) -> pb.Upload:
         failure=found.failure,
         create_time=to_timestamp(found.create_time),
         expire_time=to_timestamp(found.expire_time),
+        digest_wanted=found.digest_wanted,
     )
 
 

@@ -301,6 +301,8 @@ uploads = sa.Table(
     sa.Column("creator", sa.String(128), nullable=False),
     sa.Column("create_time", UtcDateTime, nullable=False),
     sa.Column("expire_time", UtcDateTime, nullable=False),
+    # Whether the version had content when it was opened.
+    sa.Column("replaces", sa.Boolean, nullable=False, server_default=sa.true()),
     sa.CheckConstraint("state IN ('OPEN', 'COMPLETED', 'FAILED', 'ABORTED')", name="state"),
     sa.Index(None, "state", "expire_time"),
 )

@@ -6,7 +6,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from services.kernel.db import AsyncConnection
-from services.registry.domain import ContentState, Upload, UploadState
+from services.registry.domain import ContentState, Kind, Upload, UploadState
 from services.registry.store.tables import uploads, versions
 
 
@@ -22,6 +22,7 @@ def _upload(row: sa.Row[Any]) -> Upload:
         create_time=row.create_time,
         expire_time=row.expire_time,
         creator=row.creator,
+        replaces=row.replaces,
     )
 
 
@@ -40,6 +41,7 @@ async def add(connection: AsyncConnection, upload: Upload, version_id: int) -> N
             creator=upload.creator,
             create_time=upload.create_time,
             expire_time=upload.expire_time,
+            replaces=upload.replaces,
         )
     )
 
@@ -61,12 +63,14 @@ async def get(
     return None if row is None else (row.version_id, _upload(row))
 
 
-async def leave_open(connection: AsyncConnection, upload: str, state: UploadState, failure: str = "") -> bool:
-    """Move an upload out of OPEN; False when it had left before."""
+async def leave_open(
+    connection: AsyncConnection, upload: str, state: UploadState, failure: str = "", digest: str = ""
+) -> bool:
+    """Move an upload out of OPEN, with the digest of what it brought; False when it had left before."""
     statement = (
         uploads.update()
         .where(uploads.c.upload == upload, uploads.c.state == UploadState.OPEN)
-        .values(state=state, failure=failure)
+        .values({"state": state, "failure": failure} | ({"digest": digest} if digest else {}))
     )
     return (await connection.execute(statement)).rowcount == 1
 
@@ -115,6 +119,23 @@ async def set_content(
             revision=versions.c.revision + 1,
         )
     )
+
+
+async def content_of_size(connection: AsyncConnection, organization: str, kind: Kind, size_bytes: int) -> bool:
+    """Whether a model (or a bento) of the organization has content of this size."""
+    statement = sa.select(versions.c.id).where(
+        versions.c.organization == organization,
+        versions.c.kind == kind,
+        versions.c.size_bytes == size_bytes,
+        versions.c.digest.is_not(None),
+    )
+    return (await connection.execute(statement.limit(1))).first() is not None
+
+
+async def current_digest(connection: AsyncConnection, version_id: int) -> str:
+    """Digest of a version's content, empty where there is none."""
+    statement = sa.select(versions.c.digest).where(versions.c.id == version_id)
+    return (await connection.execute(statement)).scalar_one() or ""
 
 
 async def expired(connection: AsyncConnection, now: datetime, limit: int) -> list[str]:
