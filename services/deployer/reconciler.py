@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+from urllib.parse import urlsplit
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -423,6 +424,7 @@ class Reconciler:
             ),
             crashes_until_failed=self._settings.crashes_until_failed,
             refused_port=deployment.port if self.routes.refused(deployment.port) else 0,
+            url_by_name=self._url_by_name(deployment),
         )
         after = status.summarize(facts, before, self._clock.now())
         if view.build and view.build != deployment.build:
@@ -466,13 +468,21 @@ class Reconciler:
 
     # Routes
 
+    def _host(self, deployment: Deployment) -> str:
+        return f"{deployment.name}-{self._settings.namespace}.{self._settings.domain}"
+
+    def _url_by_name(self, deployment: Deployment) -> str:
+        public = urlsplit(self._settings.public_url)
+        port = f":{public.port}" if public.port else ""
+        return f"{public.scheme}://{self._host(deployment)}{port}"
+
     async def _route(self, view: _View) -> pb.Route:
         deployment = view.deployment
         route = pb.Route(
             deployment=f"deployments/{deployment.name}",
             uid=deployment.uid,
             organization=deployment.organization,
-            hosts=[f"{deployment.name}-{self._settings.namespace}.{self._settings.domain}"],
+            hosts=[self._host(deployment)],
             port=deployment.port,
             access_authorization=deployment.access_authorization,
             capture=messages.capture(deployment.capture),

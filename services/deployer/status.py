@@ -43,6 +43,8 @@ class Facts:
     crashes_until_failed: int = 3
     refused_port: int = 0
     """The own port, where a gateway cannot listen at it."""
+    url_by_name: str = ""
+    """Where it is reached by its host name."""
 
 
 def summarize(facts: Facts, before: Status, now: datetime) -> Status:
@@ -203,7 +205,7 @@ def _reachable(facts: Facts) -> tuple[Condition, ...]:
         return ()
     text = (
         f"Another program listens at port {facts.refused_port}, so that the deployment's URL does not lead here. It is "
-        "reached by its host name on the platform's port; it takes its own port back once that is free."
+        f"reached at {facts.url_by_name}; it takes its own port back once that is free."
     )
     return (Condition("Reachable", False, "PORT_TAKEN", text),)
 

@@ -40,11 +40,13 @@ def test_crash_of_the_new_revision_is_told_where_the_old_one_still_serves() -> N
 def test_a_port_that_somebody_else_has_is_a_condition_and_the_state_stays() -> None:
     ready = facts(ReplicaStatus("iris-1", Phase.READY))
     ready = replace(ready, services=(replace(ready.services[0], complete=True),))
-    summary = status.summarize(replace(ready, refused_port=7501), Status("RUNNING"), NOW)
+    summary = status.summarize(
+        replace(ready, refused_port=7501, url_by_name="http://iris.localhost"), Status("RUNNING"), NOW
+    )
     assert summary.state == "RUNNING"
     (condition,) = [each for each in summary.conditions if each.type == "Reachable"]
     assert (condition.status, condition.reason) == (False, "PORT_TAKEN")
-    assert "7501" in condition.message
+    assert "7501" in condition.message and "http://iris.localhost" in condition.message
     assert "Reachable" not in messages(ready)
 
 
