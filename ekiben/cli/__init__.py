@@ -48,6 +48,7 @@ SECTIONS = (
         Entry("users", "Users and their roles."),
         Entry("tokens", "API tokens."),
         Entry("secrets", "Values that replicas and builds get."),
+        Entry("admin", "The installation as a whole: backup, restore, check."),
     ),
     Section(
         "Other",

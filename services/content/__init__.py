@@ -13,8 +13,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from ekiben.errors import InvalidArgument
-from services.content.blobs import BlobStore
-from services.content.blobs.filesystem import open_filesystem
+from services.content.blobs import BlobReader, BlobStore
+from services.content.blobs.filesystem import open_filesystem, read_filesystem
 
 
 @asynccontextmanager
@@ -41,3 +41,20 @@ async def open_blobs(url: str) -> AsyncIterator[BlobStore]:
         )
     async with open_filesystem(Path(unquote(parts.path))) as blobs:
         yield blobs
+
+
+@asynccontextmanager
+async def open_blobs_to_read(url: str) -> AsyncIterator[BlobReader]:
+    """Open the blob store that `url` names beside the process that owns it; see `open_blobs`.
+
+    Raises:
+        InvalidArgument: an unknown scheme (BLOBS_URL_INVALID).
+        NotFound: no such folder (BLOBS_NOT_FOUND).
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "file":
+        async with open_blobs(url) as blobs:
+            yield blobs
+        return
+    async with read_filesystem(Path(unquote(parts.path))) as files:
+        yield files

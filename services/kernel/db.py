@@ -31,7 +31,7 @@ from services.kernel import migrations, outages, postgres, telemetry
 from services.kernel.engines import AsyncConnection, AsyncEngine, create_async_engine, insert_into
 from services.kernel.settings import DatabaseSettings, SettingsError
 
-__all__ = ["AsyncConnection", "Database", "UtcDateTime", "insert_into", "open_database", "upgrade"]
+__all__ = ["AsyncConnection", "Database", "UtcDateTime", "insert_into", "open_database"]
 
 log = logging.getLogger(__name__)
 
@@ -203,6 +203,27 @@ class Database:
             current = await connection.run_sync(migrations.current, migrations.version_table(package))
         return current, migrations.head_of(_folder(package))
 
+    async def upgrade(self, connection: AsyncConnection, package: str, revision: str = "head") -> None:
+        """Bring the tables of `package` to `revision` within a transaction of this database.
+
+        Raises:
+            FailedPrecondition: no such revision here: a newer release made it (DATABASE_NEWER).
+        """
+        folder = _folder(package)
+        head, known = migrations.history_of(folder)
+        if revision != "head" and revision not in known:
+            raise FailedPrecondition(
+                f"A newer release made these tables: they are at revision {revision}, and this one ends with {head}. "
+                "Use that release.",
+                reason="DATABASE_NEWER",
+                revision=revision,
+            )
+        lock = _migrating.setdefault(asyncio.get_running_loop(), asyncio.Lock())
+        async with lock:
+            if self.dialect == "postgresql":
+                await self._lock_tables(connection, package)
+            await connection.run_sync(migrations.upgrade, folder, migrations.version_table(package), revision)
+
     async def _lock_tables(self, connection: AsyncConnection, package: str) -> None:
         """Wait for whoever migrates now, and make the schema where it is missing."""
         key = {"key": migrations.lock_key(package)}
@@ -217,26 +238,6 @@ class Database:
         """What the migrated database lacks or has beyond `metadata`; for the test that keeps both in step."""
         async with self.read() as connection:
             return await connection.run_sync(migrations.differences, metadata, migrations.version_table(package))
-
-
-async def upgrade(connection: AsyncConnection, package: str, revision: str = "head") -> None:
-    """Bring the tables of `package` to `revision` within the connection's transaction.
-
-    Raises:
-        FailedPrecondition: no such revision here: a newer release made it (DATABASE_NEWER).
-    """
-    folder = _folder(package)
-    head, known = migrations.history_of(folder)
-    if revision != "head" and revision not in known:
-        raise FailedPrecondition(
-            f"A newer release made these tables: they are at revision {revision}, and this one ends with {head}. Use "
-            "that release.",
-            reason="DATABASE_NEWER",
-            revision=revision,
-        )
-    lock = _migrating.setdefault(asyncio.get_running_loop(), asyncio.Lock())
-    async with lock:
-        await connection.run_sync(migrations.upgrade, folder, migrations.version_table(package), revision)
 
 
 @asynccontextmanager

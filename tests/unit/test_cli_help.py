@@ -57,6 +57,7 @@ Manage:
   users           Users and their roles.
   tokens          API tokens.
   secrets         Values that replicas and builds get.
+  admin           The installation as a whole: backup, restore, check.
 
 Other:
   completion      Print the completion script of your shell.

@@ -62,6 +62,19 @@ async def open_filesystem(root: Path) -> AsyncIterator["FilesystemBlobStore"]:
         os.close(fd)
 
 
+@contextlib.asynccontextmanager
+async def read_filesystem(root: Path) -> AsyncIterator["FilesystemBlobStore"]:
+    """Open the store in `root` to read beside the process that owns it: a file there is whole and never changes.
+
+    Raises:
+        NotFound: there is none (BLOBS_NOT_FOUND).
+    """
+    if not (root / "content").is_dir():
+        raise NotFound(f"There are no blobs in {str(root)!r}.", reason="BLOBS_NOT_FOUND", path=root)
+    with ThreadPoolExecutor(_THREADS, "blobs") as pool:
+        yield FilesystemBlobStore(root, pool)
+
+
 class FilesystemBlobStore:
     """The BlobStore of one machine. See the port for its promises."""
 

@@ -18,7 +18,7 @@ backup) takes one before it reads. What was condemned before was named by no row
 before its row is gone; so every blob that a reader under a hold finds named stays.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -136,15 +136,25 @@ async def known(connection: AsyncConnection, digests: list[str]) -> set[str]:
     return set((await connection.execute(statement)).scalars())
 
 
-async def named(connection: AsyncConnection) -> AsyncIterator[str]:
-    """Every digest that a version names, or a deleted one that can be restored, once, in order."""
-    statement = sa.union(
-        sa.select(versions.c.digest).where(versions.c.digest.is_not(None)),
-        sa.select(deleted_versions.c.digest).where(deleted_versions.c.digest.is_not(None)),
-    )
-    async with connection.stream(statement.order_by(sa.text("digest"))) as rows:
-        async for row in rows:
-            yield row.digest
+async def named(connection: AsyncConnection) -> AsyncIterator[tuple[str, int]]:
+    """Digest and size of every blob that a version names, or a deleted one that can be restored; once, in order."""
+    naming = sa.union_all(
+        *(sa.select(t.c.digest, t.c.size_bytes).where(t.c.digest.is_not(None)) for t in (versions, deleted_versions))
+    ).subquery()
+    statement = sa.select(naming.c.digest, sa.func.max(naming.c.size_bytes)).group_by(naming.c.digest)
+    async with connection.stream(statement.order_by(naming.c.digest)) as rows:
+        async for digest, size_bytes in rows:
+            yield digest, size_bytes
+
+
+async def still_named(connection: AsyncConnection, digests: Sequence[str]) -> set[str]:
+    """Those of `digests` that a version names, or a deleted one that can be restored."""
+    found: set[str] = set()
+    for table in (versions, deleted_versions):
+        for start in range(0, len(digests), 500):
+            wanted = table.c.digest.in_(digests[start : start + 500])
+            found.update((await connection.execute(sa.select(table.c.digest).where(wanted))).scalars())
+    return found
 
 
 async def hold(connection: AsyncConnection, name: str, purpose: str, now: datetime, until: datetime) -> None:

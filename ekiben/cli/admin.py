@@ -1,0 +1,161 @@
+"""`ekiben admin`: the installation as a whole. On the machine where it is, or with its settings in the environment."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ekiben.cli.groups import NounGroup
+from ekiben.cli.options import F
+from ekiben.cli.up import default_data
+
+SERVICES = ("registry", "deployer", "builder", "recorder")
+
+
+@click.group(cls=NounGroup)
+def admin() -> None:
+    """The installation as a whole: backup, restore, keys.
+
+    These commands work on the databases and the blobs themselves, whether the platform runs or not: run them where it
+    runs, as the user who runs it. They find everything in the data folder of `ekiben up`; of services that run alone,
+    by the same variables as those have (EKIBEN_REGISTRY_DATABASE_URL, EKIBEN_REGISTRY_BLOBS_URL and so on).
+    """
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the installation is, as the options say."""
+
+    data: Path | None = None
+    database: str | None = None
+    database_password_file: Path | None = None
+    blobs: str | None = None
+
+
+def _place_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of `ekiben up` that say where everything is, as one argument `place`."""
+
+    @functools.wraps(function)
+    def placed(*arguments: Any, **options: Any) -> Any:
+        found = {name: options.pop(name) for name in ("data", "database", "database_password_file", "blobs")}
+        return function(*arguments, place=Place(**found), **options)
+
+    options = [
+        click.option("--data", type=click.Path(path_type=Path, file_okay=False), help="Data folder of `ekiben up`."),
+        click.option("--database", metavar="URL", help="As `ekiben up` is told.  [env: EKIBEN_DATABASE_URL]"),
+        click.option(
+            "--database-password-file",
+            type=click.Path(path_type=Path, dir_okay=False),
+            help="As `ekiben up` is told.  [env: EKIBEN_DATABASE_PASSWORD_FILE]",
+        ),
+        click.option("--blobs", metavar="URL", help="As `ekiben up` is told.  [env: EKIBEN_BLOBS_URL]"),
+    ]
+    command: Callable[..., Any] = placed
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _without_option(function: F) -> F:
+    return click.option(
+        "--without", multiple=True, type=click.Choice(SERVICES), help="Leave a service's rows out. Repeatable."
+    )(function)
+
+
+def _output_option(function: F) -> F:
+    return click.option(
+        "-o", "--output", type=click.Choice(["table", "json"]), default="table", help="How to print the result."
+    )(function)
+
+
+def _start(command: str, place: Place, output: str, *arguments: str) -> None:
+    """Become the process that does it; the client itself has no database in it."""
+    # -P: a folder named `services` where the user stands must not be taken for ours.
+    line = [sys.executable, "-P", "-m", "services.operations", command]
+    line += ["--data", str((place.data or default_data()).expanduser().absolute()), "--output", output]
+    # By the environment: the command line of a process is there for every user of the machine to see.
+    for name, value in (
+        ("EKIBEN_DATABASE_URL", place.database),
+        ("EKIBEN_DATABASE_PASSWORD_FILE", place.database_password_file),
+        ("EKIBEN_BLOBS_URL", place.blobs),
+    ):
+        if value is not None:
+            os.environ[name] = str(value)
+    sys.stdout.flush()
+    os.execv(sys.executable, [*line, *arguments])
+
+
+def _repeated(name: str, values: tuple[str, ...]) -> list[str]:
+    return [word for value in values for word in (name, value)]
+
+
+@admin.command()
+@click.argument("vault")
+@click.option("--keep", type=click.IntRange(0), default=0, help="Delete all but so many snapshots; 0 keeps all.")
+@_without_option
+@_place_options
+@_output_option
+def backup(vault: str, keep: int, without: tuple[str, ...], place: Place, output: str) -> None:
+    """Add a snapshot of rows and blobs to VAULT, a folder.
+
+    While the platform runs: rows are those of one moment, and every blob that they name is copied, new ones only. A
+    backup that is killed leaves no snapshot, and the next one goes on where it was.
+
+    The key file of the secrets is not in it: keep that elsewhere. Exits with 1 where blobs were damaged already.
+
+    \b
+    ekiben admin backup /mnt/backup/ekiben --keep 14
+    ekiben admin backup /mnt/backup/ekiben --without recorder
+    """
+    arguments = [vault, "--keep", str(keep), *_repeated("--without", without)]
+    _start("backup", place, output, *arguments)
+
+
+@admin.command()
+@click.argument("vault")
+@click.option("--snapshot", default="", metavar="ID", help="Which; the newest unless told.")
+@click.option("--overwrite", is_flag=True, help="Give up what the databases hold.")
+@_without_option
+@_place_options
+@_output_option
+def restore(vault: str, snapshot: str, overwrite: bool, without: tuple[str, ...], place: Place, output: str) -> None:
+    """Put a snapshot of VAULT into an installation that is empty and does not run.
+
+    The databases and the blob store may be of another kind than those that were backed up. Everything is verified
+    before anything is written; killed in between, run it again with --overwrite.
+
+    \b
+    ekiben admin restore /mnt/backup/ekiben --data /srv/ekiben
+    """
+    arguments = [vault, "--snapshot", snapshot, *_repeated("--without", without)]
+    arguments += ["--overwrite"] if overwrite else []
+    _start("restore", place, output, *arguments)
+
+
+@admin.command()
+@click.argument("vault")
+@click.option("--snapshot", default="", metavar="ID", help="Which; the newest unless told.")
+@click.option("--deep", is_flag=True, help="Read and hash every blob.")
+@_output_option
+def verify(vault: str, snapshot: str, deep: bool, output: str) -> None:
+    """Read a snapshot of VAULT through and say whether it is whole; exits with 1 when not."""
+    arguments = [vault, "--snapshot", snapshot, *(["--deep"] if deep else [])]
+    _start("verify", Place(), output, *arguments)
+
+
+@admin.command("rotate-keys")
+@click.option("--drop-old", is_flag=True, help="Take keys that seal nothing any more out of the file, and stop.")
+@_place_options
+@_output_option
+def rotate_keys(drop_old: bool, place: Place, output: str) -> None:
+    """Seal every secret with a new key.
+
+    Registries that run read the changed file by themselves. Killed in between, run it again: it goes on. The old key
+    stays in the file, since older backups need it, until --drop-old.
+    """
+    _start("rotate-keys", place, output, *(["--drop-old"] if drop_old else []))
