@@ -9,7 +9,8 @@ but for the caller's identity, which every call has.
                  policies (who may call a method, from its descriptor), audit (what is written down)
     identity     Principal, and the ports Authenticator and Auditor
     peers        channels to the other services, with the service token
-    db           engines for SQLite and PostgreSQL, transactions; migrations runs a service's Alembic history
+    db           engines for SQLite and PostgreSQL, transactions; lookups: one SELECT without a transaction;
+                 migrations runs a service's Alembic history
     pages        page tokens        updates   field masks, etags       watches   in-process wake-ups
     settings     frozen dataclasses from the environment
     telemetry    traces             logs      log lines                monitoring   the port with /metrics

@@ -4,6 +4,7 @@
         await database.migrate("services.registry.migrations")
         async with database.transaction() as connection: ...   # commits, or rolls back on any exception
         async with database.read() as connection: ...          # sees one snapshot, cannot write
+        await database.lookups.execute(statement, values)      # one SELECT alone, for a fraction of the cost
 
 URLs may also be given short: `sqlite:////data/registry.db`, `postgresql://user@host/name` (see `kernel.postgres`).
 A use case is one `transaction()`. On SQLite writers take turns, first come first served, so keep nothing
@@ -29,9 +30,10 @@ from sqlalchemy.types import TypeDecorator
 from ekiben.errors import DataLoss, FailedPrecondition, Unavailable
 from services.kernel import migrations, outages, postgres, telemetry
 from services.kernel.engines import AsyncConnection, AsyncEngine, create_async_engine, insert_into
+from services.kernel.lookups import Executor, Lookups
 from services.kernel.settings import DatabaseSettings, SettingsError
 
-__all__ = ["AsyncConnection", "Database", "UtcDateTime", "insert_into", "open_database"]
+__all__ = ["AsyncConnection", "Database", "Executor", "UtcDateTime", "insert_into", "open_database"]
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # How long SQLite waits for another process's lock, in ms. Within the process writers queue before they ask.
 _BUSY_TIMEOUT_MS = 30_000
 _READERS = 8
+# Connections for look-ups at once: on PostgreSQL besides those of transactions.
+_LOOKUPS = 4
 
 _migrating: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 
@@ -73,6 +77,8 @@ class Database:
         self.schema = schema
         """PostgreSQL's schema that holds its tables; empty for whichever the role finds first."""
         self._turn = asyncio.Lock() if self.dialect == "sqlite" else None
+        self.lookups = Lookups(reader, _LOOKUPS, outages.Translated)
+        """Runs a SELECT that was made at import, in a snapshot of its own."""
 
     @property
     def dialect(self) -> str:
@@ -136,6 +142,12 @@ class Database:
         with outages.Translated():
             async with self._reader.connect() as connection:
                 yield connection
+
+    async def close(self) -> None:
+        """Close every connection; what is in use ends first."""
+        await self.lookups.close()
+        await self.engine.dispose()
+        await self._reader.dispose()
 
     async def ping(self) -> None:
         """Return when the database answers; raises as `read` does."""
@@ -264,8 +276,7 @@ async def open_database(where: str | DatabaseSettings) -> AsyncIterator[Database
     try:
         yield database
     finally:
-        await database.engine.dispose()
-        await database._reader.dispose()
+        await database.close()
 
 
 def _postgresql(settings: DatabaseSettings) -> Database:

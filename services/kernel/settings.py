@@ -93,8 +93,8 @@ class DatabaseSettings:
     database_password_file: Path | None = None
     """File with PostgreSQL's password, read for each connection: a new password needs no restart."""
     database_connections: int = 10
-    """Most connections to PostgreSQL that this process opens for this service, besides one that listens. All
-    processes together must stay below the server's `max_connections`."""
+    """Most connections to PostgreSQL that this process opens for this service, besides one that listens and at most
+    four for look-ups. All processes together must stay below the server's `max_connections`."""
 
     def database_faults(self) -> list[str]:
         """What is wrong with these, for the `__post_init__` of the service's settings."""

@@ -151,8 +151,7 @@ class Catalog:
         Raises:
             NotFound: MODEL_NOT_FOUND, BENTO_NOT_FOUND.
         """
-        async with self._database.read() as connection:
-            found = await rows.meant(connection, organization_of(caller), kind, repository, version)
+        found = await rows.meant(self._database.lookups, organization_of(caller), kind, repository, version)
         if found is None:
             raise no_version(kind, repository, version)
         return found[1]

@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 
 import sqlalchemy as sa
 
-from services.kernel.db import AsyncConnection, insert_into
+from services.kernel.db import AsyncConnection, Executor, insert_into
 from services.registry.domain import LATEST, Content, ContentState, Facts, Kind, Repository, UploadState, Version
 from services.registry.search import Search
 from services.registry.store.searches import Explained, Matches, Position, matches
@@ -96,6 +96,15 @@ _MEANT = sa.union_all(
     sa.select(versions.c.id).where(_THIS_VERSION), sa.select(aliases.c.version_id).where(_THIS_ALIAS)
 ).limit(1)
 _MEANT_VERSION = sa.select(*_VERSION).where(versions.c.id == _MEANT.scalar_subquery())
+_LATEST_VERSION = (
+    sa.select(*_VERSION)
+    .where(
+        *(versions.c[name] == sa.bindparam(name) for name in ("organization", "kind", "repository")),
+        versions.c.state.in_(_USABLE),
+    )
+    .order_by(versions.c.create_time.desc(), versions.c.id.desc())
+    .limit(1)
+)
 
 
 def _repository(row: sa.Row[Any]) -> Repository:
@@ -185,7 +194,7 @@ async def version(
 
 
 async def meant(
-    connection: AsyncConnection, organization: str, kind: Kind, repository: str, name: str
+    connection: Executor, organization: str, kind: Kind, repository: str, name: str
 ) -> tuple[int, Version] | None:
     """Row id and version of this id, of this alias, or the newest with content for `latest`. None: there is none."""
     if name == LATEST:
@@ -202,21 +211,11 @@ async def lock_version(connection: AsyncConnection, row_id: int) -> bool:
 
 
 async def latest_version(
-    connection: AsyncConnection, organization: str, kind: Kind, repository: str
+    connection: Executor, organization: str, kind: Kind, repository: str
 ) -> tuple[int, Version] | None:
     """Row id and version of the newest that has content or needs none."""
-    statement = (
-        sa.select(*_VERSION)
-        .where(
-            versions.c.organization == organization,
-            versions.c.kind == kind,
-            versions.c.repository == repository,
-            versions.c.state.in_(_USABLE),
-        )
-        .order_by(versions.c.create_time.desc(), versions.c.id.desc())
-        .limit(1)
-    )
-    row = (await connection.execute(statement)).first()
+    named = {"organization": organization, "kind": kind, "repository": repository}
+    row = (await connection.execute(_LATEST_VERSION, named)).first()
     return None if row is None else (row.id, _version(row))
 
 
