@@ -41,9 +41,9 @@ class Bentos:
         mask = FieldMask(paths=paths) if paths else None
         return await self._stub.UpdateBento(pb.UpdateBentoRequest(bento=bento, update_mask=mask))
 
-    async def delete(self, name: str, *, etag: str = "") -> None:
-        """Delete a bento; `Client.deletions` restores it for a while."""
-        await self._stub.DeleteBento(pb.DeleteBentoRequest(name=name, etag=etag))
+    async def delete(self, name: str, *, etag: str = "", force: bool = False) -> None:
+        """Delete a bento; `Client.deletions` restores it for a while. With `force` also one that something uses."""
+        await self._stub.DeleteBento(pb.DeleteBentoRequest(name=name, etag=etag, force=force))
 
     async def push(
         self,

@@ -51,7 +51,20 @@ MAX_MESSAGE_BYTES = 16 << 20
 """The largest message either way: a manifest of a few megabytes fits, bytes go over the blobs endpoint."""
 
 # Methods by these prefixes read, or may be repeated without harm: what is retried when the server is away.
-_IDEMPOTENT = ("Get", "List", "Watch", "Read", "Tail", "Authenticate", "Sign", "Record", "Acknowledge", "Reveal")
+_IDEMPOTENT = (
+    "Get",
+    "List",
+    "Watch",
+    "Read",
+    "Tail",
+    "Authenticate",
+    "Sign",
+    "Record",
+    "Acknowledge",
+    "Reveal",
+    "Claim",
+    "Report",
+)
 _RETRY = {
     "maxAttempts": 5,
     "initialBackoff": "0.1s",
@@ -202,11 +215,11 @@ def _service_config() -> str:
         from ekiben.deployer.v1 import deployer_pb2
         from ekiben.identity.v1 import identity_pb2
         from ekiben.recorder.v1 import recorder_pb2
-        from ekiben.registry.v1 import deletions_pb2, registry_pb2
+        from ekiben.registry.v1 import deletions_pb2, lineage_pb2, registry_pb2
 
         names = [
             {"service": service.full_name, "method": method.name}
-            for api in (builder_pb2, deployer_pb2, identity_pb2, recorder_pb2, registry_pb2, deletions_pb2)
+            for api in (builder_pb2, deployer_pb2, identity_pb2, recorder_pb2, registry_pb2, deletions_pb2, lineage_pb2)
             for service in api.DESCRIPTOR.services_by_name.values()
             for method in service.methods
             if method.name.startswith(_IDEMPOTENT)

@@ -16,6 +16,7 @@ from ekiben.clusters import Clusters
 from ekiben.deletions import Deletions
 from ekiben.deployments import Deployments
 from ekiben.endpoints import DEFAULT_ENDPOINT, Endpoint
+from ekiben.lineage import Lineage
 from ekiben.models import Models
 from ekiben.predictions import Predictions
 from ekiben.secrets import Secrets
@@ -47,6 +48,7 @@ class Client:
         self.builds = Builds(self._channel)
         self.deployments = Deployments(self._channel)
         self.predictions = Predictions(self._channel)
+        self.lineage = Lineage(self._channel, self.predictions)
         self.traces = Traces(self._channel)
         self.tokens = Tokens(self._channel)
         self.secrets = Secrets(self._channel)

@@ -33,6 +33,7 @@ class Predictions:
         self,
         *,
         deployment: str = "",
+        revision: str = "",
         since: datetime | None = None,
         until: datetime | None = None,
         status: str = "",
@@ -43,6 +44,7 @@ class Predictions:
         """Predictions, newest first. Times are aware datetimes; `status` is `200` or a class, `5xx`."""
         request = pb.ListPredictionsRequest(
             deployment=deployment,
+            revision=revision,
             start_time=_timestamp(since),
             end_time=_timestamp(until),
             status=status,

@@ -40,6 +40,7 @@ SECTIONS = (
     Section(
         "See",
         Entry("predictions", "What was asked and answered: list, show, tail."),
+        Entry("lineage", "What a model, bento or deployment uses, and what uses it."),
         Entry("traces", "What each hop of a request did, as a waterfall."),
         Entry("audit", "Who did what, and what was refused."),
     ),

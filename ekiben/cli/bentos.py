@@ -200,13 +200,14 @@ async def update(
 
 @bentos.command()
 @click.argument("bento")
+@click.option("--force", is_flag=True, help="Although something uses it: what runs goes on, but may not start again.")
 @yes_option
 @run
-async def delete(client: Client, bento: str, yes: bool) -> None:
-    """Delete a BENTO. `ekiben bentos restore` brings it back for a week, unless the server says otherwise."""
+async def delete(client: Client, bento: str, force: bool, yes: bool) -> None:
+    """Delete a BENTO that nothing uses. `ekiben bentos restore` brings it back, by default for a week."""
     name = short.exact(short.bento(bento))
     confirm(f"Delete bento {tag(name)}?", yes)
-    await client.bentos.delete(name)
+    await client.bentos.delete(name, force=force)
     said(f"Deleted bento {tag(name)}. `ekiben bentos restore {tag(name)}` brings it back.")
 
 

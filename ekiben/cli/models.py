@@ -138,13 +138,14 @@ async def update(
 
 @models.command()
 @click.argument("model")
+@click.option("--force", is_flag=True, help="Although something uses it: what runs goes on, but may not start again.")
 @yes_option
 @run
-async def delete(client: Client, model: str, yes: bool) -> None:
-    """Delete a MODEL. `ekiben models restore` brings it back for a week, unless the server says otherwise."""
+async def delete(client: Client, model: str, force: bool, yes: bool) -> None:
+    """Delete a MODEL that nothing uses. `ekiben models restore` brings it back, by default for a week."""
     name = short.exact(short.model(model))
     confirm(f"Delete model {tag(name)}?", yes)
-    await client.models.delete(name)
+    await client.models.delete(name, force=force)
     said(f"Deleted model {tag(name)}. `ekiben models restore {tag(name)}` brings it back.")
 
 

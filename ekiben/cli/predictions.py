@@ -48,6 +48,7 @@ def predictions() -> None:
 
 @predictions.command("list")
 @click.option("-d", "--deployment", default="", help="Only of this deployment.")
+@click.option("--revision", default="", help="Only of this revision: demo/3, or its resource name.")
 @click.option("--since", type=TIME, help="Only begun after: 15m (ago), 2026-01-31, 2026-01-31T12:00:00Z.")
 @click.option("--until", type=TIME, help="Only begun before.")
 @click.option("--status", default="", help="200, or a class: 5xx.")
@@ -61,6 +62,7 @@ def predictions() -> None:
 async def list_(
     client: Client,
     deployment: str,
+    revision: str,
     since: datetime | None,
     until: datetime | None,
     status: str,
@@ -73,6 +75,7 @@ async def list_(
     found = await collect(
         client.predictions.list(
             deployment=short.resource("deployments", deployment) if deployment else "",
+            revision=short.any_revision(revision) if revision else "",
             since=since,
             until=until,
             status=status,

@@ -59,6 +59,12 @@ def revision(deployment: str, text: str) -> str:
     return str(names.Revision.parse(text if "/" in text else f"{deployment}/revisions/{text}"))
 
 
+def any_revision(text: str) -> str:
+    """A revision's resource name for `demo/3`, or the name itself."""
+    deployment, slash, number = text.partition("/")
+    return revision(f"deployments/{deployment}", number if slash and "/" not in number else text)
+
+
 def trace(text: str) -> str:
     """A trace's resource name for its id, or for a `traceparent`."""
     found = re.fullmatch(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}", text.lower())

@@ -9,7 +9,7 @@ from pathlib import Path
 from ekiben.builder.v1 import builder_pb2_grpc
 from ekiben.deployer.v1 import deployer_pb2_grpc
 from ekiben.identity.v1 import identity_pb2_grpc
-from ekiben.registry.v1 import registry_pb2_grpc
+from ekiben.registry.v1 import lineage_pb2_grpc, registry_pb2_grpc
 from services.content.archives import fetch_content
 from services.deployer import domain
 from services.deployer.deployments import Deployments
@@ -20,6 +20,7 @@ from services.deployer.runtimes.serving import Telemetry
 from services.deployer.servicer import DeploymentsServicer, InstanceTypesServicer, RoutesServicer
 from services.deployer.settings import Settings
 from services.deployer.store import Store
+from services.deployer.uses import Uses
 from services.kernel.app import Component, Servicer
 from services.kernel.clock import SYSTEM, Clock
 from services.kernel.db import open_database
@@ -59,14 +60,15 @@ async def open_deployer(settings: Settings, peers: Peers, *, clock: Clock = SYST
         cluster = await store.ensure_cluster(domain.DEFAULT_CLUSTER, str(uuid.uuid4()), clock.now())
         vault = identity_pb2_grpc.SecretsStub(peers.registry)
         instance_types = {one.name: one for one in map(domain.InstanceType.parse, settings.instance_types)}
-        reconciler = Reconciler(
-            store, runtime, builder_pb2_grpc.BuildsStub(peers.builder), vault, settings, instance_types, clock
-        )
+        uses = Uses(store, lineage_pb2_grpc.LineageStub(peers.registry), clock)
+        builds = builder_pb2_grpc.BuildsStub(peers.builder)
+        reconciler = Reconciler(store, runtime, builds, vault, uses, settings, instance_types, clock)
         deployments = Deployments(
             store,
             registry_pb2_grpc.BentosStub(peers.registry),
             registry_pb2_grpc.ModelsStub(peers.registry),
             vault,
+            uses,
             settings,
             clock,
             reconciler.wake,
@@ -90,7 +92,7 @@ async def open_deployer(settings: Settings, peers: Peers, *, clock: Clock = SYST
                     RoutesServicer(reconciler),
                 ),
             ],
-            loops=[reconciler.run],
+            loops=[reconciler.run, uses.run],
             ready=database.ping,
             drain=reconciler.drain,
         )

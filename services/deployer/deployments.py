@@ -18,6 +18,7 @@ from services.deployer import domain, messages
 from services.deployer.domain import MAIN, Bento, BentoManifest, Deployment, Revision, Status
 from services.deployer.settings import Settings
 from services.deployer.store import Store
+from services.deployer.uses import Uses
 from services.kernel import telemetry, updates
 from services.kernel.clock import Clock
 from services.kernel.identity import Principal
@@ -52,12 +53,13 @@ class Deployments:
         bentos: Any,
         models: Any,
         vault: Any,
+        uses: Uses,
         settings: Settings,
         clock: Clock,
         changed: Callable[[str], None],
     ) -> None:
         self._store, self._settings, self._clock, self._changed = store, settings, clock, changed
-        self._bentos, self._models, self._vault = bentos, models, vault
+        self._bentos, self._models, self._vault, self._uses = bentos, models, vault, uses
         self.instance_types = {
             one.name: one for one in (domain.InstanceType.parse(text) for text in settings.instance_types)
         }
@@ -131,7 +133,10 @@ class Deployments:
                 update_time=now,
                 status=Status("DEPLOYING"),
             )
-            if validate_only or await self._store.add_deployment(deployment, revision):
+            if validate_only:
+                break
+            await self._uses.claim(deployment, revision)
+            if await self._store.add_deployment(deployment, revision):
                 break
             if given and await self._store.get_deployment(caller.organization, given) is not None:
                 raise _taken(given)
@@ -250,6 +255,8 @@ class Deployments:
             traceparent=telemetry.current_traceparent(),
         )
         if not validate_only:
+            if new is not None:
+                await self._uses.claim(after, new)
             await self._store.change_deployment(after, before.generation, new)
             self._changed(after.uid)
         return after, new or latest

@@ -24,6 +24,7 @@ from services.deployer.settings import Settings
 from services.deployer.specs import Version
 from services.deployer.status import Facts, ServiceFact
 from services.deployer.store import Store
+from services.deployer.uses import Uses
 from services.kernel import telemetry
 from services.kernel.clock import Clock
 from services.kernel.identity import Principal
@@ -69,11 +70,12 @@ class Reconciler:
         runtime: Runtime,
         builds: Any,
         vault: Any,
+        uses: Uses,
         settings: Settings,
         instance_types: dict[str, InstanceType],
         clock: Clock,
     ) -> None:
-        self._store, self._runtime, self._vault = store, runtime, vault
+        self._store, self._runtime, self._vault, self._uses = store, runtime, vault, uses
         self._settings, self._instance_types, self._clock = settings, instance_types, clock
         self._signal = Signal()
         self.topic = Topic()
@@ -93,6 +95,7 @@ class Reconciler:
         """The desired state of a deployment changed."""
         self.topic.notify(uid)
         self._signal.notify()
+        self._uses.wake()
 
     def observed(self, uid: str) -> Sequence[SetStatus]:
         """The replica sets of a deployment, as of the last pass."""
@@ -207,6 +210,7 @@ class Reconciler:
         if deployment.deleting and not left:
             await self._runtime.forget(deployment.uid)
             await self._store.remove_deployment(deployment.uid)
+            await self._uses.gone(deployment)
             self._restored.discard(deployment.uid)
             self.topic.notify(deployment.uid)
             log.info("deployment deleted", extra={"deployment": deployment.name})
@@ -225,6 +229,8 @@ class Reconciler:
             progress = self._wanted(view.deployment, view.revision.number, version)
         if version.target == MAIN:
             view.build = progress.build
+        if progress.environment:
+            self._uses.built(view.deployment.uid, view.revision.number, progress.build, version.bento, version.digest)
         if progress.failed:
             view.problem = Condition("Built", False, progress.reason, progress.message)
         elif not progress.environment:

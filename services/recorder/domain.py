@@ -154,6 +154,7 @@ class PredictionFilter:
     status: StatusFilter | None = None
     start_time_us: int | None = None
     end_time_us: int | None = None
+    revision: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,6 +163,17 @@ def prediction_filter(
     status = domain.StatusFilter.parse(request.status)
     if isinstance(request, pb.TailPredictionsRequest):
         return domain.PredictionFilter(organization, deployment, status=status)
+    revision = ""
+    if request.revision:
+        parsed = names.Revision.parse(request.revision)
+        revision, parent = str(parsed), str(parsed.parent)
+        if deployment not in ("", parent):
+            raise InvalidArgument(
+                f"{revision} is no revision of {deployment}. Give one of the two.",
+                reason="REVISION_OF_ANOTHER",
+                violations=[("revision", f"must be a revision of {deployment}")],
+            )
+        deployment = parent
     return domain.PredictionFilter(
         organization,
         deployment,
@@ -170,6 +181,7 @@ def prediction_filter(
         status=status,
         start_time_us=microseconds(request.start_time) if request.HasField("start_time") else None,
         end_time_us=microseconds(request.end_time) if request.HasField("end_time") else None,
+        revision=revision,
     )
 
 

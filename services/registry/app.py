@@ -6,8 +6,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 
 from ekiben.identity.v1 import identity_pb2_grpc as identity
-from ekiben.registry.v1 import aliases_pb2_grpc
-from ekiben.registry.v1 import deletions_pb2_grpc as deletions_grpc
+from ekiben.registry.v1 import aliases_pb2_grpc, deletions_pb2_grpc, lineage_pb2_grpc
 from ekiben.registry.v1 import registry_pb2_grpc as registry
 from services.content import open_blobs
 from services.kernel.app import Component, Servicer
@@ -21,6 +20,7 @@ from services.registry.catalog import Catalog
 from services.registry.collector import Collector
 from services.registry.deletions import Deletions
 from services.registry.first_start import ensure_admin
+from services.registry.lineage import Lineage
 from services.registry.logins import Logins
 from services.registry.sealing import open_key_file
 from services.registry.secrets import Secrets
@@ -29,6 +29,7 @@ from services.registry.servicer.accounts import Logins as LoginsServicer
 from services.registry.servicer.aliases import Aliases as AliasesServicer
 from services.registry.servicer.bentos import Bentos as BentosServicer
 from services.registry.servicer.deletions import Deletions as DeletionsServicer
+from services.registry.servicer.lineage import Lineage as LineageServicer
 from services.registry.servicer.models import Models as ModelsServicer
 from services.registry.servicer.secrets import Audit as AuditServicer
 from services.registry.servicer.secrets import Secrets as SecretsServicer
@@ -92,8 +93,13 @@ async def open_registry(settings: Settings, *, clock: Clock = SYSTEM) -> AsyncIt
                     ),
                     Servicer(
                         "ekiben.registry.v1.Deletions",
-                        deletions_grpc.add_DeletionsServicer_to_server,
+                        deletions_pb2_grpc.add_DeletionsServicer_to_server,
                         DeletionsServicer(deletions),
+                    ),
+                    Servicer(
+                        "ekiben.registry.v1.Lineage",
+                        lineage_pb2_grpc.add_LineageServicer_to_server,
+                        LineageServicer(Lineage(database, clock)),
                     ),
                     Servicer(
                         "ekiben.identity.v1.Accounts",

@@ -27,9 +27,11 @@ from services.registry.search import Subject, parse
 from services.registry.store import aliases as alias_rows
 from services.registry.store import catalog as rows
 from services.registry.store import deletions
+from services.registry.store import uses as use_rows
 from services.registry.store.catalog import Found
 from services.registry.store.searches import Position
 from services.registry.store.tables import repositories, versions
+from services.registry.uses import refuse_used, tell_bento
 
 E = TypeVar("E", bound=EkibenError)
 
@@ -118,7 +120,8 @@ class Catalog:
 
         Raises:
             NotFound, Aborted (ETAG_MISMATCH).
-            FailedPrecondition: it holds versions (MODEL_REPOSITORY_NOT_EMPTY, BENTO_REPOSITORY_NOT_EMPTY).
+            FailedPrecondition: it holds versions (MODEL_REPOSITORY_NOT_EMPTY, BENTO_REPOSITORY_NOT_EMPTY), or what
+                something uses (MODEL_IN_USE, BENTO_IN_USE).
         """
         organization = organization_of(caller)
         async with self._database.transaction() as connection:
@@ -136,10 +139,18 @@ class Catalog:
             for alias in await alias_rows.list_aliases(connection, organization, kind, repository, None, None):
                 gone = alias.next(self._clock.now(), caller.user, None, "The repository was deleted.")
                 await alias_rows.add_change(connection, organization, gone, None)
+            await rows.lock_versions(connection, found[0])
+            used = use_rows.names_in_repository(kind, found[0])
+            what = f"{_title(kind)} repository {repository!r} holds what is"
+            await refuse_used(
+                connection, organization, kind, what, used, f"Delete that, or its {kind}s by force, first."
+            )
+            here = versions.c.repository_id == found[0]
+            await use_rows.end_of(connection, organization, here, self._clock.now())
             if not self._delete_grace:
                 await rows.delete_repository(connection, found[0])
                 return
-            await self._keep(connection, caller, versions.c.repository_id == found[0])
+            await self._keep(connection, caller, here)
             now = self._clock.now()
             await deletions.keep_repository(connection, found[0], now=now, expire_time=now + self._delete_grace)
 
@@ -205,7 +216,8 @@ class Catalog:
             if not added:
                 raise version_exists(kind, repository, version)
             created = await rows.version(connection, organization, kind, repository, version)
-        assert created is not None
+            assert created is not None
+            await self._tell_uses(connection, organization, created[1])
         return created[1]
 
     async def update_version(
@@ -233,18 +245,21 @@ class Catalog:
             if values:
                 await rows.update(connection, versions, found[0], values)
                 found = await rows.version(connection, organization, kind, repository, version)
+                assert found is not None
+                if draft.manifest is not None:
+                    await self._tell_uses(connection, organization, found[1])
         assert found is not None
         return found[1]
 
     async def delete_version(
-        self, caller: Principal, kind: Kind, repository: str, version: str, sent_etag: str
+        self, caller: Principal, kind: Kind, repository: str, version: str, sent_etag: str, *, force: bool = False
     ) -> None:
-        """Delete a version, which can be restored for a while.
+        """Delete a version, which can be restored for a while; with `force` also one that something uses.
 
         Raises:
             NotFound, Aborted (ETAG_MISMATCH).
-            FailedPrecondition: an alias names it (MODEL_ALIASED, BENTO_ALIASED), or it is an alias, and not the
-                version's own id (VERSION_REQUIRED).
+            FailedPrecondition: an alias names it (MODEL_ALIASED, BENTO_ALIASED), something uses it (MODEL_IN_USE,
+                BENTO_IN_USE), or it is an alias, and not the version's own id (VERSION_REQUIRED).
         """
         organization = organization_of(caller)
         async with self._database.transaction() as connection:
@@ -261,10 +276,19 @@ class Catalog:
                     resource=found[1].name,
                     aliases=shown,
                 )
+            if not force:
+                what, todo = f"{_title(kind)} '{repository}:{version}' is", "Delete that first, or set force."
+                await refuse_used(connection, organization, kind, what, [found[1].name], todo)
+            await use_rows.end_of(connection, organization, versions.c.id == found[0], self._clock.now())
             if self._delete_grace:
                 await self._keep(connection, caller, versions.c.id == found[0])
             else:
                 await rows.delete_version(connection, found[0])
+
+    async def _tell_uses(self, connection: AsyncConnection, organization: str, version: Version) -> None:
+        if version.kind is Kind.BENTO:
+            models, now = version.facts.models, self._clock.now()
+            await tell_bento(connection, organization, version.name, version.uid, models, now)
 
     async def _keep(self, connection: AsyncConnection, caller: Principal, where: Any) -> None:
         now = self._clock.now()

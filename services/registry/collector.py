@@ -20,6 +20,7 @@ from services.registry.store import accounts as account_rows
 from services.registry.store import audit as audit_rows
 from services.registry.store import blobs as held
 from services.registry.store import uploads as upload_rows
+from services.registry.store import uses as use_rows
 from services.registry.uploads import Uploads
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,9 @@ _REMEMBER_UPLOADS = timedelta(days=7)
 
 _REMEMBER_STRANGERS = timedelta(days=30)
 """How long the audit log keeps refusals of callers without a valid token."""
+
+_REMEMBER_USES = timedelta(days=400)
+"""How long it is known what used what: whoever looks a year back still finds it."""
 
 _collected = Counter("ekiben_blobs_collected", "Blobs that were deleted because nothing named them.")
 
@@ -78,6 +82,7 @@ class Collector:
             now = self._clock.now()
             await upload_rows.forget_ended(connection, now - _REMEMBER_UPLOADS)
             await account_rows.forget_logins(connection, now)
+            await use_rows.forget_ended(connection, now - _REMEMBER_USES)
             await audit_rows.forget_strangers(connection, now - _REMEMBER_STRANGERS)
         await self._adopt_strays()
         return await self._delete_unheld()

@@ -18,6 +18,7 @@ from services.registry.store import aliases as alias_rows
 from services.registry.store import catalog as catalog_rows
 from services.registry.store import deletions as rows
 from services.registry.store.deletions import Position
+from services.registry.uses import tell_bento
 
 _PURGED_AT_ONCE = 200
 
@@ -86,6 +87,8 @@ class Deletions:
                 raise version_exists(
                     deleted.kind, deleted.repository, deleted.version, todo="Delete that one first: it can be restored."
                 )
+            if deleted.kind is Kind.BENTO:
+                await tell_bento(connection, organization, deleted.resource, uid, deleted.models, now)
         return deleted
 
     async def purge(self, caller: Principal, uid: str) -> Deleted:

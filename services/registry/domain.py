@@ -6,7 +6,7 @@ an *upload* brings it, and what was there before stays until the upload is whole
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -219,11 +219,82 @@ class Deleted:
     delete_time: datetime
     expire_time: datetime
     deleter: str
+    models: tuple[str, ...] = ()
 
     @property
     def resource(self) -> str:
         """The resource name that it had."""
         return self.kind.version_name(self.repository, self.version)
+
+
+@dataclass(frozen=True)
+class Use:
+    """A consumer uses a resource, both by name; `digest` is that of what is used, where it is known."""
+
+    consumer: str
+    consumer_uid: str
+    resource: str
+    digest: str = ""
+    live: bool = True
+    create_time: datetime | None = None
+    end_time: datetime | None = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What tells it from others. Names of consumers are used again; a resource is meant by its name."""
+        return self.consumer_uid, self.resource
+
+
+@dataclass(frozen=True)
+class KnownUse:
+    """A use as it is kept: the owner's generation that it was told of, and until when a claim holds."""
+
+    use: Use
+    generation: int
+    claim_end_time: datetime | None = None
+
+    def claimed(self, generation: int, now: datetime) -> bool:
+        """Whether it was claimed for a later generation, so that a report of `generation` knows nothing of it."""
+        return self.generation > generation and self.claim_end_time is not None and self.claim_end_time > now
+
+
+def claimed_uses(
+    known: Iterable[KnownUse], told: Iterable[Use], generation: int, now: datetime, until: datetime
+) -> list[KnownUse]:
+    """What must be written for a claim: every use that it names becomes live."""
+    before = {one.use.key: one for one in known}
+    written = []
+    for use in told:
+        old = before.get(use.key)
+        created = old.use.create_time if old else now
+        kept = replace(use, live=True, create_time=created, end_time=None)
+        written.append(KnownUse(kept, max(generation, old.generation if old else 0), until))
+    return written
+
+
+def reported_uses(
+    known: Iterable[KnownUse], told: Iterable[Use], generation: int, now: datetime, *, gone: bool = False
+) -> list[KnownUse]:
+    """What must be written for a report: what it names is as it says, what it leaves out has ended. Nothing where
+    that was known. A use that was claimed for a later generation is left, unless the owner is `gone` for ever."""
+    before = {one.use.key: one for one in known}
+    named = {use.key: use for use in told}
+    written = []
+    for key, use in named.items():
+        old = before.get(key)
+        if old is None:
+            written.append(KnownUse(replace(use, create_time=now, end_time=None if use.live else now), generation))
+            continue
+        if old.claimed(generation, now):
+            continue
+        ended = None if use.live else old.use.end_time or now
+        wanted = KnownUse(replace(use, create_time=old.use.create_time, end_time=ended), generation)
+        if wanted.use != old.use or old.claim_end_time is not None:
+            written.append(wanted)
+    for key, old in before.items():
+        if key not in named and old.use.live and (gone or not old.claimed(generation, now)):
+            written.append(KnownUse(replace(old.use, live=False, end_time=now), generation))
+    return written
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ Build and run:
 
 See:
   predictions     What was asked and answered: list, show, tail.
+  lineage         What a model, bento or deployment uses, and what uses it.
   traces          What each hop of a request did, as a waterfall.
   audit           Who did what, and what was refused.
 

@@ -420,6 +420,7 @@ class ListPredictionsRequest(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
     INCLUDE_BODIES_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """Optional. At most this many; 0 means 50, more than 1,000 is taken as 1,000, negative is INVALID_ARGUMENT."""
     page_token: _builtins.str
@@ -432,6 +433,10 @@ class ListPredictionsRequest(_message.Message):
     """Optional. Only of this trace: 32 hex digits."""
     include_bodies: _builtins.bool
     """Optional. With headers and bodies."""
+    revision: _builtins.str
+    """Optional. Only of this revision: `deployments/{deployment}/revisions/{revision}`. Of an old revision of a busy
+    deployment, give `start_time` and `end_time` too: the list walks past what other revisions answered since.
+    """
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """Optional. Only begun at or after this time."""
@@ -451,10 +456,11 @@ class ListPredictionsRequest(_message.Message):
         status: _builtins.str = ...,
         trace_id: _builtins.str = ...,
         include_bodies: _builtins.bool = ...,
+        revision: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "end_time", b"end_time", "include_bodies", b"include_bodies", "page_size", b"page_size", "page_token", b"page_token", "start_time", b"start_time", "status", b"status", "trace_id", b"trace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "end_time", b"end_time", "include_bodies", b"include_bodies", "page_size", b"page_size", "page_token", b"page_token", "revision", b"revision", "start_time", b"start_time", "status", b"status", "trace_id", b"trace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

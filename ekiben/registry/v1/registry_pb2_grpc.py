@@ -157,7 +157,8 @@ class ModelsServicer:
 
     def DeleteModel(self, request, context):
         """Deletes a model. It can be restored for a while (see Deletions), and its name may be used again at once; its blob
-        is collected once nothing refers to it. One that an alias names stays: FAILED_PRECONDITION (MODEL_ALIASED).
+        is collected once nothing refers to it. One that an alias names stays: FAILED_PRECONDITION (MODEL_ALIASED). So
+        does one that something uses (see Lineage) unless `force` is set: FAILED_PRECONDITION (MODEL_IN_USE).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -630,7 +631,8 @@ class BentosServicer:
 
     def DeleteBento(self, request, context):
         """Deletes a bento. It can be restored for a while (see Deletions), and its name may be used again at once; its blob
-        is collected once nothing refers to it. One that an alias names stays: FAILED_PRECONDITION (BENTO_ALIASED).
+        is collected once nothing refers to it. One that an alias names stays: FAILED_PRECONDITION (BENTO_ALIASED). So
+        does one that something uses (see Lineage) unless `force` is set: FAILED_PRECONDITION (BENTO_IN_USE).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -54,7 +54,8 @@ class ModelsStub:
     """Changes a model's description or labels. Its content is never changed this way."""
     DeleteModel: _grpc.UnaryUnaryMultiCallable[_registry_pb2.DeleteModelRequest, _empty_pb2.Empty]
     """Deletes a model. It can be restored for a while (see Deletions), and its name may be used again at once; its blob
-    is collected once nothing refers to it. One that an alias names stays: FAILED_PRECONDITION (MODEL_ALIASED).
+    is collected once nothing refers to it. One that an alias names stays: FAILED_PRECONDITION (MODEL_ALIASED). So
+    does one that something uses (see Lineage) unless `force` is set: FAILED_PRECONDITION (MODEL_IN_USE).
     """
 
 @_typing.type_check_only
@@ -82,7 +83,8 @@ class ModelsAsyncStub(ModelsStub):
     """Changes a model's description or labels. Its content is never changed this way."""
     DeleteModel: _aio.UnaryUnaryMultiCallable[_registry_pb2.DeleteModelRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Deletes a model. It can be restored for a while (see Deletions), and its name may be used again at once; its blob
-    is collected once nothing refers to it. One that an alias names stays: FAILED_PRECONDITION (MODEL_ALIASED).
+    is collected once nothing refers to it. One that an alias names stays: FAILED_PRECONDITION (MODEL_ALIASED). So
+    does one that something uses (see Lineage) unless `force` is set: FAILED_PRECONDITION (MODEL_IN_USE).
     """
 
 class ModelsServicer(metaclass=_abc_1.ABCMeta):
@@ -167,7 +169,8 @@ class ModelsServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
         """Deletes a model. It can be restored for a while (see Deletions), and its name may be used again at once; its blob
-        is collected once nothing refers to it. One that an alias names stays: FAILED_PRECONDITION (MODEL_ALIASED).
+        is collected once nothing refers to it. One that an alias names stays: FAILED_PRECONDITION (MODEL_ALIASED). So
+        does one that something uses (see Lineage) unless `force` is set: FAILED_PRECONDITION (MODEL_IN_USE).
         """
 
 def add_ModelsServicer_to_server(servicer: ModelsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
@@ -199,7 +202,8 @@ class BentosStub:
     """Changes a bento's description, labels, or (until its content is uploaded, or for a forced push) its manifest."""
     DeleteBento: _grpc.UnaryUnaryMultiCallable[_registry_pb2.DeleteBentoRequest, _empty_pb2.Empty]
     """Deletes a bento. It can be restored for a while (see Deletions), and its name may be used again at once; its blob
-    is collected once nothing refers to it. One that an alias names stays: FAILED_PRECONDITION (BENTO_ALIASED).
+    is collected once nothing refers to it. One that an alias names stays: FAILED_PRECONDITION (BENTO_ALIASED). So
+    does one that something uses (see Lineage) unless `force` is set: FAILED_PRECONDITION (BENTO_IN_USE).
     """
 
 @_typing.type_check_only
@@ -227,7 +231,8 @@ class BentosAsyncStub(BentosStub):
     """Changes a bento's description, labels, or (until its content is uploaded, or for a forced push) its manifest."""
     DeleteBento: _aio.UnaryUnaryMultiCallable[_registry_pb2.DeleteBentoRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Deletes a bento. It can be restored for a while (see Deletions), and its name may be used again at once; its blob
-    is collected once nothing refers to it. One that an alias names stays: FAILED_PRECONDITION (BENTO_ALIASED).
+    is collected once nothing refers to it. One that an alias names stays: FAILED_PRECONDITION (BENTO_ALIASED). So
+    does one that something uses (see Lineage) unless `force` is set: FAILED_PRECONDITION (BENTO_IN_USE).
     """
 
 class BentosServicer(metaclass=_abc_1.ABCMeta):
@@ -312,7 +317,8 @@ class BentosServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
         """Deletes a bento. It can be restored for a while (see Deletions), and its name may be used again at once; its blob
-        is collected once nothing refers to it. One that an alias names stays: FAILED_PRECONDITION (BENTO_ALIASED).
+        is collected once nothing refers to it. One that an alias names stays: FAILED_PRECONDITION (BENTO_ALIASED). So
+        does one that something uses (see Lineage) unless `force` is set: FAILED_PRECONDITION (BENTO_IN_USE).
         """
 
 def add_BentosServicer_to_server(servicer: BentosServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

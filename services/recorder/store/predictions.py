@@ -182,6 +182,8 @@ def _matching(query: Select[Any], wanted: PredictionFilter, status: int | None) 
     query = query.where(predictions.c.organization == wanted.organization)
     if wanted.deployment:
         query = query.where(predictions.c.deployment == wanted.deployment)
+    if wanted.revision:
+        query = query.where(predictions.c.revision == wanted.revision)
     if status is not None:
         query = query.where(predictions.c.status == status)
     if wanted.trace_id:

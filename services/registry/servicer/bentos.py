@@ -114,5 +114,7 @@ class Bentos(registry_pb2_grpc.BentosServicer):
     async def DeleteBento(self, request: pb.DeleteBentoRequest, context: Context) -> Empty:
         """See the proto."""
         name = names.Bento.parse(request.name)
-        await self._catalog.delete_version(current_principal(), Kind.BENTO, name.repository, name.bento, request.etag)
+        await self._catalog.delete_version(
+            current_principal(), Kind.BENTO, name.repository, name.bento, request.etag, force=request.force
+        )
         return Empty()

@@ -114,5 +114,7 @@ class Models(registry_pb2_grpc.ModelsServicer):
     async def DeleteModel(self, request: pb.DeleteModelRequest, context: Context) -> Empty:
         """See the proto."""
         name = names.Model.parse(request.name)
-        await self._catalog.delete_version(current_principal(), Kind.MODEL, name.repository, name.model, request.etag)
+        await self._catalog.delete_version(
+            current_principal(), Kind.MODEL, name.repository, name.model, request.etag, force=request.force
+        )
         return Empty()

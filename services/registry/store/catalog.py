@@ -204,6 +204,12 @@ async def meant(
     return None if row is None else (row.id, _version(row))
 
 
+async def lock_versions(connection: AsyncConnection, repository_id: int) -> None:
+    """Lock every version of a locked repository, in one order."""
+    here = sa.select(versions.c.id).where(versions.c.repository_id == repository_id)
+    await connection.execute(here.order_by(versions.c.id).with_for_update())
+
+
 async def lock_version(connection: AsyncConnection, row_id: int) -> bool:
     """Lock a version that was found without its lock; False when it has gone since."""
     locked = sa.select(versions.c.id).where(versions.c.id == row_id).with_for_update()

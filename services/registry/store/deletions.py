@@ -69,6 +69,7 @@ def _deleted(row: Any) -> Deleted:
         delete_time=row.delete_time,
         expire_time=row.expire_time,
         deleter=row.deleter,
+        models=tuple(json.loads(row.models)),
     )
 
 
@@ -76,6 +77,7 @@ _COLUMNS: Sequence[sa.Column[Any]] = (
     *(deleted_versions.c[name] for name in ("id", "organization", "kind", "repository", "version", "uid", "labels")),
     *(deleted_versions.c[name] for name in ("digest", "size_bytes", "create_time", "delete_time", "expire_time")),
     deleted_versions.c.deleter,
+    deleted_versions.c.models,
 )
 
 

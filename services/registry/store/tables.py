@@ -234,6 +234,34 @@ alias_changes = sa.Table(
     sa.UniqueConstraint("organization", "kind", "repository", "alias", "number", name="uq_alias_changes_alias_number"),
 )
 
+# Who uses what; see `uses.py`.
+uses = sa.Table(
+    "uses",
+    metadata,
+    sa.Column("id", Serial, primary_key=True, autoincrement=True),
+    sa.Column("organization", sa.String(63), nullable=False),
+    # Who tells about the use: a deployment for its revisions, a bento for itself.
+    sa.Column("owner", sa.String(256), nullable=False),
+    sa.Column("owner_uid", sa.String(64), nullable=False),
+    sa.Column("consumer", sa.String(256), nullable=False),
+    sa.Column("consumer_uid", sa.String(64), nullable=False),
+    sa.Column("resource", sa.String(256), nullable=False),
+    sa.Column("digest", sa.String(80), nullable=False),
+    sa.Column("live", sa.Boolean, nullable=False),
+    # The owner's, as of which this was claimed or reported.
+    sa.Column("generation", sa.BigInteger, nullable=False),
+    # Until when a claim holds that no report has confirmed.
+    sa.Column("claim_end_time", UtcDateTime),
+    sa.Column("create_time", UtcDateTime, nullable=False),
+    sa.Column("end_time", UtcDateTime),
+    sa.UniqueConstraint("organization", "consumer_uid", "resource"),
+    sa.Index(None, "organization", "resource"),
+    sa.Index(None, "organization", "consumer"),
+    sa.Index(None, "organization", "owner"),
+    sa.Index(None, "owner_uid"),
+    sa.Index(None, "end_time"),
+)
+
 # A deleted version until its grace period ends: its whole row, so that it can come back. Apart from `versions`, so that
 # no query over those has to leave it out, and its name is free.
 deleted_versions = sa.Table(
