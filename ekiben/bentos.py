@@ -37,7 +37,7 @@ class Bentos:
         return await self._stub.CreateBento(request)
 
     async def update(self, bento: pb.Bento, paths: Sequence[str] = ()) -> pb.Bento:
-        """Change description or labels: the `paths`, or what is populated."""
+        """Change description, labels or annotations: the `paths`, or what is populated."""
         mask = FieldMask(paths=paths) if paths else None
         return await self._stub.UpdateBento(pb.UpdateBentoRequest(bento=bento, update_mask=mask))
 
@@ -143,7 +143,7 @@ class Bentos:
         return await self._stub.CreateBentoRepository(request)
 
     async def update_repository(self, repository: pb.BentoRepository, paths: Sequence[str] = ()) -> pb.BentoRepository:
-        """Change description or labels: the `paths`, or what is populated."""
+        """Change description, labels or annotations: the `paths`, or what is populated."""
         mask = FieldMask(paths=paths) if paths else None
         request = pb.UpdateBentoRepositoryRequest(bento_repository=repository, update_mask=mask)
         return await self._stub.UpdateBentoRepository(request)

@@ -37,7 +37,7 @@ class Models:
         return await self._stub.CreateModel(request)
 
     async def update(self, model: pb.Model, paths: Sequence[str] = ()) -> pb.Model:
-        """Change description or labels: the `paths`, or what is populated."""
+        """Change description, labels or annotations: the `paths`, or what is populated."""
         mask = FieldMask(paths=paths) if paths else None
         return await self._stub.UpdateModel(pb.UpdateModelRequest(model=model, update_mask=mask))
 
@@ -134,7 +134,7 @@ class Models:
         return await self._stub.CreateModelRepository(request)
 
     async def update_repository(self, repository: pb.ModelRepository, paths: Sequence[str] = ()) -> pb.ModelRepository:
-        """Change description or labels: the `paths`, or what is populated."""
+        """Change description, labels or annotations: the `paths`, or what is populated."""
         mask = FieldMask(paths=paths) if paths else None
         request = pb.UpdateModelRepositoryRequest(model_repository=repository, update_mask=mask)
         return await self._stub.UpdateModelRepository(request)

@@ -153,9 +153,9 @@ class Versions:
         """Change one."""
         found = self.get(item.name)
         for path in mask.paths or ["labels", "manifest", "description"]:
-            if path == "labels":
-                found.labels.clear()
-                found.labels.update(item.labels)
+            if path in ("labels", "annotations"):
+                found.ClearField(path)
+                getattr(found, path).update(getattr(item, path))
             else:
                 setattr(found, path, getattr(item, path))
         return found

@@ -3,11 +3,13 @@
 import asyncio
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ekiben import localstore
 from ekiben.cli import deletions, short, versions
+from ekiben.cli.changes import change_options, changed, shown
 from ekiben.cli.groups import NounGroup
 from ekiben.cli.options import confirm, label_option, limit_option, output_option, resume_option, yes_option
 from ekiben.cli.output import age, collect, last, moment, pairs, print_item, print_items, said, size, tag
@@ -40,6 +42,7 @@ def fields(bento: pb.Bento) -> list[tuple[str, str]]:
         ("BentoML", bento.bentoml_version),
         ("Models", "\n".join(tag(name) for name in bento.models)),
         ("Labels", pairs(bento.labels)),
+        ("Annotations", shown(bento.annotations)),
         ("Description", bento.description.partition("\n\n")[0].lstrip("# ")),
         ("Built", moment(bento.build_time)),
         ("Created", f"{moment(bento.create_time)} by {last(bento.creator)}"),
@@ -174,28 +177,14 @@ async def pull(client: Client, bento: str, to: str, with_models: bool) -> None:
 
 @bentos.command()
 @click.argument("bento")
-@label_option
-@click.option("--remove-label", "removed", multiple=True, metavar="KEY", help="Remove a label. Repeatable.")
-@click.option("--description", help="Free text; replaces the README.")
+@change_options
 @output_option
 @run
-async def update(
-    client: Client,
-    bento: str,
-    labels: tuple[tuple[str, str], ...],
-    removed: tuple[str, ...],
-    description: str | None,
-    output: str,
-) -> None:
-    """Change labels and description of a BENTO."""
-    found = await client.bentos.get(short.bento(bento))
-    kept = {key: value for key, value in found.labels.items() if key not in removed}
-    changed = pb.Bento(name=found.name, labels={**kept, **dict(labels)}, description=description or "", etag=found.etag)
-    paths = [*(["labels"] if labels or removed else []), *(["description"] if description is not None else [])]
-    if not paths:
-        raise click.UsageError("Nothing to change: give --label, --remove-label or --description.")
-    changed = await client.bentos.update(changed, paths)
-    print_item(changed, fields(changed), output)
+async def update(client: Client, bento: str, output: str, **changes: Any) -> None:
+    """Change labels, annotations and description of a BENTO."""
+    message, paths = changed(await client.bentos.get(short.bento(bento)), **changes)
+    updated = await client.bentos.update(message, paths)
+    print_item(updated, fields(updated), output)
 
 
 @bentos.command()

@@ -1,11 +1,13 @@
 """`ekiben models`: models and what is in them."""
 
 import asyncio
+from typing import Any
 
 import click
 
 from ekiben import localstore
 from ekiben.cli import deletions, short, versions
+from ekiben.cli.changes import change_options, changed, shown
 from ekiben.cli.groups import NounGroup
 from ekiben.cli.options import confirm, label_option, limit_option, output_option, resume_option, yes_option
 from ekiben.cli.output import age, collect, last, moment, pairs, print_item, print_items, said, size, tag
@@ -35,6 +37,7 @@ def fields(model: pb.Model) -> list[tuple[str, str]]:
         ("Aliases", " ".join(model.aliases)),
         ("Module", model.module),
         ("Labels", pairs(model.labels)),
+        ("Annotations", shown(model.annotations)),
         ("Description", model.description),
         ("Built", moment(model.build_time)),
         ("Created", f"{moment(model.create_time)} by {last(model.creator)}"),
@@ -112,28 +115,14 @@ async def pull(client: Client, model: str, to: str) -> None:
 
 @models.command()
 @click.argument("model")
-@label_option
-@click.option("--remove-label", "removed", multiple=True, metavar="KEY", help="Remove a label. Repeatable.")
-@click.option("--description", help="Free text.")
+@change_options
 @output_option
 @run
-async def update(
-    client: Client,
-    model: str,
-    labels: tuple[tuple[str, str], ...],
-    removed: tuple[str, ...],
-    description: str | None,
-    output: str,
-) -> None:
-    """Change labels and description of a MODEL."""
-    found = await client.models.get(short.model(model))
-    kept = {key: value for key, value in found.labels.items() if key not in removed}
-    changed = pb.Model(name=found.name, labels={**kept, **dict(labels)}, description=description or "", etag=found.etag)
-    paths = [*(["labels"] if labels or removed else []), *(["description"] if description is not None else [])]
-    if not paths:
-        raise click.UsageError("Nothing to change: give --label, --remove-label or --description.")
-    changed = await client.models.update(changed, paths)
-    print_item(changed, fields(changed), output)
+async def update(client: Client, model: str, output: str, **changes: Any) -> None:
+    """Change labels, annotations and description of a MODEL."""
+    message, paths = changed(await client.models.get(short.model(model)), **changes)
+    updated = await client.models.update(message, paths)
+    print_item(updated, fields(updated), output)
 
 
 @models.command()

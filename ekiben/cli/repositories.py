@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from ekiben.cli import deletions, short
+from ekiben.cli.changes import change_options, changed, shown
 from ekiben.cli.groups import NounGroup
 from ekiben.cli.options import confirm, limit_option, output_option, yes_option
 from ekiben.cli.output import age, collect, last, moment, pairs, print_item, print_items, said, tag
@@ -30,6 +31,21 @@ COLUMNS = [
     ("LABELS", lambda r: pairs(r.labels)),
     ("AGE", lambda r: age(r.create_time)),
 ]
+
+
+def fields(repository: Any) -> list[tuple[str, str]]:
+    """What `get` prints."""
+    return [
+        ("Repository", last(repository.name)),
+        ("Kind", "models" if repository.name.startswith("model") else "bentos"),
+        ("Versions", _count(repository)),
+        ("Latest", _latest(repository)),
+        ("Labels", pairs(repository.labels)),
+        ("Annotations", shown(repository.annotations)),
+        ("Description", repository.description),
+        ("Created", f"{moment(repository.create_time)} by {last(repository.creator)}"),
+        ("Name", repository.name),
+    ]
 
 
 @click.group(cls=NounGroup)
@@ -62,22 +78,28 @@ async def list_(client: Client, kind: str | None, filter_: str, limit: int, outp
 @run
 async def get(client: Client, kind: str, repository: str, output: str) -> None:
     """Show one REPOSITORY."""
-    found: Any
+    found = await _get(client, kind, repository)
+    print_item(found, fields(found), output)
+
+
+@repositories.command()
+@click.argument("kind", type=KIND)
+@click.argument("repository")
+@change_options
+@output_option
+@run
+async def update(client: Client, kind: str, repository: str, output: str, **changes: Any) -> None:
+    """Change labels, annotations and description of a REPOSITORY."""
+    message, paths = changed(await _get(client, kind, repository), **changes)
+    resources = client.models if kind == "models" else client.bentos
+    updated = await resources.update_repository(message, paths)
+    print_item(updated, fields(updated), output)
+
+
+async def _get(client: Client, kind: str, repository: str) -> Any:
     if kind == "models":
-        found = await client.models.get_repository(short.resource("modelRepositories", repository))
-    else:
-        found = await client.bentos.get_repository(short.resource("bentoRepositories", repository))
-    shown = [
-        ("Repository", last(found.name)),
-        ("Kind", kind),
-        ("Versions", _count(found)),
-        ("Latest", _latest(found)),
-        ("Labels", pairs(found.labels)),
-        ("Description", found.description),
-        ("Created", f"{moment(found.create_time)} by {last(found.creator)}"),
-        ("Name", found.name),
-    ]
-    print_item(found, shown, output)
+        return await client.models.get_repository(short.resource("modelRepositories", repository))
+    return await client.bentos.get_repository(short.resource("bentoRepositories", repository))
 
 
 @repositories.command()

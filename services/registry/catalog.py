@@ -302,6 +302,7 @@ class Catalog:
             "uid": str(uuid.uuid4()),
             "description": draft.description or "",
             "labels": json.dumps(dict(draft.labels or {}), sort_keys=True),
+            "annotations": json.dumps(dict(draft.annotations or {}), sort_keys=True),
             "creator": caller.user,
             "updater": caller.user,
             "create_time": now,
@@ -314,6 +315,8 @@ class Catalog:
             values["description"] = draft.description
         if draft.labels is not None:
             values["labels"] = json.dumps(dict(draft.labels), sort_keys=True)
+        if draft.annotations is not None:
+            values["annotations"] = json.dumps(dict(draft.annotations), sort_keys=True)
         if draft.build_time is not None:
             values["build_time"] = draft.build_time
         if values or draft.manifest is not None:

@@ -7,7 +7,7 @@ an *upload* brings it, and what was there before stays until the upload is whole
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
@@ -20,6 +20,9 @@ MAX_REASON_BYTES = 4000
 MAX_LABELS = 256
 MAX_LABEL_KEY = 128
 MAX_LABEL_VALUE = 1024
+MAX_ANNOTATION_KEY = 256
+MAX_ANNOTATIONS_BYTES = 256 << 10
+"""Keys and values together: they are read with every version, so they must not become a place for content."""
 LATEST = "latest"
 """The id that means the newest version with content; no version can be created with it."""
 
@@ -98,6 +101,7 @@ class Repository:
     revision: int
     latest: str = ""
     version_count: int = 0
+    annotations: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -148,6 +152,7 @@ class Version:
     build_time: datetime | None
     content: Content
     aliases: tuple[str, ...] = ()
+    annotations: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -325,6 +330,7 @@ class Draft:
 
     description: str | None = None
     labels: Mapping[str, str] | None = None
+    annotations: Mapping[str, str] | None = None
     manifest: str | None = None
     build_time: datetime | None = None
 
@@ -332,12 +338,15 @@ class Draft:
         """Refuse what cannot be kept.
 
         Raises:
-            InvalidArgument: DESCRIPTION_INVALID, LABELS_INVALID, MANIFEST_TOO_LARGE or MANIFEST_INVALID.
+            InvalidArgument: DESCRIPTION_INVALID, LABELS_INVALID, ANNOTATIONS_INVALID, MANIFEST_TOO_LARGE or
+                MANIFEST_INVALID.
         """
         if self.description is not None:
             check_text("description", self.description, MAX_DESCRIPTION_BYTES)
         if self.labels is not None:
             check_labels(self.labels)
+        if self.annotations is not None:
+            check_annotations(self.annotations)
         if self.manifest is not None:
             read_manifest(self.manifest)
 
@@ -378,6 +387,25 @@ def check_labels(labels: Mapping[str, str]) -> None:
             f"The labels are refused: {'; '.join(faults[:5])}.",
             reason="LABELS_INVALID",
             violations=[("labels", fault) for fault in faults[:20]],
+        )
+
+
+def check_annotations(annotations: Mapping[str, str]) -> None:
+    """Refuse annotations that are too large together, or a key that is none (ANNOTATIONS_INVALID)."""
+    faults: list[str] = []
+    total = sum(len(key.encode()) + len(value.encode()) for key, value in annotations.items())
+    if total > MAX_ANNOTATIONS_BYTES:
+        faults.append(f"they have {total:,} bytes together, more than {MAX_ANNOTATIONS_BYTES:,}")
+    for key, value in annotations.items():
+        if not 1 <= len(key) <= MAX_ANNOTATION_KEY:
+            faults.append(f"the key {key[:40]!r} has {len(key)} characters, not 1 to {MAX_ANNOTATION_KEY}")
+        if "\0" in key + value:
+            faults.append(f"{key[:40]!r} holds the character NUL")
+    if faults:
+        raise InvalidArgument(
+            f"The annotations are refused: {'; '.join(faults[:5])}.",
+            reason="ANNOTATIONS_INVALID",
+            violations=[("annotations", fault) for fault in faults[:20]],
         )
 
 

@@ -45,6 +45,13 @@ async def test_labels_are_changed_one_by_one(platform: Platform, tmp_path: Path)
         platform, "models", "update", "iris:v1", "-l", "a=b=c", "--remove-label", "stage", "-o", "json", home=tmp_path
     )
     assert json.loads(changed.out)["labels"] == {"a": "b=c"}
+    report = tmp_path / "report.json"
+    report.write_text('{"accuracy":\n 0.9}')
+    annotated = ("models", "update", "iris:v1", "-a", "by=ci", "--annotation-file", f"report={report}")
+    assert (await ekiben(platform, *annotated, home=tmp_path)).code == 0
+    kept = await ekiben(platform, "models", "update", "iris:v1", "--remove-annotation", "by", home=tmp_path)
+    assert 'report={"accuracy": … (18 B)' in kept.out and "by=ci" not in kept.out
+    assert (await ekiben(platform, *annotated[:3], "--annotation-file", "a=/nowhere", home=tmp_path)).code == 2
     nothing = await ekiben(platform, "models", "update", "iris:v1", home=tmp_path)
     assert nothing.code == 2 and "Nothing to change" in nothing.err
 

@@ -114,6 +114,10 @@ async def test_models_of_a_bento_are_read_from_its_manifest(running: Registry) -
         ({"labels": {"k" * 129: "v"}}, "LABELS_INVALID"),
         ({"labels": {"": "v"}}, "LABELS_INVALID"),
         ({"labels": {"k": "v" * 1025}}, "LABELS_INVALID"),
+        ({"annotations": {"": "v"}}, "ANNOTATIONS_INVALID"),
+        ({"annotations": {"k" * 257: "v"}}, "ANNOTATIONS_INVALID"),
+        ({"annotations": {"k": "nul\0"}}, "ANNOTATIONS_INVALID"),
+        ({"annotations": {str(n): "x" * 2048 for n in range(128)}}, "ANNOTATIONS_INVALID"),
     ],
 )
 async def test_what_cannot_be_kept_is_refused_and_changes_nothing(
@@ -152,10 +156,13 @@ async def test_an_update_changes_what_its_mask_names(running: Registry) -> None:
     assert updated.etag != model.etag
     stale = pb.UpdateModelRequest(model=pb.Model(name=model.name, description="late", etag=model.etag))
     await refused(running.admin.models.UpdateModel(stale), Aborted, "ETAG_MISMATCH")
+    annotated = pb.Model(name=model.name, annotations={"report": "{}"})
+    updated = await running.admin.models.UpdateModel(pb.UpdateModelRequest(model=annotated))
+    assert (dict(updated.annotations), dict(updated.labels)) == ({"report": "{}"}, {"b": "3"})
     cleared = await running.admin.models.UpdateModel(
         pb.UpdateModelRequest(model=pb.Model(name=model.name), update_mask=FieldMask(paths=["*"]))
     )
-    assert (cleared.description, dict(cleared.labels)) == ("", {})
+    assert (cleared.description, dict(cleared.labels), dict(cleared.annotations)) == ("", {}, {})
 
 
 async def test_a_repository_with_versions_is_deleted_by_force_only(running: Registry) -> None:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from ekiben.api.v1.annotations_pb2 import Role
-from ekiben.errors import AlreadyExists, FailedPrecondition
+from ekiben.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from services.kernel.clock import ManualClock
 from services.kernel.db import Database, open_database
 from services.kernel.identity import AuditRecord, Principal
@@ -15,6 +15,7 @@ from services.registry.accounts import Accounts, TokenDraft
 from services.registry.app import MIGRATIONS
 from services.registry.audit import Audit, AuditFilter
 from services.registry.catalog import Catalog
+from services.registry.deletions import Deletions
 from services.registry.domain import ContentState, Draft, Kind
 from services.registry.first_start import ensure_admin
 from services.registry.identities import SecretItem
@@ -166,6 +167,31 @@ async def test_long_unicode_labels_are_kept_and_found(catalog: Catalog) -> None:
     assert (await catalog.get_version(ME, Kind.MODEL, "m", "v1")).labels == labels
     found = await catalog.list_versions(ME, Kind.MODEL, "m", "label:" + "ключ" * 32, 10, None)
     assert found.total == 1
+
+
+async def test_annotations_are_kept_whole_and_are_not_searched(
+    database: Database, catalog: Catalog, manual_clock: ManualClock
+) -> None:
+    report = {"report": "値\n" * 40_000, "links/ci": "https://ci.example/1"}
+    created = await catalog.create_version(ME, Kind.MODEL, "m", "v1", Draft(annotations=report, labels={"a": "b"}))
+    assert created.annotations == report
+    assert (await catalog.list_versions(ME, Kind.MODEL, "m", "label:report", 10, None)).items == []
+    updated = await catalog.update_version(ME, Kind.MODEL, "m", "v1", Draft(annotations={"x": ""}), "")
+    assert (updated.annotations, updated.labels, updated.revision) == ({"x": ""}, {"a": "b"}, created.revision + 1)
+    await catalog.update_version(ME, Kind.MODEL, "m", "v1", Draft(labels={}), "")
+    assert (await catalog.get_version(ME, Kind.MODEL, "m", "v1")).annotations == {"x": ""}
+    await catalog.update_repository(ME, Kind.MODEL, "m", Draft(annotations={"owner": "team"}), "")
+    with pytest.raises(InvalidArgument) as refused:
+        await catalog.update_repository(ME, Kind.MODEL, "m", Draft(annotations={"k": "x" * (256 << 10)}), "")
+    assert refused.value.reason == "ANNOTATIONS_INVALID"
+    (repository,) = (await catalog.list_repositories(ME, Kind.MODEL, "", 10, None)).items
+    assert repository.annotations == {"owner": "team"}
+    # Deleted and restored, all is there again.
+    kept = Catalog(database, manual_clock, delete_grace=timedelta(days=1))
+    await kept.delete_repository(ME, Kind.MODEL, "m", "", force=True)
+    await Deletions(database, manual_clock).undelete(ME, created.uid)
+    assert (await catalog.get_version(ME, Kind.MODEL, "m", "v1")).annotations == {"x": ""}
+    assert (await catalog.get_repository(ME, Kind.MODEL, "m")).annotations == {"owner": "team"}
 
 
 async def test_a_claim_and_a_condemnation_exclude_one_another(database: Database, manual_clock: ManualClock) -> None:

@@ -47,6 +47,26 @@ class ModelRepository(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class AnnotationsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     UID_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
@@ -57,6 +77,7 @@ class ModelRepository(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     LATEST_MODEL_FIELD_NUMBER: _builtins.int
     MODEL_COUNT_FIELD_NUMBER: _builtins.int
+    ANNOTATIONS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Identifier. `modelRepositories/{repository}`; the id follows BentoML:
     `[a-z0-9]([-._a-z0-9]*[a-z0-9])?`, at most 63 characters, else INVALID_ARGUMENT (NAME_INVALID).
@@ -85,6 +106,10 @@ class ModelRepository(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """Output only. When it or its labels last changed."""
 
+    @_builtins.property
+    def annotations(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Optional. See `Model.annotations`."""
+
     def __init__(
         self,
         *,
@@ -98,10 +123,11 @@ class ModelRepository(_message.Message):
         etag: _builtins.str = ...,
         latest_model: _builtins.str = ...,
         model_count: _builtins.int = ...,
+        annotations: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "description", b"description", "etag", b"etag", "labels", b"labels", "latest_model", b"latest_model", "model_count", b"model_count", "name", b"name", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "create_time", b"create_time", "creator", b"creator", "description", b"description", "etag", b"etag", "labels", b"labels", "latest_model", b"latest_model", "model_count", b"model_count", "name", b"name", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -133,6 +159,26 @@ class BentoRepository(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class AnnotationsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     UID_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
@@ -143,6 +189,7 @@ class BentoRepository(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     LATEST_BENTO_FIELD_NUMBER: _builtins.int
     BENTO_COUNT_FIELD_NUMBER: _builtins.int
+    ANNOTATIONS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Identifier. `bentoRepositories/{repository}`; see `ModelRepository.name`."""
     uid: _builtins.str
@@ -169,6 +216,10 @@ class BentoRepository(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """Output only. When it or its labels last changed."""
 
+    @_builtins.property
+    def annotations(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Optional. See `Model.annotations`."""
+
     def __init__(
         self,
         *,
@@ -182,10 +233,11 @@ class BentoRepository(_message.Message):
         etag: _builtins.str = ...,
         latest_bento: _builtins.str = ...,
         bento_count: _builtins.int = ...,
+        annotations: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bento_count", b"bento_count", "create_time", b"create_time", "creator", b"creator", "description", b"description", "etag", b"etag", "labels", b"labels", "latest_bento", b"latest_bento", "name", b"name", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "bento_count", b"bento_count", "create_time", b"create_time", "creator", b"creator", "description", b"description", "etag", b"etag", "labels", b"labels", "latest_bento", b"latest_bento", "name", b"name", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -304,6 +356,26 @@ class Model(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class AnnotationsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     UID_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
@@ -317,6 +389,7 @@ class Model(_message.Message):
     CONTENT_FIELD_NUMBER: _builtins.int
     MODULE_FIELD_NUMBER: _builtins.int
     ALIASES_FIELD_NUMBER: _builtins.int
+    ANNOTATIONS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Identifier. `modelRepositories/{repository}/models/{model}`; ids follow BentoML, see `ModelRepository.name`."""
     uid: _builtins.str
@@ -357,6 +430,13 @@ class Model(_message.Message):
     def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Output only. Ids of the aliases that name it, in order; see the service Aliases."""
 
+    @_builtins.property
+    def annotations(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Optional. What people and programs want to keep with it and nobody searches for: reports, links, JSON. Keys of 1 to
+        256 characters; keys and values together at most 256 KiB, else INVALID_ARGUMENT (ANNOTATIONS_INVALID). Written as a
+        full set, as labels are.
+        """
+
     def __init__(
         self,
         *,
@@ -373,10 +453,11 @@ class Model(_message.Message):
         content: Global___Content | None = ...,
         module: _builtins.str = ...,
         aliases: _abc.Iterable[_builtins.str] | None = ...,
+        annotations: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["build_time", b"build_time", "content", b"content", "create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "build_time", b"build_time", "content", b"content", "create_time", b"create_time", "creator", b"creator", "description", b"description", "etag", b"etag", "labels", b"labels", "manifest", b"manifest", "module", b"module", "name", b"name", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "annotations", b"annotations", "build_time", b"build_time", "content", b"content", "create_time", b"create_time", "creator", b"creator", "description", b"description", "etag", b"etag", "labels", b"labels", "manifest", b"manifest", "module", b"module", "name", b"name", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -390,6 +471,26 @@ class Bento(_message.Message):
 
     @_typing.final
     class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class AnnotationsEntry(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
 
         KEY_FIELD_NUMBER: _builtins.int
@@ -422,6 +523,7 @@ class Bento(_message.Message):
     BENTOML_VERSION_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
     ALIASES_FIELD_NUMBER: _builtins.int
+    ANNOTATIONS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Identifier. `bentoRepositories/{repository}/bentos/{bento}`; ids follow BentoML, see `ModelRepository.name`."""
     uid: _builtins.str
@@ -466,6 +568,10 @@ class Bento(_message.Message):
     def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Output only. Ids of the aliases that name it, in order; see the service Aliases."""
 
+    @_builtins.property
+    def annotations(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Optional. See `Model.annotations`."""
+
     def __init__(
         self,
         *,
@@ -483,10 +589,11 @@ class Bento(_message.Message):
         bentoml_version: _builtins.str = ...,
         models: _abc.Iterable[_builtins.str] | None = ...,
         aliases: _abc.Iterable[_builtins.str] | None = ...,
+        annotations: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["build_time", b"build_time", "content", b"content", "create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "bentoml_version", b"bentoml_version", "build_time", b"build_time", "content", b"content", "create_time", b"create_time", "creator", b"creator", "description", b"description", "etag", b"etag", "labels", b"labels", "manifest", b"manifest", "models", b"models", "name", b"name", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "annotations", b"annotations", "bentoml_version", b"bentoml_version", "build_time", b"build_time", "content", b"content", "create_time", b"create_time", "creator", b"creator", "description", b"description", "etag", b"etag", "labels", b"labels", "manifest", b"manifest", "models", b"models", "name", b"name", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -793,7 +900,7 @@ class UpdateModelRepositoryRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Optional. `description`, `labels`; absent means the populated fields, `*` all of them."""
+        """Optional. `description`, `labels`, `annotations`; absent means the populated fields, `*` all of them."""
 
     def __init__(
         self,
@@ -979,7 +1086,7 @@ class UpdateModelRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Optional. `description`, `labels`, `manifest`; absent means the populated fields, `*` all of them."""
+        """Optional. `description`, `labels`, `annotations`, `manifest`; absent means the populated fields, `*` all of them."""
 
     def __init__(
         self,
@@ -1153,7 +1260,7 @@ class UpdateBentoRepositoryRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Optional. `description`, `labels`; absent means the populated fields, `*` all of them."""
+        """Optional. `description`, `labels`, `annotations`; absent means the populated fields, `*` all of them."""
 
     def __init__(
         self,
@@ -1339,7 +1446,7 @@ class UpdateBentoRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Optional. `description`, `labels`, `manifest`; absent means the populated fields, `*` all of them."""
+        """Optional. `description`, `labels`, `annotations`, `manifest`; absent means the populated fields, `*` all of them."""
 
     def __init__(
         self,

@@ -114,7 +114,7 @@ class ModelsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateModelRepository(self, request, context):
-        """Changes a model repository's description or labels.
+        """Changes a model repository's description, labels or annotations.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -149,7 +149,7 @@ class ModelsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateModel(self, request, context):
-        """Changes a model's description or labels. Its content is never changed this way.
+        """Changes a model's description, labels or annotations. Its content is never changed this way.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -588,7 +588,7 @@ class BentosServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateBentoRepository(self, request, context):
-        """Changes a bento repository's description or labels.
+        """Changes a bento repository's description, labels or annotations.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -623,7 +623,8 @@ class BentosServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateBento(self, request, context):
-        """Changes a bento's description, labels, or (until its content is uploaded, or for a forced push) its manifest.
+        """Changes a bento's description, labels, annotations, or (until its content is uploaded, or for a forced push) its
+        manifest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

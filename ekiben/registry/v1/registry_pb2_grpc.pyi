@@ -41,7 +41,7 @@ class ModelsStub:
     CreateModelRepository: _grpc.UnaryUnaryMultiCallable[_registry_pb2.CreateModelRepositoryRequest, _registry_pb2.ModelRepository]
     """Creates a model repository."""
     UpdateModelRepository: _grpc.UnaryUnaryMultiCallable[_registry_pb2.UpdateModelRepositoryRequest, _registry_pb2.ModelRepository]
-    """Changes a model repository's description or labels."""
+    """Changes a model repository's description, labels or annotations."""
     DeleteModelRepository: _grpc.UnaryUnaryMultiCallable[_registry_pb2.DeleteModelRepositoryRequest, _empty_pb2.Empty]
     """Deletes a model repository. It must be empty unless `force` is set; restoring what was in it brings it back."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetModelRequest, _registry_pb2.Model]
@@ -51,7 +51,7 @@ class ModelsStub:
     CreateModel: _grpc.UnaryUnaryMultiCallable[_registry_pb2.CreateModelRequest, _registry_pb2.Model]
     """Creates a model without content; an upload fills it. A missing repository is created."""
     UpdateModel: _grpc.UnaryUnaryMultiCallable[_registry_pb2.UpdateModelRequest, _registry_pb2.Model]
-    """Changes a model's description or labels. Its content is never changed this way."""
+    """Changes a model's description, labels or annotations. Its content is never changed this way."""
     DeleteModel: _grpc.UnaryUnaryMultiCallable[_registry_pb2.DeleteModelRequest, _empty_pb2.Empty]
     """Deletes a model. It can be restored for a while (see Deletions), and its name may be used again at once; its blob
     is collected once nothing refers to it. One that an alias names stays: FAILED_PRECONDITION (MODEL_ALIASED). So
@@ -70,7 +70,7 @@ class ModelsAsyncStub(ModelsStub):
     CreateModelRepository: _aio.UnaryUnaryMultiCallable[_registry_pb2.CreateModelRepositoryRequest, _registry_pb2.ModelRepository]  # type: ignore[assignment]
     """Creates a model repository."""
     UpdateModelRepository: _aio.UnaryUnaryMultiCallable[_registry_pb2.UpdateModelRepositoryRequest, _registry_pb2.ModelRepository]  # type: ignore[assignment]
-    """Changes a model repository's description or labels."""
+    """Changes a model repository's description, labels or annotations."""
     DeleteModelRepository: _aio.UnaryUnaryMultiCallable[_registry_pb2.DeleteModelRepositoryRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Deletes a model repository. It must be empty unless `force` is set; restoring what was in it brings it back."""
     GetModel: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetModelRequest, _registry_pb2.Model]  # type: ignore[assignment]
@@ -80,7 +80,7 @@ class ModelsAsyncStub(ModelsStub):
     CreateModel: _aio.UnaryUnaryMultiCallable[_registry_pb2.CreateModelRequest, _registry_pb2.Model]  # type: ignore[assignment]
     """Creates a model without content; an upload fills it. A missing repository is created."""
     UpdateModel: _aio.UnaryUnaryMultiCallable[_registry_pb2.UpdateModelRequest, _registry_pb2.Model]  # type: ignore[assignment]
-    """Changes a model's description or labels. Its content is never changed this way."""
+    """Changes a model's description, labels or annotations. Its content is never changed this way."""
     DeleteModel: _aio.UnaryUnaryMultiCallable[_registry_pb2.DeleteModelRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Deletes a model. It can be restored for a while (see Deletions), and its name may be used again at once; its blob
     is collected once nothing refers to it. One that an alias names stays: FAILED_PRECONDITION (MODEL_ALIASED). So
@@ -120,7 +120,7 @@ class ModelsServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.UpdateModelRepositoryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.ModelRepository, _abc.Awaitable[_registry_pb2.ModelRepository]]:
-        """Changes a model repository's description or labels."""
+        """Changes a model repository's description, labels or annotations."""
 
     @_abc_1.abstractmethod
     def DeleteModelRepository(
@@ -160,7 +160,7 @@ class ModelsServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.UpdateModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.Model, _abc.Awaitable[_registry_pb2.Model]]:
-        """Changes a model's description or labels. Its content is never changed this way."""
+        """Changes a model's description, labels or annotations. Its content is never changed this way."""
 
     @_abc_1.abstractmethod
     def DeleteModel(
@@ -189,7 +189,7 @@ class BentosStub:
     CreateBentoRepository: _grpc.UnaryUnaryMultiCallable[_registry_pb2.CreateBentoRepositoryRequest, _registry_pb2.BentoRepository]
     """Creates a bento repository."""
     UpdateBentoRepository: _grpc.UnaryUnaryMultiCallable[_registry_pb2.UpdateBentoRepositoryRequest, _registry_pb2.BentoRepository]
-    """Changes a bento repository's description or labels."""
+    """Changes a bento repository's description, labels or annotations."""
     DeleteBentoRepository: _grpc.UnaryUnaryMultiCallable[_registry_pb2.DeleteBentoRepositoryRequest, _empty_pb2.Empty]
     """Deletes a bento repository. It must be empty unless `force` is set; restoring what was in it brings it back."""
     GetBento: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetBentoRequest, _registry_pb2.Bento]
@@ -199,7 +199,9 @@ class BentosStub:
     CreateBento: _grpc.UnaryUnaryMultiCallable[_registry_pb2.CreateBentoRequest, _registry_pb2.Bento]
     """Creates a bento without content; an upload fills it. A missing repository is created."""
     UpdateBento: _grpc.UnaryUnaryMultiCallable[_registry_pb2.UpdateBentoRequest, _registry_pb2.Bento]
-    """Changes a bento's description, labels, or (until its content is uploaded, or for a forced push) its manifest."""
+    """Changes a bento's description, labels, annotations, or (until its content is uploaded, or for a forced push) its
+    manifest.
+    """
     DeleteBento: _grpc.UnaryUnaryMultiCallable[_registry_pb2.DeleteBentoRequest, _empty_pb2.Empty]
     """Deletes a bento. It can be restored for a while (see Deletions), and its name may be used again at once; its blob
     is collected once nothing refers to it. One that an alias names stays: FAILED_PRECONDITION (BENTO_ALIASED). So
@@ -218,7 +220,7 @@ class BentosAsyncStub(BentosStub):
     CreateBentoRepository: _aio.UnaryUnaryMultiCallable[_registry_pb2.CreateBentoRepositoryRequest, _registry_pb2.BentoRepository]  # type: ignore[assignment]
     """Creates a bento repository."""
     UpdateBentoRepository: _aio.UnaryUnaryMultiCallable[_registry_pb2.UpdateBentoRepositoryRequest, _registry_pb2.BentoRepository]  # type: ignore[assignment]
-    """Changes a bento repository's description or labels."""
+    """Changes a bento repository's description, labels or annotations."""
     DeleteBentoRepository: _aio.UnaryUnaryMultiCallable[_registry_pb2.DeleteBentoRepositoryRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Deletes a bento repository. It must be empty unless `force` is set; restoring what was in it brings it back."""
     GetBento: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetBentoRequest, _registry_pb2.Bento]  # type: ignore[assignment]
@@ -228,7 +230,9 @@ class BentosAsyncStub(BentosStub):
     CreateBento: _aio.UnaryUnaryMultiCallable[_registry_pb2.CreateBentoRequest, _registry_pb2.Bento]  # type: ignore[assignment]
     """Creates a bento without content; an upload fills it. A missing repository is created."""
     UpdateBento: _aio.UnaryUnaryMultiCallable[_registry_pb2.UpdateBentoRequest, _registry_pb2.Bento]  # type: ignore[assignment]
-    """Changes a bento's description, labels, or (until its content is uploaded, or for a forced push) its manifest."""
+    """Changes a bento's description, labels, annotations, or (until its content is uploaded, or for a forced push) its
+    manifest.
+    """
     DeleteBento: _aio.UnaryUnaryMultiCallable[_registry_pb2.DeleteBentoRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Deletes a bento. It can be restored for a while (see Deletions), and its name may be used again at once; its blob
     is collected once nothing refers to it. One that an alias names stays: FAILED_PRECONDITION (BENTO_ALIASED). So
@@ -268,7 +272,7 @@ class BentosServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.UpdateBentoRepositoryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.BentoRepository, _abc.Awaitable[_registry_pb2.BentoRepository]]:
-        """Changes a bento repository's description or labels."""
+        """Changes a bento repository's description, labels or annotations."""
 
     @_abc_1.abstractmethod
     def DeleteBentoRepository(
@@ -308,7 +312,9 @@ class BentosServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.UpdateBentoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.Bento, _abc.Awaitable[_registry_pb2.Bento]]:
-        """Changes a bento's description, labels, or (until its content is uploaded, or for a forced push) its manifest."""
+        """Changes a bento's description, labels, annotations, or (until its content is uploaded, or for a forced push) its
+        manifest.
+        """
 
     @_abc_1.abstractmethod
     def DeleteBento(

@@ -10,9 +10,9 @@ from ekiben.registry.v1 import registry_pb2 as pb
 from services.registry.catalog import etag
 from services.registry.domain import Content, Draft, Repository, Version
 
-WRITABLE = frozenset({"description", "labels", "manifest"})
+WRITABLE = frozenset({"description", "labels", "annotations", "manifest"})
 """What an update of a version may change."""
-REPOSITORY_WRITABLE = frozenset({"description", "labels"})
+REPOSITORY_WRITABLE = frozenset({"description", "labels", "annotations"})
 
 
 def to_timestamp(moment: datetime | None) -> Timestamp | None:
@@ -43,6 +43,7 @@ def repository_draft(
     return Draft(
         description=message.description if "description" in fields else None,
         labels=dict(message.labels) if "labels" in fields else None,
+        annotations=dict(message.annotations) if "annotations" in fields else None,
     )
 
 
@@ -51,6 +52,7 @@ def version_draft(message: pb.Model | pb.Bento, fields: Collection[str] = WRITAB
     return Draft(
         description=message.description if "description" in fields else None,
         labels=dict(message.labels) if "labels" in fields else None,
+        annotations=dict(message.annotations) if "annotations" in fields else None,
         manifest=message.manifest if "manifest" in fields else None,
         build_time=(
             from_timestamp(message.build_time, "build_time")
@@ -67,6 +69,7 @@ def model_repository(found: Repository) -> pb.ModelRepository:
         uid=found.uid,
         description=found.description,
         labels=found.labels,
+        annotations=found.annotations,
         create_time=to_timestamp(found.create_time),
         update_time=to_timestamp(found.update_time),
         creator=found.creator,
@@ -83,6 +86,7 @@ def bento_repository(found: Repository) -> pb.BentoRepository:
         uid=found.uid,
         description=found.description,
         labels=found.labels,
+        annotations=found.annotations,
         create_time=to_timestamp(found.create_time),
         update_time=to_timestamp(found.update_time),
         creator=found.creator,
@@ -112,6 +116,7 @@ def model(found: Version) -> pb.Model:
         uid=found.uid,
         description=found.description,
         labels=found.labels,
+        annotations=found.annotations,
         create_time=to_timestamp(found.create_time),
         update_time=to_timestamp(found.update_time),
         creator=found.creator,
@@ -131,6 +136,7 @@ def bento(found: Version) -> pb.Bento:
         uid=found.uid,
         description=found.description,
         labels=found.labels,
+        annotations=found.annotations,
         create_time=to_timestamp(found.create_time),
         update_time=to_timestamp(found.update_time),
         creator=found.creator,

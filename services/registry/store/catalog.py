@@ -72,7 +72,8 @@ def _aliases() -> sa.ScalarSelect[str]:
 
 
 _REPOSITORY = (
-    *(repositories.c[name] for name in ("id", "kind", "repository", "uid", "description", "labels", "creator")),
+    *(repositories.c[name] for name in ("id", "kind", "repository", "uid", "description", "labels")),
+    *(repositories.c[name] for name in ("annotations", "creator")),
     *(repositories.c[name] for name in ("create_time", "update_time", "revision")),
     _latest().label("latest"),
     _count().label("version_count"),
@@ -114,6 +115,7 @@ def _repository(row: sa.Row[Any]) -> Repository:
         uid=row.uid,
         description=row.description,
         labels=json.loads(row.labels),
+        annotations=json.loads(row.annotations),
         create_time=row.create_time,
         update_time=row.update_time,
         creator=row.creator,
@@ -131,6 +133,7 @@ def _version(row: sa.Row[Any]) -> Version:
         uid=row.uid,
         description=row.description,
         labels=json.loads(row.labels),
+        annotations=json.loads(row.annotations),
         create_time=row.create_time,
         update_time=row.update_time,
         creator=row.creator,
@@ -362,7 +365,7 @@ async def _page(
     page = wanted.page(size + 1, after).subquery()
     # Bytes as stored where the database knows them without reading the text.
     length = sa.func.octet_length if connection.dialect.name == "postgresql" else sa.func.length
-    texts: sa.ColumnElement[int] = length(table.c.description)
+    texts: sa.ColumnElement[int] = length(table.c.description) + length(table.c.annotations)
     if table is versions:
         texts = texts + length(table.c.manifest)
     statement = sa.select(page.c.id, page.c.key, texts.label("texts")).join_from(page, table, table.c.id == page.c.id)
