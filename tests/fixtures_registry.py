@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 from grpc import aio
+from yarl import URL
 
 from ekiben.channel import open_channel
 from ekiben.identity.v1 import identity_pb2 as ipb
@@ -72,13 +73,24 @@ class Registry:
         """PUT to a signed URL: status, ETag, body."""
         data = body if not isinstance(body, bytes) else io.BytesIO(body)
         sized = {"Content-Length": str(len(body))} if isinstance(body, bytes) else {}
-        async with self.http.put(f"http://registry{url}", data=data, headers=sized | headers) as response:
+        async with self._at(url, "PUT", data=data, headers=sized | headers) as response:
             return response.status, response.headers.get("ETag", ""), await response.text()
 
     async def get(self, url: str, **headers: str) -> tuple[int, bytes, Mapping[str, str]]:
         """GET a signed URL."""
-        async with self.http.get(f"http://registry{url}", headers=headers) as response:
+        async with self._at(url, "GET", headers=headers) as response:
             return response.status, await response.read(), response.headers
+
+    @asynccontextmanager
+    async def _at(self, url: str, method: str, **options: Any) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The answer at a signed URL: the registry's own, or a whole one of a store."""
+        if "://" not in url:
+            async with self.http.request(method, f"http://registry{url}", **options) as response:
+                yield response
+            return
+        async with aiohttp.ClientSession(skip_auto_headers=["Content-Type"]) as session:
+            async with session.request(method, URL(url, encoded=True), **options) as response:
+                yield response
 
     async def push(self, stubs: Stubs, resource: str, archive: bytes) -> pb.Upload:
         """Give a model or bento its content in one PUT."""

@@ -7,8 +7,10 @@ An archive is a tar, plain or gzipped, as a client sent it: names perhaps with a
 import asyncio
 import contextlib
 import hashlib
+import logging
 import os
 import queue
+import random
 import secrets
 import shutil
 from collections.abc import AsyncIterator
@@ -17,6 +19,7 @@ from typing import BinaryIO, Literal
 
 import aiohttp
 from opentelemetry import propagate
+from yarl import URL
 
 from ekiben.errors import DataLoss, EkibenError, InvalidArgument, Unavailable
 from ekiben.registry.v1 import registry_pb2, registry_pb2_grpc
@@ -24,10 +27,14 @@ from services.content.digest import Digest
 from services.content.files import make_folder, storage_error, sync_folder
 from services.content.tar import GzipSource, SeekableSource, Source, TarReader, refused
 
+log = logging.getLogger(__name__)
+
 Kind = Literal["model", "bento"]
 _DESCRIPTIONS = {"model": "model.yaml", "bento": "bento.yaml"}
 _GZIP = b"\x1f\x8b"
 _CHUNK_BYTES = 1 << 20
+_ATTEMPTS = 5
+"""Without a byte in between."""
 
 
 def check_archive(archive: Path | BinaryIO, kind: Kind) -> None:
@@ -94,7 +101,7 @@ async def fetch_content(
     feed = _Feed(signed.size_bytes)
     unpacking = asyncio.create_task(asyncio.to_thread(_unpack_stream, feed, into, digest))
     try:
-        async for chunk in _stream(blobs_address, signed.url):
+        async for chunk in _stream(uploads, blobs_address, resource, signed):
             if not feed.offer(chunk):
                 await asyncio.to_thread(feed.give, chunk)
             if unpacking.done():
@@ -114,21 +121,50 @@ async def fetch_content(
     return digest
 
 
-async def _stream(address: str, url: str) -> AsyncIterator[bytes]:
+async def _stream(
+    uploads: "registry_pb2_grpc.UploadsAsyncStub", address: str, resource: str, signed: registry_pb2.SignedUrl
+) -> AsyncIterator[bytes]:
+    """The bytes at a signed URL. Where they break off they are taken up there, at a URL that is signed anew."""
+    passed, failures = 0, 0
+    while True:
+        try:
+            async for chunk in _get(address, signed.url, passed):
+                passed, failures = passed + len(chunk), 0
+                yield chunk
+            return
+        except (aiohttp.ClientError, TimeoutError, OSError) as exc:
+            failures += 1
+            if failures == _ATTEMPTS:
+                raise
+            log.info("content is fetched on", extra={"resource": resource, "offset": passed, "cause": str(exc)})
+        await asyncio.sleep(random.uniform(0.5, 1.0) * 0.2 * 2**failures)
+        again = await uploads.SignDownload(registry_pb2.SignDownloadRequest(resource=resource))
+        if again.digest != signed.digest:
+            raise ConnectionError("it was replaced meanwhile")
+        signed = again
+
+
+async def _get(address: str, url: str, offset: int) -> AsyncIterator[bytes]:
     connector: aiohttp.BaseConnector = aiohttp.TCPConnector()
+    headers: dict[str, str] = {}
     if "://" not in url:
+        propagate.inject(headers)  # to our own only: some S3 servers refuse headers that were not signed
         if address.startswith("unix:"):
             connector = aiohttp.UnixConnector(address.removeprefix("unix:"))
             url = "http://registry" + url
         else:
             url = address.rstrip("/") + url
-    headers: dict[str, str] = {}
-    propagate.inject(headers)
+    if offset:
+        headers["Range"] = f"bytes={offset}-"
     # No limit on the whole: a model may be large. A minute without a byte is a dead peer.
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False) as session:
-        async with session.get(url, headers=headers) as response:
+        async with session.get(URL(url, encoded=True), headers=headers) as response:
+            if response.status == 416 and offset:
+                return  # it had come to its end
             response.raise_for_status()
+            if offset and response.status != 206:
+                raise ConnectionError(f"a range was asked for, and status {response.status} came")
             async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
                 yield chunk
 

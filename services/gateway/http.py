@@ -21,7 +21,7 @@ from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, Counter, Histogram
 from ekiben.errors import EkibenError, NotFound
 from services.gateway.bentocloud.api import Api
 from services.gateway.bentocloud.routes import routes
-from services.gateway.bentocloud.uploads import BLOBS_SESSION, blobs_session
+from services.gateway.bentocloud.uploads import BLOBS_SESSION, STORE_SESSION, blobs_session, store_session
 from services.gateway.openapi import document
 from services.gateway.pages import Pages
 from services.gateway.responses import (
@@ -75,8 +75,7 @@ def build_http_app(settings: Settings, peers: Peers, *, metrics: Metrics, readin
     app.router.add_route("*", "/v1/{rest:.*}", Transcoder(peers).handle)
 
     async def session(app: web.Application) -> AsyncIterator[None]:
-        async with blobs_session(api.blobs) as opened:
-            app[BLOBS_SESSION] = opened
+        async with blobs_session(api.blobs) as app[BLOBS_SESSION], store_session() as app[STORE_SESSION]:
             yield
 
     app.cleanup_ctx.append(session)

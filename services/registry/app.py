@@ -64,7 +64,13 @@ async def open_registry(settings: Settings, *, clock: Clock = SYSTEM) -> AsyncIt
         accounts = Accounts(database, clock)
         audit = Audit(database)
         uploads = Uploads(
-            database, blobs, signer, clock, expire=timedelta(seconds=settings.upload_expire_s), garbage_grace=grace
+            database,
+            blobs,
+            signer,
+            clock,
+            expire=timedelta(seconds=settings.upload_expire_s),
+            garbage_grace=grace,
+            direct=settings.blobs_direct,
         )
         collector = Collector(
             database, blobs, uploads, deletions, clock, interval_s=settings.collect_interval_s, garbage_grace=grace

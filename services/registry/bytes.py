@@ -28,7 +28,7 @@ from services.kernel.clock import Clock
 from services.kernel.problems import problem_of
 from services.kernel.sites import serve_app
 from services.registry.bodies import USED_UP, Bodies
-from services.registry.sending import Sender
+from services.registry.sending import Sender, send_blob
 from services.registry.signing import Signer
 from services.registry.uploads import Uploads
 
@@ -84,11 +84,11 @@ class Bytes:
         return web.Response(status=200, headers={"ETag": part.etag})
 
     async def get(self, request: web.Request) -> web.StreamResponse:
-        """Give a blob; `FileResponse` does ranges and conditions."""
+        """Give a blob, or a range of it."""
         self._check(request)
         digest = Digest.parse(request.match_info["digest"])
         path = self._blobs.path(digest)
-        if path is None or not path.is_file():
+        if path is not None and not path.is_file():
             raise NotFound(f"Blob {digest} does not exist.", reason="BLOB_NOT_FOUND", digest=digest)
         raw = base64.b64encode(bytes.fromhex(digest.hex)).decode()
         headers = {
@@ -97,6 +97,9 @@ class Bytes:
             # What is named by its digest never changes.
             "Cache-Control": "private, max-age=31536000, immutable",
         }
+        if path is None:
+            blob = await self._blobs.stat(digest)
+            return await send_blob(request, self._blobs, blob, headers, _transferred.labels("out").inc)
         _transferred.labels("out").inc(path.stat().st_size if request.method == "GET" else 0)
         return self._sender.response(path, headers)
 

@@ -1,16 +1,18 @@
-"""A blob as an answer: from the page cache by sendfile, or, while nobody else asks for it, from the disk past it.
+"""A blob as an answer: a file from the page cache by sendfile, or from the disk past it while nobody else asks for it.
 
 Content is written past the page cache, and read once as a rule: by whoever deploys it. Filling the cache for that costs
-more than the hash of the same bytes on a machine whose memory is not warm, and drives out what is read often.
+more than the hash of the same bytes on a machine whose memory is not warm, and drives out what is read often. A blob
+that is no file comes from its store as it is read there.
 """
 
 import asyncio
 import contextlib
+import logging
 import mmap
 import os
 import socket
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
@@ -18,7 +20,11 @@ from typing import IO, Any
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
+from ekiben.errors import EkibenError
+from services.content.blobs import Blob, BlobReader
 from services.content.blobs.sink import BLOCK_BYTES, DIRECT_BYTES, open_direct
+
+log = logging.getLogger(__name__)
 
 _BATCH_BYTES = 2 << 20
 _MOST_DIRECT = 16
@@ -134,3 +140,37 @@ async def _send(transport: asyncio.Transport, fd: int, offset: int, count: int) 
         finally:
             own.setblocking(False)
     transport.resume_reading()
+
+
+async def send_blob(
+    request: web.Request, blobs: BlobReader, blob: Blob, headers: dict[str, str], count: Callable[[int], None]
+) -> web.StreamResponse:
+    """Answer with a blob that is no file, or with the range that is asked for. `count` is told what passes."""
+    try:
+        asked = request.http_range
+    except ValueError:
+        asked = slice(blob.size_bytes, None)
+    start, stop, _ = asked.indices(blob.size_bytes)
+    partial = asked.start is not None or asked.stop is not None
+    headers = headers | {"Accept-Ranges": "bytes", "ETag": f'"{blob.digest.hex}"'}
+    if partial and start >= stop:
+        raise web.HTTPRequestRangeNotSatisfiable(headers={"Content-Range": f"bytes */{blob.size_bytes}"})
+    if partial:
+        headers["Content-Range"] = f"bytes {start}-{stop - 1}/{blob.size_bytes}"
+    response = web.StreamResponse(status=206 if partial else 200, headers=headers)
+    response.content_length = stop - start
+    await response.prepare(request)
+    if request.method == "HEAD":
+        return response
+    try:
+        async for chunk in blobs.read(blob.digest, offset=start, size_bytes=stop - start):
+            await response.write(chunk)
+            count(len(chunk))
+    except EkibenError as exc:
+        # Half an answer: the client hears of it by the end of its connection, and asks for the rest.
+        log.warning("content could not be sent to its end", extra={"digest": str(blob.digest), "cause": exc.message})
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionResetError("The store broke off.") from exc
+    await response.write_eof()
+    return response

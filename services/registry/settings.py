@@ -22,6 +22,9 @@ class Settings(DatabaseSettings):
     old one stops working: delete it and restart to get back in."""
     blobs_listen: str = "127.0.0.1:0"
     """Where bytes are served over HTTP: `host:port` or `unix:/path`. The gateway forwards `/blobs/` to it."""
+    blobs_direct: bool = True
+    """Whether clients send and fetch content at URLs of the bucket itself, where the blobs lie in one. False where they
+    cannot reach it: all content then passes through the registry."""
     upload_expire_s: float = 24 * 3600
     """Seconds after which an upload that was not completed is given up and its parts are freed. BentoML's client takes
     at most ten hours for one PUT; a day leaves room for many."""

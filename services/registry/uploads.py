@@ -82,7 +82,9 @@ class Uploads:
         *,
         expire: timedelta,
         garbage_grace: timedelta,
+        direct: bool = True,
     ) -> None:
+        self._direct = direct
         self._database = database
         self._blobs = blobs
         self._signer = signer
@@ -136,16 +138,12 @@ class Uploads:
                 await rows.set_content(connection, found[0], digest, stored, now)
             alike = wanted is None and size_bytes is not None
             alike = alike and await rows.content_of_size(connection, organization, kind, size_bytes or 0)
-        return replace((await self.get(caller, upload.upload))[0], digest_wanted=alike)
+        return replace(await self._row(caller, upload.upload), digest_wanted=alike)
 
     async def get(self, caller: Principal, upload: str) -> tuple[Upload, list[Part]]:
         """An upload and its parts so far. Raises NotFound (UPLOAD_NOT_FOUND)."""
-        async with self._database.read() as connection:
-            found = await rows.get(connection, upload, organization_of(caller))
-        if found is None:
-            raise no_upload(upload)
-        opened = found[1].state is UploadState.OPEN
-        return found[1], await self._blobs.parts(upload) if opened else []
+        row = await self._row(caller, upload)
+        return row, await self._blobs.parts(upload) if row.state is UploadState.OPEN else []
 
     async def sign_upload(self, caller: Principal, upload: str, part_number: int) -> Signed:
         """A URL for one part, valid as long as the upload is open.
@@ -162,9 +160,14 @@ class Uploads:
                 violations=[("part_number", f"from 0 to {MAX_PART_NUMBER:,}")],
                 part_number=part_number,
             )
-        row, _ = await self.get(caller, upload)
+        row = await self._row(caller, upload)
         self._must_be_open(row)
-        elsewhere = await self._blobs.write_url(upload, part_number, expire_time=row.expire_time)
+        elsewhere = None
+        if self._direct:
+            size_bytes = row.size_bytes if part_number == WHOLE else None
+            elsewhere = await self._blobs.write_url(
+                upload, part_number, expire_time=row.expire_time, size_bytes=size_bytes
+            )
         path = f"/blobs/uploads/{upload}/{part_number}"
         return Signed(elsewhere or self._signer.sign("PUT", path, row.expire_time), row.expire_time)
 
@@ -193,7 +196,7 @@ class Uploads:
             )
         digest = Digest.parse(content.digest)
         expire_time = self._clock.now() + _DOWNLOAD_URL
-        url = await self._blobs.read_url(digest, expire_time=expire_time)
+        url = await self._blobs.read_url(digest, expire_time=expire_time) if self._direct else None
         url = url or self._signer.sign("GET", f"/blobs/content/{digest}", expire_time)
         return Signed(url, expire_time, content.digest, content.size_bytes)
 
@@ -227,14 +230,15 @@ class Uploads:
             ResourceExhausted: STORAGE_FULL, and nothing changed.
         """
         async with self._turn(upload):
-            row, received = await self.get(caller, upload)
+            row = await self._row(caller, upload)
             if row.state is UploadState.COMPLETED:
                 return row
             self._must_be_open(row)
             kind, repository, version = parse_resource(row.resource)
-            if not parts and not received and await self._may_be_empty(caller, kind, repository, version):
+            empty = not parts and await self._may_be_empty(caller, kind, repository, version)
+            if empty and not await self._blobs.parts(upload):
                 await self._name(row, None, 0)
-                return (await self.get(caller, upload))[0]
+                return await self._row(caller, upload)
             try:
                 async with self._blobs.assemble(upload, parts, check=_check_of(kind)) as assembly:
                     self._check_size(row, assembly.size_bytes)
@@ -250,7 +254,7 @@ class Uploads:
                 await self._end(upload, UploadState.FAILED, exc.message)
                 raise
             await self._blobs.discard(upload)
-            return (await self.get(caller, upload))[0]
+            return await self._row(caller, upload)
 
     async def abort(self, caller: Principal, upload: str, failure: str) -> Upload:
         """Give an upload up. One that ended without content before is left as it is.
@@ -260,11 +264,11 @@ class Uploads:
             FailedPrecondition: it was completed (UPLOAD_ENDED).
         """
         async with self._turn(upload):
-            row, _ = await self.get(caller, upload)
+            row = await self._row(caller, upload)
             if row.state is UploadState.COMPLETED:
                 self._must_be_open(row)
             await self._end(upload, UploadState.ABORTED, failure[:4000].replace("\0", "") or "The client gave it up.")
-            return (await self.get(caller, upload))[0]
+            return await self._row(caller, upload)
 
     async def expire(self, limit: int = 100) -> int:
         """Abort uploads whose time is over; how many."""
@@ -276,6 +280,13 @@ class Uploads:
         return len(late)
 
     # Steps
+
+    async def _row(self, caller: Principal, upload: str) -> Upload:
+        async with self._database.read() as connection:
+            found = await rows.get(connection, upload, organization_of(caller))
+        if found is None:
+            raise no_upload(upload)
+        return found[1]
 
     async def _commit(self, row: Upload, assembly: Assembly) -> None:
         digest = str(assembly.digest)
@@ -337,8 +348,7 @@ class Uploads:
             return None
         if size_bytes is not None and size_bytes != blob.size_bytes:
             raise _wrong_size(size_bytes, blob.size_bytes)
-        if (path := self._blobs.path(digest)) is not None:
-            await asyncio.to_thread(check_archive, path, kind.value)
+        await self._blobs.inspect(digest, _check_of(kind))
         return blob.size_bytes
 
     async def _version(self, caller: Principal, kind: Kind, repository: str, version: str) -> Version:

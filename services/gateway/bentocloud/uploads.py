@@ -181,10 +181,11 @@ async def _bytes(
 
     Raises:
         FailedPrecondition: the registry refused the bytes; its own words.
-        Unavailable: the registry's endpoint for bytes cannot be reached.
+        Unavailable: the registry's endpoint for bytes, or its store, cannot be reached.
     """
-    session: aiohttp.ClientSession = call.request.app[BLOBS_SESSION]
-    url = signed.url if "://" in signed.url else _address(call.api.blobs) + signed.url
+    elsewhere = "://" in signed.url
+    session: aiohttp.ClientSession = call.request.app[STORE_SESSION if elsewhere else BLOBS_SESSION]
+    url = signed.url if elsewhere else _address(call.api.blobs) + signed.url
     try:
         async with session.request(method, URL(url, encoded=True), **options) as response:  # type: ignore[arg-type]
             if response.status != 200:
@@ -200,13 +201,31 @@ async def _words(response: aiohttp.ClientResponse) -> str:
 
 
 BLOBS_SESSION: web.AppKey[aiohttp.ClientSession] = web.AppKey("blobs_session", aiohttp.ClientSession)
+"""For URLs of the registry."""
+STORE_SESSION: web.AppKey[aiohttp.ClientSession] = web.AppKey("store_session", aiohttp.ClientSession)
+"""For URLs of the store in which its blobs lie."""
 
 
 def blobs_session(blobs: str) -> aiohttp.ClientSession:
     """A client of the registry's endpoint for bytes, at `unix:/path` or an HTTP address; without a time limit."""
     connector = aiohttp.UnixConnector(blobs.removeprefix("unix:"), limit=0) if blobs.startswith("unix:") else None
+    return _session(connector)
+
+
+def store_session() -> aiohttp.ClientSession:
+    """A client of any host; without a time limit."""
+    return _session(None)
+
+
+def _session(connector: aiohttp.BaseConnector | None) -> aiohttp.ClientSession:
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
-    return aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False, read_bufsize=_CHUNK_BYTES)
+    return aiohttp.ClientSession(
+        connector=connector,
+        timeout=timeout,
+        auto_decompress=False,
+        read_bufsize=_CHUNK_BYTES,
+        skip_auto_headers=["Content-Type"],  # some S3 servers refuse what was not signed
+    )
 
 
 def _address(blobs: str) -> str:

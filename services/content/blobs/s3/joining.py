@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from ekiben.errors import DataLoss, FailedPrecondition
+from ekiben.errors import FailedPrecondition
 from services.content.blobs import WHOLE, Part
-from services.content.blobs.parts import incomplete, listed
+from services.content.blobs.parts import incomplete, listed, wrong_size
 from services.content.blobs.s3.bucket import Bucket, Found, Missing, Refused
 from services.content.blobs.s3.location import MIN_PART_BYTES
 from services.content.blobs.s3.records import Records, State, content_key, record_key
@@ -125,11 +125,7 @@ async def _gather(bucket: Bucket, key: str, upload_id: str, pieces: list[Piece])
 def _whole(found: Found, chosen: list[Part]) -> Found:
     size_bytes = sum(part.size_bytes for part in chosen)
     if found.size_bytes != size_bytes:
-        raise DataLoss(
-            f"S3 made {found.size_bytes:,} bytes of parts with {size_bytes:,} in all. Push again.",
-            reason="BLOB_CORRUPT",
-            size_bytes=found.size_bytes,
-        )
+        raise wrong_size(size_bytes, str(found.size_bytes))
     return found
 
 
