@@ -15,7 +15,7 @@ from ekiben.errors import EkibenError
 from services.kernel import monitoring, telemetry
 from services.kernel.audit import Writer
 from services.kernel.clock import SYSTEM, Clock
-from services.kernel.endings import NotStarted, run
+from services.kernel.endings import NotStarted, run, settled
 from services.kernel.identity import Auditor, Authenticator, ServiceTokenAuthenticator, read_service_token
 from services.kernel.interceptors import CallInterceptor
 from services.kernel.peers import Peers, RemoteAuditor, RemoteAuthenticator, open_peers, with_no_call
@@ -198,6 +198,7 @@ async def serve(
         log.info("listening", extra={"address": address, "components": ",".join(c.name for c in opened)})
         if listening is not None:
             listening(address)
+        settled()
         async with asyncio.TaskGroup() as group:
             running = [group.create_task(_run_loop(owner, loop)) for owner, loop in loops]
             running.append(group.create_task(_run_loop("", readiness.run)))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from services.kernel.db import open_database, upgrade
+from services.kernel.db import open_database
 from services.kernel.migrations import history_of
 from services.registry.store.tables import metadata
 from tests.platform import ROOT, wait_for
@@ -163,7 +163,7 @@ async def test_each_revision_leads_to_the_newest_tables(database_url: str, servi
     async with open_database(database_url) as database:
         for revision in sorted(known):
             async with database.transaction() as connection:
-                await upgrade(connection, package, revision)
+                await database.upgrade(connection, package, revision)
             if service == "registry" and revision == "0001":
                 async with database.transaction() as connection:
                     for statement in FIRST_ROWS:
