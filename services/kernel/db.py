@@ -14,7 +14,7 @@ slow (a call to a peer, a file) inside of one. How the migrations of a service m
 import asyncio
 import importlib.util
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -44,6 +44,8 @@ _READERS = 8
 # Connections for look-ups at once: on PostgreSQL besides those of transactions.
 _LOOKUPS = 4
 
+_LISTENER_S = 5.0
+
 _migrating: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 
 
@@ -69,13 +71,23 @@ class UtcDateTime(TypeDecorator[datetime]):
 class Database:
     """A service's own database."""
 
-    def __init__(self, writer: AsyncEngine, reader: AsyncEngine, *, shown: str, schema: str = "") -> None:
+    def __init__(
+        self,
+        writer: AsyncEngine,
+        reader: AsyncEngine,
+        *,
+        shown: str,
+        schema: str = "",
+        connector: postgres.Connector | None = None,
+    ) -> None:
         self.engine = writer
         self._reader = reader
         self.shown = shown
         """Its URL for people, without a password."""
         self.schema = schema
         """PostgreSQL's schema that holds its tables; empty for whichever the role finds first."""
+        self._connector = connector
+        self._locks: dict[str, asyncio.Lock] = {}
         self._turn = asyncio.Lock() if self.dialect == "sqlite" else None
         self.lookups = Lookups(reader, _LOOKUPS, outages.Translated)
         """Runs a SELECT that was made at import, in a snapshot of its own."""
@@ -118,7 +130,7 @@ class Database:
         """Hold the name `work` among all processes on this database; whether it is held.
 
         For work that is right without, and only done twice: the lock goes with its connection, of which it takes one.
-        On SQLite, which one process uses, it always is held.
+        On SQLite, which one process uses, it is a lock of this process.
 
         Args:
             wait: until it is free; otherwise the block runs at once and is told False.
@@ -127,7 +139,12 @@ class Database:
             Unavailable: as `transaction`.
         """
         if self.dialect != "postgresql":
-            yield True
+            lock = self._locks.setdefault(work, asyncio.Lock())
+            if lock.locked() and not wait:
+                yield False
+                return
+            async with lock:
+                yield True
             return
         with outages.Translated():
             async with self.engine.connect() as connection:
@@ -148,6 +165,34 @@ class Database:
         await self.lookups.close()
         await self.engine.dispose()
         await self._reader.dispose()
+
+    @asynccontextmanager
+    async def listening(self, channel: str, heard: Callable[..., None]) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+        """Call `heard` with PostgreSQL's notifications of `channel`, the payload last, on a connection of its own.
+
+        Gives what returns after some seconds in which that connection lived; both raise Unavailable where it does not.
+        """
+        assert self._connector is not None, "only PostgreSQL notifies"
+        with outages.Translated():
+            connection = await self._connector()
+            try:
+                ended = asyncio.Event()
+                connection.add_termination_listener(lambda _connection: ended.set())
+                await connection.add_listener(channel, heard)
+
+                async def alive() -> None:
+                    with outages.Translated():
+                        try:
+                            async with asyncio.timeout(_LISTENER_S):
+                                await ended.wait()
+                        except TimeoutError:
+                            await connection.execute("SELECT 1", timeout=_LISTENER_S)
+                            return
+                        raise postgres.NotConnected("The connection that listens has ended.")
+
+                yield alive
+            finally:
+                connection.terminate()
 
     async def ping(self) -> None:
         """Return when the database answers; raises as `read` does."""
@@ -281,9 +326,10 @@ async def open_database(where: str | DatabaseSettings) -> AsyncIterator[Database
 
 def _postgresql(settings: DatabaseSettings) -> Database:
     address = postgres.parse(settings.database_url, settings.database_password_file)
+    connector = postgres.Connector(address)
     engine = create_async_engine(
         "postgresql+asyncpg://",
-        async_creator=postgres.Connector(address),
+        async_creator=connector,
         pool_size=settings.database_connections,
         max_overflow=0,
         pool_timeout=10,
@@ -292,7 +338,7 @@ def _postgresql(settings: DatabaseSettings) -> Database:
     _trace(engine)
     # As on SQLite a reader sees one snapshot and cannot write; it shares the pool.
     reader = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-    return Database(engine, reader, shown=address.shown, schema=address.schema)
+    return Database(engine, reader, shown=address.shown, schema=address.schema, connector=connector)
 
 
 def _sqlite(text: str) -> Database:

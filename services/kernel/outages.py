@@ -36,7 +36,10 @@ def translate(exc: Exception) -> EkibenError | None:
         return None
     if isinstance(exc, sa.exc.DBAPIError):
         return _of_driver(exc)
-    if isinstance(exc, NotConnected | sa.exc.TimeoutError) or (isinstance(exc, OSError) and _from_driver(exc)):
+    # A connection without SQLAlchemy around it (`Database.listening`) raises the driver's own.
+    if isinstance(exc, NotConnected | sa.exc.TimeoutError) or type(exc).__module__.startswith("asyncpg."):
+        return _away()
+    if isinstance(exc, OSError) and _from_driver(exc):
         return _away()
     return None
 

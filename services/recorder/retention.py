@@ -39,7 +39,7 @@ class Retention:
         """Sweep each minute, for ever. A database that is away is tried again at the next."""
         while True:
             try:
-                await self.sweep()
+                await self._usage.alone(self.sweep)
             except EkibenError as exc:
                 log.warning("retention put off", extra={"reason": exc.reason, "detail": str(exc)})
             await self._clock.sleep(_PERIOD_S)

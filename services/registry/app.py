@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
+from ekiben.errors import FailedPrecondition
 from ekiben.identity.v1 import identity_pb2_grpc as identity
 from ekiben.registry.v1 import aliases_pb2_grpc, deletions_pb2_grpc, lineage_pb2_grpc
 from ekiben.registry.v1 import registry_pb2_grpc as registry
@@ -36,7 +37,7 @@ from services.registry.servicer.secrets import Secrets as SecretsServicer
 from services.registry.servicer.uploads import Uploads as UploadsServicer
 from services.registry.settings import Settings
 from services.registry.signing import Signer
-from services.registry.store.secrets import any_secret
+from services.registry.store.secrets import used_keys
 from services.registry.uploads import Uploads
 
 MIGRATIONS = "services.registry.migrations"
@@ -48,8 +49,15 @@ async def open_registry(settings: Settings, *, clock: Clock = SYSTEM) -> AsyncIt
     async with open_database(settings) as database, open_blobs(settings.blobs_url) as blobs:
         await database.migrate(MIGRATIONS)
         async with database.read() as connection:
-            sealed = await any_secret(connection)
-        keys = await asyncio.to_thread(open_key_file, settings.secrets_key_file, may_make=not sealed)
+            used = await used_keys(connection)
+        keys = await asyncio.to_thread(open_key_file, settings.secrets_key_file, may_make=not used)
+        if used and not used & set(keys.keys.ids):
+            raise FailedPrecondition(
+                f"The key file {str(settings.secrets_key_file)!r} has none of the keys that the secrets here are "
+                f"sealed with: {', '.join(sorted(used))}. Copy the file of the registry that runs.",
+                reason="SECRETS_KEY_INVALID",
+                path=settings.secrets_key_file,
+            )
         await ensure_admin(
             database,
             clock,

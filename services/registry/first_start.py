@@ -2,7 +2,8 @@
 
 The row of the token comes before the file. A crash between the two leaves a token that nobody has; at the next
 start the file is missing, so that token is deleted and another one made. A file that exists is never touched, even
-where its token was deleted on purpose.
+where its token was deleted on purpose. Of several registries that start at once one does this and the others find it
+done; those that name no file never make a token.
 """
 
 import asyncio
@@ -27,10 +28,15 @@ _FORM = re.compile(r"ekb_[A-Za-z0-9_-]{20,200}")
 
 
 async def ensure_admin(
-    database: Database, clock: Clock, *, organization: str, admin: str, admin_token_file: Path
+    database: Database, clock: Clock, *, organization: str, admin: str, admin_token_file: Path | None
 ) -> None:
     """Make what a new registry needs, and the admin's token when its file is missing."""
-    kept = await asyncio.to_thread(_read, admin_token_file)
+    async with database.alone("first start"):  # with the file: two would each make a token, and one file holds both
+        await _ensure_admin(database, clock, organization, admin, admin_token_file)
+
+
+async def _ensure_admin(database: Database, clock: Clock, organization: str, admin: str, file: Path | None) -> None:
+    kept = await asyncio.to_thread(_read, file) if file is not None else None
     now = clock.now()
     async with database.transaction() as connection:
         await rows.add_organization(connection, organization, str(uuid.uuid4()), now)
@@ -48,6 +54,8 @@ async def ensure_admin(
             }
             row |= {"role": int(Role.ROLE_ADMIN), "disabled": False, "create_time": now, "update_time": now}
             await rows.add_user(connection, organization, row)
+        if file is None:
+            return
         user = await rows.user(connection, organization, admin)
         if user is None or user.role != Role.ROLE_ADMIN:
             log.warning("no admin token was made: its user is no admin any more", extra={"user": admin})
@@ -58,7 +66,7 @@ async def ensure_admin(
             api_token=secrets.token_hex(8),
             user=admin,
             display_name="admin-token",
-            description=f"Kept in {admin_token_file}.",
+            description=f"Kept in {file}.",
             role=int(Role.ROLE_ADMIN),
             scopes=(),
             create_time=now,
@@ -68,8 +76,8 @@ async def ensure_admin(
         await rows.delete_first_tokens(connection, organization)
         await rows.add_token(connection, organization, token, hash_of(value), first=True)
     if kept != value:
-        await asyncio.to_thread(_write, admin_token_file, value)
-    log.info("admin token made", extra={"file": str(admin_token_file), "user": admin})
+        await asyncio.to_thread(_write, file, value)
+    log.info("admin token made", extra={"file": str(file), "user": admin})
 
 
 def _read(path: Path) -> str | None:

@@ -16,10 +16,11 @@ class Settings(DatabaseSettings):
     `public_endpoint` is one more). Credentials are botocore's to find: environment, profile, web identity."""
     secrets_key_file: Path
     """The key that seals secrets and signs URLs; made with mode 0600 when absent. Losing it loses every secret: back
-    it up, apart from the database."""
-    admin_token_file: Path
+    it up, apart from the database. Several registries need the same one."""
+    admin_token_file: Path | None = None
     """Where the first admin's API token is written, mode 0600. When the file is missing, a new token is made and the
-    old one stops working: delete it and restart to get back in."""
+    old one stops working: delete it and restart to get back in. Of several registries one names it (or all the same
+    file on a shared folder); the others leave it out."""
     blobs_listen: str = "127.0.0.1:0"
     """Where bytes are served over HTTP: `host:port` or `unix:/path`. The gateway forwards `/blobs/` to it."""
     blobs_direct: bool = True

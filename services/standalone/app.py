@@ -78,8 +78,10 @@ async def _announce(settings: Settings, suite: Suite, stop: asyncio.Event) -> No
     while not stop.is_set():
         why = await asyncio.to_thread(missing)
         if not why:
-            token = suite.registry.admin_token_file.read_text().strip()
-            print(READY.format(url=url, token=token, data=settings.data), flush=True)
+            file = suite.registry.admin_token_file
+            print(
+                READY.format(url=url, token=file.read_text().strip() if file else "…", data=settings.data), flush=True
+            )
             return
         if loop.time() - told > _PATIENCE_S:
             told = loop.time()

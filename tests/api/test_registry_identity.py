@@ -1,5 +1,6 @@
 """Users, API tokens, logins, secrets and the audit log, as clients see them."""
 
+import base64
 import sqlite3
 import stat
 from collections.abc import Awaitable
@@ -78,6 +79,20 @@ async def test_the_first_start_makes_an_admin(running: Registry) -> None:
         NotFound,
         "ORGANIZATION_NOT_FOUND",
     )
+
+
+async def test_a_registry_with_another_key_file_does_not_start(tmp_path: Path) -> None:
+    async with run_registry(tmp_path) as running:
+        secret = ipb.Secret(
+            name="secrets/s", kind=ipb.Secret.ENV, stage=ipb.Secret.RUNTIME, items=[ipb.Secret.Item(key="A", value="b")]
+        )
+        await running.admin.secrets.CreateSecret(ipb.CreateSecretRequest(secret=secret))
+    other = tmp_path / "other-key"
+    other.write_text(f"kother:{base64.b64encode(bytes(32)).decode()}\n")
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with run_registry(tmp_path, secrets_key_file=other):
+            pass
+    assert "has none of the keys" in str(caught.value.exceptions[0])
 
 
 async def test_the_admin_token_is_kept_and_made_again_when_its_file_is_gone(tmp_path: Path) -> None:

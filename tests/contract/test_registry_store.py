@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -293,6 +294,21 @@ async def test_a_login_is_redeemed_once(database: Database, manual_clock: Manual
     _, total = await accounts.list_tokens(ME, "browser", 10, None)
     assert total == 1
     await accounts.create_token(ME, TokenDraft("x"))
+
+
+async def test_registries_that_start_at_once_make_one_admin_token(
+    database: Database, manual_clock: ManualClock, tmp_path: Path
+) -> None:
+    file = tmp_path / "admin-token"
+    starts = [
+        ensure_admin(database, manual_clock, organization="default", admin="admin", admin_token_file=path)
+        for path in (file, None, file, None)
+    ]
+    await asyncio.gather(*starts)
+    accounts = Accounts(database, manual_clock)
+    assert (await accounts.authenticate(file.read_text().strip())).user == "users/admin"
+    _, total = await accounts.list_tokens(ME, "", 10, None)
+    assert total == 1
 
 
 async def test_secrets_and_audit(database: Database, manual_clock: ManualClock) -> None:

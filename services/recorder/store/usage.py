@@ -1,5 +1,7 @@
 """How much each log holds, and what to forget first."""
 
+from collections.abc import Awaitable, Callable
+
 from sqlalchemy import delete, func, select
 
 from services.kernel.db import Database
@@ -11,6 +13,12 @@ class UsageStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+
+    async def alone(self, sweep: Callable[[], Awaitable[None]]) -> None:
+        """Sweep, unless another recorder on this database does so now: two would only wait for one another's rows."""
+        async with self._database.alone("retention", wait=False) as mine:
+            if mine:
+                await sweep()
 
     async def totals(self) -> dict[str, int]:
         """Bytes held by each log, about: what was written and not yet forgotten."""

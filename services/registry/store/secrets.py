@@ -63,9 +63,9 @@ async def list_by_name(
     return [_kept(row).secret for row in (await connection.execute(statement)).all()], total
 
 
-async def any_secret(connection: AsyncConnection) -> bool:
-    """Whether there is anything that a lost key would lose."""
-    return (await connection.execute(sa.select(secrets.c.uid).limit(1))).first() is not None
+async def used_keys(connection: AsyncConnection) -> set[str]:
+    """Ids of the keys that seal something."""
+    return set((await connection.execute(sa.select(secrets.c.key_id).distinct())).scalars())
 
 
 async def key_ids(connection: AsyncConnection) -> dict[str, int]:
