@@ -35,6 +35,7 @@ from ekiben.registry.v1.registry_pb2_grpc import BentosStub, UploadsStub
 from services.builder.app import open_builder
 from services.builder.settings import Settings
 from services.kernel.app import Component, serve
+from services.kernel.clock import SYSTEM, Clock
 from services.kernel.peers import Peers, open_peers
 from services.kernel.settings import PeerSettings, ServerSettings
 from services.registry.app import open_registry
@@ -357,18 +358,20 @@ async def running_builder(
     folder: Path,
     failpoint: Callable[[str], Awaitable[None]] = no_fault,
     token: str = "",
+    name: str = "b",
+    clock: Clock = SYSTEM,
     **settings: Any,
 ) -> AsyncIterator[Builder]:
-    """A builder with its data in `folder`, beside the registry."""
+    """A builder with its data in `folder`, beside the registry; one beside another has another `name`."""
     values: dict[str, Any] = {
         "database_url": f"sqlite:///{folder}/builder.db",
         "data_dir": folder,
-        "run_dir": registry.run_dir / "b",
+        "run_dir": registry.run_dir / name,
     }
-    address = f"unix:{registry.run_dir}/builder"
+    address = f"unix:{registry.run_dir}/{name}.sock"
     server = ServerSettings(listen=address, service_token_file=registry.folder / "service-token", grace_s=1)
     async with open_peers(registry.peers, caller="builder") as peers:
-        component = open_builder(Settings(**(values | settings)), peers, failpoint=failpoint)
+        component = open_builder(Settings(**(values | settings)), peers, clock=clock, failpoint=failpoint)
         async with served(component, server, peers):
             async with open_channel(address, token=token or registry.admin_token) as channel:
                 yield Builder(folder, BuildsStub(channel), registry)

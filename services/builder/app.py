@@ -1,4 +1,9 @@
-"""The builder's parts, opened in order and closed in reverse."""
+"""The builder's parts, opened in order and closed in reverse.
+
+Several builders may share one database. Those on the same `data_dir` share the work: whoever is free takes a build.
+Environments are folders, which replicas run from, so a build for one folder is of no use beside another: each folder
+has an id, its *site*, and a builder takes builds of its own site only. It shows those of all.
+"""
 
 import asyncio
 import fcntl
@@ -28,8 +33,9 @@ from services.content.archives import fetch_content
 from services.kernel.app import Component, Servicer
 from services.kernel.clock import SYSTEM, Clock
 from services.kernel.db import open_database
+from services.kernel.leases import id_kept_in
+from services.kernel.news import News
 from services.kernel.peers import Peers
-from services.kernel.watches import Topic
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +56,7 @@ async def open_builder(
     async with open_database(settings) as database:
         await database.migrate("services.builder.migrations")
         with _owner(data_dir) as (owner, alone):
-            store, changes = Store(database), Topic()
+            store, changes = Store(database, id_kept_in(data_dir / "site")), News(database, clock)
             programs = Programs(data_dir, run_dir)
             if alone:  # nobody else builds in this folder: what is unfinished is ours, and garbage
                 await programs.end_strays()
@@ -77,7 +83,7 @@ async def open_builder(
             servicer = Servicer(
                 "ekiben.builder.v1.Builds", builder_pb2_grpc.add_BuildsServicer_to_server, Builds(queue, environments)
             )
-            yield Component("builder", servicers=[servicer], loops=[worker.run], ready=store.ping)
+            yield Component("builder", servicers=[servicer], loops=[worker.run, changes.run], ready=store.ping)
 
 
 @contextmanager

@@ -101,6 +101,8 @@ class Build:
     """How many workers have taken it."""
     version: int = 0
     """Grows with each change; a watcher compares it."""
+    site: str = ""
+    """Id of the folder in which its environment is made: see `app.py`."""
 
     @property
     def ended(self) -> bool:

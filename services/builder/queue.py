@@ -109,6 +109,10 @@ class Queue:
         self._changes.notify(lease_of(name.build))
         return build
 
+    def is_here(self, build: Build) -> bool:
+        """Whether its environment and its log lie in this builder's folder."""
+        return build.site in ("", self._store.site)
+
     async def watch(self, caller: Principal, name: names.Build) -> AsyncIterator[Build]:
         """The build now, then after each change, until it has ended."""
         seen = -1
@@ -123,8 +127,19 @@ class Queue:
     async def read_log(
         self, caller: Principal, name: names.Build, *, follow: bool, tail_lines: int
     ) -> AsyncIterator[LogLine]:
-        """The lines of the build's log; with `follow`, until it has ended."""
+        """The lines of the build's log; with `follow`, until it has ended.
+
+        Raises:
+            NotFound: BUILD_NOT_FOUND.
+            FailedPrecondition: another builder's folder has it (BUILD_LOG_ELSEWHERE).
+        """
         build = await self.get(caller, name)
+        if not self.is_here(build):
+            raise FailedPrecondition(
+                f"The log of {name} is on the machine that builds it; ask the platform there.",
+                reason="BUILD_LOG_ELSEWHERE",
+                build=str(name),
+            )
 
         async def more() -> bool:
             await asyncio.sleep(_LOG_POLL_S)

@@ -68,5 +68,6 @@ class Builds(builder_pb2_grpc.BuildsServicer):
             yield messages.line_to_proto(line)
 
     def _message(self, build: Build) -> pb.Build:
-        path = self._environments.path(build.environment.digest) if build.environment else None
+        here = self._queue.is_here(build)
+        path = self._environments.path(build.environment.digest) if build.environment and here else None
         return messages.build_to_proto(build, path)

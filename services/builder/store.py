@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -9,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from services.builder.domain import Build, Environment, Failure, Lease, State, Step, dedup_key
-from services.kernel.db import Database, UtcDateTime, insert_into
+from services.kernel.db import AsyncConnection, Database, UtcDateTime, insert_into
 
 metadata = sa.MetaData()
 
@@ -52,7 +53,10 @@ builds = sa.Table(
     sa.Column("version", sa.Integer, nullable=False),
     sa.Column("lease_token", sa.String(64), nullable=True),
     sa.Column("lease_owner", sa.String(64), nullable=True),
-    sa.Column("lease_expire_time", UtcDateTime, nullable=True),
+    # Counted up by who holds the lease: a sign of life.
+    sa.Column("lease_renewals", sa.BigInteger, nullable=False, server_default="0"),
+    # Whose folder it is built in. Empty for builds from before there were several.
+    sa.Column("site", sa.String(64), nullable=False, server_default=""),
     sa.CheckConstraint("state IN ('QUEUED', 'RUNNING', 'SUCCEEDED', 'FAILED', 'CANCELLED')", name="builds_state"),
     sa.Index("builds_by_time", "organization", "create_time", "id"),
     sa.Index("builds_by_bento", "organization", "bento", "create_time"),
@@ -64,7 +68,7 @@ builds = sa.Table(
 )
 
 _ACTIVE = ("QUEUED", "RUNNING")
-_NO_LEASE: dict[str, Any] = {"lease_token": None, "lease_owner": None, "lease_expire_time": None}
+_NO_LEASE: dict[str, Any] = {"lease_token": None, "lease_owner": None}
 _OVER: dict[str, Any] = {**_NO_LEASE, "active_key": None}
 _JOINED = sa.select(
     builds,
@@ -76,14 +80,17 @@ _JOINED = sa.select(
 class Store:
     """The builder's rows. Each method is one transaction; those that take a lease token change nothing without it."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, site: str = "") -> None:
+        """`site` is the folder of environments: builders on one share builds, those on another only see them."""
         self._database = database
+        self.site = site
+        self._here = builds.c.site.in_(("", site))
 
     async def insert(self, build: Build) -> bool:
         """Keep a new build. False where an unforced one with the same dedup key is queued or running."""
         try:
             async with self._database.transaction() as connection:
-                await connection.execute(builds.insert().values(**_row(build)))
+                await connection.execute(builds.insert().values(**_row(replace(build, site=self.site))))
         except IntegrityError:
             return False
         return True
@@ -114,12 +121,13 @@ class Store:
             return [_build(row) for row in (await connection.execute(query)).mappings()]
 
     async def reusable(self, organization: str, key: str) -> Sequence[Build]:
-        """Builds with this dedup key that are queued, running or succeeded, newest first; a few at most."""
+        """Builds with this dedup key that are queued, running or succeeded here, newest first; a few at most."""
         query = (
             _JOINED.where(
                 builds.c.organization == organization,
                 builds.c.dedup_key == key,
                 builds.c.state.in_([*_ACTIVE, "SUCCEEDED"]),
+                self._here,
             )
             .order_by(builds.c.create_time.desc(), builds.c.id.desc())
             .limit(5)
@@ -127,39 +135,36 @@ class Store:
         async with self._database.read() as connection:
             return [_build(row) for row in (await connection.execute(query)).mappings()]
 
-    async def lease(self, token: str, owner: str, now: datetime, expire_time: datetime) -> Lease | None:
-        """Take the oldest build that waits or whose lease ran out; None where there is none."""
-        free = sa.or_(
-            builds.c.state == State.QUEUED,
-            sa.and_(builds.c.state == State.RUNNING, builds.c.lease_expire_time < now),
-        )
+    async def lease(self, token: str, owner: str, now: datetime) -> Lease | None:
+        """Take the oldest build that waits to be built here; None where there is none. `now` is when it starts."""
+        waits = sa.and_(builds.c.state == State.QUEUED, self._here)
         async with self._database.transaction() as connection:
-            oldest = sa.select(builds.c.id).where(free).order_by(builds.c.create_time, builds.c.id).limit(1)
+            oldest = sa.select(builds.c.id).where(waits).order_by(builds.c.create_time, builds.c.id).limit(1)
             if self._database.dialect == "postgresql":
                 oldest = oldest.with_for_update(skip_locked=True)
             chosen = (await connection.execute(oldest)).scalar()
-            if chosen is None:
-                return None
-            await connection.execute(
-                builds.update()
-                .where(builds.c.id == chosen, free)
-                .values(
-                    state=State.RUNNING,
-                    start_time=sa.func.coalesce(builds.c.start_time, sa.bindparam("now", now, UtcDateTime)),
-                    attempts=builds.c.attempts + 1,
-                    version=builds.c.version + 1,
-                    lease_token=token,
-                    lease_owner=owner,
-                    lease_expire_time=expire_time,
-                )
-            )
-            query = _JOINED.where(builds.c.id == chosen, builds.c.lease_token == token)
-            row = (await connection.execute(query)).mappings().first()
-        return Lease(_build(row), token) if row is not None else None
+            return None if chosen is None else await _take(connection, chosen, waits, token, owner, now)
 
-    async def renew(self, build: str, token: str, expire_time: datetime) -> bool:
-        """Keep the lease until `expire_time`. False where it is lost: cancelled, or taken over."""
-        return await self._write(build, token, version=None, lease_expire_time=expire_time)
+    async def signs_of_life(self) -> dict[str, tuple[str, int]]:
+        """What changes with each renewal, of each build that somebody builds here."""
+        query = sa.select(builds.c.id, builds.c.lease_token, builds.c.lease_renewals)
+        async with self._database.read() as connection:
+            rows = await connection.execute(query.where(builds.c.state == State.RUNNING, self._here))
+            return {row.id: (row.lease_token, row.lease_renewals) for row in rows}
+
+    async def take_over(
+        self, build: str, silent: tuple[str, int], token: str, owner: str, now: datetime
+    ) -> Lease | None:
+        """Take a build from whoever showed no sign of life; None where there was one, or another was faster."""
+        still = sa.and_(
+            builds.c.state == State.RUNNING, builds.c.lease_token == silent[0], builds.c.lease_renewals == silent[1]
+        )
+        async with self._database.transaction() as connection:
+            return await _take(connection, build, still, token, owner, now)
+
+    async def renew(self, build: str, token: str) -> bool:
+        """Show a sign of life. False where the lease is lost: cancelled, or taken over."""
+        return await self._write(build, token, version=None, lease_renewals=builds.c.lease_renewals + 1)
 
     async def report(self, build: str, token: str, step: str, progress_percent: int) -> bool:
         """Say how far the build has come. False where the lease is lost."""
@@ -257,6 +262,27 @@ class Store:
             return (await connection.execute(_with_lease(build, token).values(**values))).rowcount == 1
 
 
+async def _take(
+    connection: AsyncConnection, build: str, still: Any, token: str, owner: str, now: datetime
+) -> Lease | None:
+    await connection.execute(
+        builds.update()
+        .where(builds.c.id == build, still)
+        .values(
+            state=State.RUNNING,
+            start_time=sa.func.coalesce(builds.c.start_time, sa.bindparam("now", now, UtcDateTime)),
+            attempts=builds.c.attempts + 1,
+            version=builds.c.version + 1,
+            lease_token=token,
+            lease_owner=owner,
+            lease_renewals=0,
+        )
+    )
+    query = _JOINED.where(builds.c.id == build, builds.c.lease_token == token)
+    row = (await connection.execute(query)).mappings().first()
+    return Lease(_build(row), token) if row is not None else None
+
+
 def _with_lease(build: str, token: str) -> Any:
     return builds.update().where(builds.c.id == build, builds.c.state == State.RUNNING, builds.c.lease_token == token)
 
@@ -270,7 +296,7 @@ def _row(build: Build) -> dict[str, Any]:
         "bento": build.bento,
         "bento_digest": build.bento_digest,
         "dedup_key": key,
-        "active_key": None if build.force else f"{build.organization}/{key}",
+        "active_key": None if build.force else f"{build.organization}/{key}/{build.site}",
         "secrets": json.dumps(list(build.secrets)),
         "force": build.force,
         "creator": build.creator,
@@ -284,6 +310,7 @@ def _row(build: Build) -> dict[str, Any]:
         "create_time": build.create_time,
         "attempts": build.attempts,
         "version": build.version,
+        "site": build.site,
     }
 
 
@@ -318,4 +345,5 @@ def _build(row: Any) -> Build:
         end_time=row["end_time"],
         attempts=row["attempts"],
         version=row["version"],
+        site=row["site"],
     )

@@ -6,7 +6,6 @@ import secrets
 import shutil
 import time
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
 from pathlib import Path
 
 from prometheus_client import Counter, Histogram
@@ -27,6 +26,7 @@ from services.builder.store import Store
 from services.kernel import telemetry
 from services.kernel.clock import Clock
 from services.kernel.identity import Principal
+from services.kernel.leases import Vigil
 from services.kernel.peers import on_behalf_of
 from services.kernel.watches import Topic
 
@@ -86,6 +86,7 @@ class Worker:
         self._owner = owner
         self._clock = clock
         self._failpoint = failpoint
+        self._vigil = Vigil(settings.lease_s, clock)
         self._tmp = settings.data_dir / "tmp"
 
     async def run(self) -> None:
@@ -106,13 +107,20 @@ class Worker:
                     await self._clock.sleep(_LOOK_AGAIN_S)
 
     async def _lease(self) -> Lease | None:
-        now = self._clock.now()
-        expire_time = now + timedelta(seconds=self._settings.lease_s)
+        """A build that waits, or one whose worker shows no sign of life any more."""
+        token, now = secrets.token_hex(16), self._clock.now()
         try:
-            return await self._store.lease(secrets.token_hex(16), self._owner, now, expire_time)
+            if (lease := await self._store.lease(token, self._owner, now)) is not None:
+                return lease
+            signs = await self._store.signs_of_life()
+            for build in self._vigil.silent(signs):
+                lease = await self._store.take_over(build, signs[build], token, self._owner, now)
+                if lease is not None:
+                    log.warning("a build was taken over", extra={"build": build})
+                    return lease
         except EkibenError as error:
             log.warning("no build can be leased", extra={"reason": error.reason})
-            return None
+        return None
 
     async def _advance(self, lease: Lease) -> None:
         """Build, and write down how it ended; raises only when it is cancelled itself."""
@@ -189,11 +197,10 @@ class Worker:
     async def _keep(self, lease: Lease) -> tuple[Environment, bool]:
         """Renew the lease until it is lost."""
         async for _ in self._changes.changes(lease_of(lease.build.id), at_most_s=self._settings.lease_s / 3):
-            expire_time = self._clock.now() + timedelta(seconds=self._settings.lease_s)
             try:
-                kept = await self._store.renew(lease.build.id, lease.token, expire_time)
-            except (Unavailable, ResourceExhausted):
-                continue  # the database may be back before the lease runs out; each write is fenced anyway
+                kept = await self._store.renew(lease.build.id, lease.token)
+            except (Unavailable, ResourceExhausted, Aborted):
+                continue  # the database may be back in time; each write is fenced anyway
             if not kept:
                 break
         raise _lost()

@@ -64,25 +64,30 @@ async def test_a_second_build_of_the_same_is_refused_while_the_first_goes_on(sto
 async def test_each_build_is_leased_once_oldest_first(store: Store) -> None:
     for number in (2, 1, 3):
         await store.insert(build(number))
-    leases = await asyncio.gather(*(store.lease(f"t{n}", "owner", NOW, LATER) for n in range(5)))
+    leases = await asyncio.gather(*(store.lease(f"t{n}", "owner", NOW) for n in range(5)))
     assert sorted(lease.build.id for lease in leases if lease) == ["b1", "b2", "b3"]
     assert all(lease.build.state is State.RUNNING and lease.build.attempts == 1 for lease in leases if lease)
 
 
-async def test_a_lease_that_ran_out_goes_to_another_and_the_first_writes_nothing_more(store: Store) -> None:
+async def test_a_lease_without_a_sign_of_life_goes_to_another_and_the_first_writes_nothing_more(store: Store) -> None:
     await store.insert(build(1))
-    assert await store.lease("first", "a", NOW, LATER)
-    assert await store.lease("second", "b", NOW + timedelta(seconds=29), LATER) is None
-    second = await store.lease("second", "b", LATER + timedelta(seconds=1), LATER + timedelta(seconds=60))
-    assert second is not None
+    assert await store.lease("first", "a", NOW)
+    before = await store.signs_of_life()
+    assert await store.renew("b1", "first")
+    signs = await store.signs_of_life()
+    assert signs["b1"] != before["b1"]
+    assert await store.take_over("b1", before["b1"], "second", "b", LATER) is None
+    takers = [store.take_over("b1", signs["b1"], f"second{n}", "b", LATER) for n in range(3)]
+    (second,) = [lease for lease in await asyncio.gather(*takers) if lease is not None]
+    token = second.token
     assert second.build.attempts == 2
     assert second.build.start_time == NOW
-    assert not await store.renew("b1", "first", LATER)
+    assert not await store.renew("b1", "first")
     assert not await store.report("b1", "first", Step.RESOLVING, 12)
     assert not await store.succeed("b1", "first", ENVIRONMENT, False, NOW)
     assert not await store.fail("b1", "first", Failure("UV_FAILED", "x"), NOW)
     assert not await store.give_back("b1", "first")
-    assert await store.report("b1", "second", Step.RESOLVING, 12)
+    assert await store.report("b1", token, Step.RESOLVING, 12)
     found = await store.get(ORGANIZATION, "b1")
     assert found is not None
     assert (found.step, found.progress_percent) == (Step.RESOLVING, 12)
@@ -91,7 +96,7 @@ async def test_a_lease_that_ran_out_goes_to_another_and_the_first_writes_nothing
 async def test_success_keeps_the_environment_which_others_share(store: Store) -> None:
     for number in (1, 2):
         await store.insert(build(number))
-        lease = await store.lease(f"t{number}", "a", NOW, LATER)
+        lease = await store.lease(f"t{number}", "a", NOW)
         assert lease is not None
         assert await store.succeed(lease.build.id, lease.token, ENVIRONMENT, number == 2, NOW)
     one, two = await store.get(ORGANIZATION, "b1"), await store.get(ORGANIZATION, "b2")
@@ -104,7 +109,7 @@ async def test_success_keeps_the_environment_which_others_share(store: Store) ->
 
 async def test_failure_is_kept_word_for_word(store: Store) -> None:
     await store.insert(build(1))
-    await store.lease("t", "a", NOW, LATER)
+    await store.lease("t", "a", NOW)
     failure = Failure("REQUIREMENT_NOT_FOUND", "The requirement «x» does not exist.", {"requirement": "x"})
     assert await store.fail("b1", "t", failure, LATER)
     found = await store.get(ORGANIZATION, "b1")
@@ -115,31 +120,45 @@ async def test_failure_is_kept_word_for_word(store: Store) -> None:
 
 async def test_a_cancelled_build_is_not_revived_by_its_worker(store: Store) -> None:
     await store.insert(build(1))
-    await store.lease("t", "a", NOW, LATER)
+    await store.lease("t", "a", NOW)
     assert await store.cancel(ORGANIZATION, "b1", NOW)
     assert not await store.cancel(ORGANIZATION, "b1", NOW)
-    assert not await store.renew("b1", "t", LATER)
+    assert not await store.renew("b1", "t")
     assert not await store.succeed("b1", "t", ENVIRONMENT, False, NOW)
-    assert await store.lease("u", "a", LATER + timedelta(days=1), LATER) is None
+    assert await store.lease("u", "a", LATER) is None
 
 
 async def test_a_former_life_s_builds_are_queued_again_and_no_other_s(store: Store) -> None:
     for number in (1, 2):
         await store.insert(build(number))
-    await store.lease("t1", "mine", NOW, LATER)
-    await store.lease("t2", "theirs", NOW, LATER)
+    await store.lease("t1", "mine", NOW)
+    await store.lease("t2", "theirs", NOW)
     assert await store.requeue("mine") == 1
-    lease = await store.lease("t3", "mine", NOW, LATER)
+    lease = await store.lease("t3", "mine", NOW)
     assert lease is not None
     assert (lease.build.id, lease.build.attempts) == ("b1", 2)
-    assert await store.lease("t4", "mine", NOW, LATER) is None
+    assert await store.lease("t4", "mine", NOW) is None
+
+
+async def test_each_site_builds_its_own_and_sees_all(database: Database) -> None:
+    here, there = Store(database, "here"), Store(database, "there")
+    assert await here.insert(build(1))
+    assert await there.insert(build(2, bento_digest=build(1).bento_digest))
+    assert not await there.insert(build(3, bento_digest=build(1).bento_digest))
+    lease = await there.lease("t", "b", NOW)
+    assert lease is not None
+    assert lease.build.id == "b2"
+    assert await there.lease("u", "b", NOW) is None
+    assert list(await here.signs_of_life()) == []
+    assert [found.id for found in await here.list(ORGANIZATION, "", None, 9)] == ["b2", "b1"]
+    assert [found.id for found in await here.reusable(ORGANIZATION, _key(build(1)))] == ["b1"]
 
 
 async def test_giving_back_does_not_count_as_an_attempt(store: Store) -> None:
     await store.insert(build(1))
-    await store.lease("t", "a", NOW, LATER)
+    await store.lease("t", "a", NOW)
     assert await store.give_back("b1", "t")
-    lease = await store.lease("u", "a", NOW, LATER)
+    lease = await store.lease("u", "a", NOW)
     assert lease is not None
     assert lease.build.attempts == 1
 
@@ -158,7 +177,7 @@ async def test_every_change_but_a_renewal_gives_a_new_version(store: Store) -> N
     await store.insert(build(1))
     versions = []
     for change in (
-        store.lease("t", "a", NOW, LATER),
+        store.lease("t", "a", NOW),
         store.report("b1", "t", Step.RESOLVING, 12),
         store.succeed("b1", "t", ENVIRONMENT, False, NOW),
     ):
