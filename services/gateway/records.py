@@ -32,6 +32,9 @@ def prediction_from_line(line: bytes) -> pb.Prediction:
         raise ValueError("The line holds no capture.")
     facts = _facts(fields.get("facts") or "")
     kept = {**fields, **(fields.get("more") or {})}
+    if "|" in (headers := fields.get("qh") or ""):  # From `capture.c`.
+        parts = zip(("qh", "q0", "sh", "s0"), headers.split("|"), strict=True)
+        kept.update({key: part or None for key, part in parts})
     micros = fields.get("us")
     prediction = pb.Prediction(
         name=f"predictions/{fields['id']}",
