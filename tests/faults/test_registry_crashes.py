@@ -56,18 +56,25 @@ class Parts:
     clock: ManualClock
 
 
+def parts_of(
+    database: Database, blobs: BlobStore, clock: ManualClock, *, delete_grace: timedelta = timedelta(0)
+) -> Parts:
+    """A registry on what is open, which remembers nothing."""
+    grace = timedelta(0)
+    uploads = Uploads(database, blobs, Signer(b"k"), clock, expire=timedelta(hours=1), garbage_grace=grace)
+    deletions = Deletions(database, clock)
+    collector = Collector(database, blobs, uploads, deletions, clock, interval_s=1, garbage_grace=grace)
+    catalog = Catalog(database, clock, delete_grace=delete_grace)
+    return Parts(database, blobs, catalog, uploads, deletions, collector, clock)
+
+
 @asynccontextmanager
 async def opened(
     url: str, folder: Path, clock: ManualClock, *, delete_grace: timedelta = timedelta(0)
 ) -> AsyncIterator[Parts]:
-    grace = timedelta(0)
     async with open_database(url) as database, open_blobs(f"file://{folder}/blobs") as blobs:
         await database.migrate(MIGRATIONS)
-        uploads = Uploads(database, blobs, Signer(b"k"), clock, expire=timedelta(hours=1), garbage_grace=grace)
-        deletions = Deletions(database, clock)
-        collector = Collector(database, blobs, uploads, deletions, clock, interval_s=1, garbage_grace=grace)
-        catalog = Catalog(database, clock, delete_grace=delete_grace)
-        yield Parts(database, blobs, catalog, uploads, deletions, collector, clock)
+        yield parts_of(database, blobs, clock, delete_grace=delete_grace)
 
 
 async def send(parts: Parts, version: str, archive: bytes, *, pieces: int = 1) -> None:

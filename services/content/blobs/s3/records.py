@@ -1,11 +1,12 @@
 """What the bucket knows of an upload that is under way: small objects below `uploads/<upload>/`.
 
-- `open`: there is such an upload. Comes first and goes last: whoever looks for what was left behind looks for these.
+- `open`: there is such an upload. Comes first: whoever looks for what was left behind looks for records.
 - `parts`, `whole`: the multipart upload that takes numbered parts, and the one that takes the content in one piece.
   Two registries that begin one at once agree, because an object is written only where there is none.
 - `small-<number>`: a part too small for S3, until its upload is joined.
 - `joined`: the parts of which `content/<upload>` is or will be made.
 - `end`: what becomes of it. Written once: either `commit <hex> <size>`, or `discard`; later perhaps `delete <hex>`.
+  Goes last.
 
 All multipart uploads write the object `content/<upload>`, and only by being completed, which nobody else may do.
 A URL that a client still holds is for a part of one that has ended: it cannot change content that was checked.
@@ -121,9 +122,9 @@ class Records:
         return state
 
     async def forget(self, upload: str, state: State) -> None:
-        """Remove all records, the one that says that there is an upload last."""
-        last = record_key(upload, "open")
-        for key in [*(key for key in state.keys if key != last), last]:
+        """Remove all records, last what became of the upload: without that, its content would be taken for garbage."""
+        last = [record_key(upload, "open"), record_key(upload, "end")]
+        for key in [*(key for key in state.keys if key not in last), *last]:
             self._ids.pop(key, None)
             await self._bucket.delete(key)
 
