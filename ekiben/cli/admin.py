@@ -101,7 +101,7 @@ def _repeated(name: str, values: tuple[str, ...]) -> list[str]:
 @_place_options
 @_output_option
 def backup(vault: str, keep: int, without: tuple[str, ...], place: Place, output: str) -> None:
-    """Add a snapshot of rows and blobs to VAULT, a folder.
+    """Add a snapshot of rows and blobs to VAULT, a folder or s3://bucket/prefix?endpoint=….
 
     While the platform runs: rows are those of one moment, and every blob that they name is copied, new ones only. A
     backup that is killed leaves no snapshot, and the next one goes on where it was.
@@ -110,7 +110,7 @@ def backup(vault: str, keep: int, without: tuple[str, ...], place: Place, output
 
     \b
     ekiben admin backup /mnt/backup/ekiben --keep 14
-    ekiben admin backup /mnt/backup/ekiben --without recorder
+    ekiben admin backup s3://backups/ekiben --without recorder
     """
     arguments = [vault, "--keep", str(keep), *_repeated("--without", without)]
     _start("backup", place, output, *arguments)

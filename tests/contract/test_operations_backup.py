@@ -44,6 +44,7 @@ from services.registry.signing import Signer
 from services.registry.uploads import Uploads
 from tests.fixtures_registry import model_archive
 from tests.postgres import PostgresServer
+from tests.s3 import S3Server
 
 ME = Principal("users/admin", "organizations/default", Role.ROLE_ADMIN)
 SERVICES = ("builder", "recorder", "deployer", "registry")
@@ -110,12 +111,12 @@ class Registry:
         return {version.version: version.content.state.value for version in found.items}
 
 
-def installation_at(url: str, folder: Path) -> Installation:
+def installation_at(url: str, folder: Path, blobs: str = "") -> Installation:
     """A schema for each service on PostgreSQL, a file for each on SQLite."""
     on_sqlite = url.startswith("sqlite")
     urls = {s: f"sqlite:///{folder}/{s}.db" if on_sqlite else with_schema(url, s) for s in SERVICES}
     databases = {service: DatabaseSettings(database_url=url) for service, url in urls.items()}
-    return Installation(databases, f"file://{folder}/blobs", folder / "secrets.key", None)
+    return Installation(databases, blobs or f"file://{folder}/blobs", folder / "secrets.key", None)
 
 
 @asynccontextmanager
@@ -134,9 +135,24 @@ async def vault(tmp_path: Path) -> AsyncIterator[Vault]:
         yield vault
 
 
+@pytest.fixture(params=["folder", "bucket"])
+async def any_vault(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Vault]:
+    """A vault of each kind; the bucket's parts are small, so that a file of rows is not one."""
+    where = str(tmp_path / "vault")
+    if request.param == "bucket":
+        server: S3Server = request.getfixturevalue("s3")
+        where = server.new_url()
+    async with open_vault(where, may_make=True) as vault:
+        yield vault
+
+
 @pytest.fixture
-def source(database_url: str, tmp_path: Path) -> Installation:
-    return installation_at(database_url, tmp_path / "source")
+def source(request: pytest.FixtureRequest, database_url: str, tmp_path: Path) -> Installation:
+    """SQLite and files, or PostgreSQL and S3."""
+    if "sqlite" in database_url:
+        return installation_at(database_url, tmp_path / "source")
+    server: S3Server = request.getfixturevalue("s3")
+    return installation_at(database_url, tmp_path / "source", server.new_url())
 
 
 def files(folder: Path) -> set[str]:
@@ -158,7 +174,12 @@ SENT = {"description": 'é\n"quoted" \u2028', "labels": {"team": "risk", "клю
 
 
 async def test_everything_comes_back_also_into_the_other_kind_of_database(
-    source: Installation, tmp_path: Path, manual_clock: ManualClock, vault: Vault, postgres: PostgresServer
+    source: Installation,
+    tmp_path: Path,
+    manual_clock: ManualClock,
+    any_vault: Vault,
+    postgres: PostgresServer,
+    s3: S3Server,
 ) -> None:
     item = {"description": "", "kind": 1, "stage": 1, "path": "", "items": [SecretItem("KEY", "", "hidden")]}
     async with opened(source, tmp_path / "source", manual_clock) as registry:
@@ -166,19 +187,25 @@ async def test_everything_comes_back_also_into_the_other_kind_of_database(
         await registry.push("v2", b"one")
         await registry.push("v3", b"three")
         await registry.secrets.create(ME, "s", item)
-        made = await back_up(source, vault, clock=manual_clock)
+        made = await back_up(source, any_vault, clock=manual_clock)
     assert (made.blobs.copied, made.snapshot.blob_count, made.snapshot.damaged) == (2, 2, ())
     assert made.snapshot.services["registry"].tables["versions"] == 3
-    assert b"hidden" not in b"".join(path.read_bytes() for path in (tmp_path / "vault").rglob("*") if path.is_file())
+    assert await verify(any_vault, made.snapshot, deep=True) == []
+    files = await any_vault.sizes("")
+    assert set(files) >= {file_of(made.snapshot.id), blob_path(digest)}
+    rows = b"".join([chunk async for chunk in any_vault.read(file_of(made.snapshot.id, "registry.jsonl.gz"))])
+    assert b"hidden" not in gzip.decompress(rows)
     targets = [installation_at("sqlite:", tmp_path / "target")]
     if source.databases["registry"].database_url.startswith("sqlite"):
-        targets.append(installation_at(postgres.create(f"test_{os.urandom(6).hex()}"), tmp_path / "other"))
+        url = postgres.create(f"test_{os.urandom(6).hex()}")
+        targets.append(installation_at(url, tmp_path / "other", s3.new_url()))
     before = await rows_of(source)
     for target in targets:
-        folder = Path(target.blobs.removeprefix("file://")).parent
+        assert target.key_file is not None
+        folder = target.key_file.parent
         folder.mkdir()
         (folder / "secrets.key").write_bytes((tmp_path / "source" / "secrets.key").read_bytes())
-        done = await restore(vault, await choose(vault), target, clock=manual_clock)
+        done = await restore(any_vault, await choose(any_vault), target, clock=manual_clock)
         assert (done.blobs.copied, done.blobs.damaged) == (2, [])
         after = await rows_of(target)
         changed = {name for name in before if before[name] != after[name]} - {"blobs", "collection_holds"}
@@ -386,15 +413,14 @@ def _tables(sync: Any) -> list[str]:
 
 
 async def test_a_restore_is_refused_while_somebody_uses_the_target(
-    database_url: str, tmp_path: Path, manual_clock: ManualClock, vault: Vault
+    source: Installation, tmp_path: Path, manual_clock: ManualClock, vault: Vault
 ) -> None:
-    source = installation_at(database_url, tmp_path / "source")
     async with opened(source, tmp_path / "source", manual_clock) as registry:
         await registry.push("v1", b"one")
         made = await back_up(source, vault, clock=manual_clock)
         with pytest.raises(FailedPrecondition) as refused:
             await restore(vault, made.snapshot, source, overwrite=True, clock=manual_clock)
-        assert refused.value.reason == ("BLOBS_IN_USE" if "sqlite" in database_url else "INSTALLATION_RUNS")
+        assert refused.value.reason == ("BLOBS_IN_USE" if source.blobs[:4] == "file" else "INSTALLATION_RUNS")
         assert await registry.check() == {"v1": "READY"}
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ekiben.errors import FailedPrecondition, NotFound
 from services.content.files import make_folder, storage_error, sync_folder
+from services.operations.vaults.files import no_file
 
 _READ_BYTES = 1 << 20
 
@@ -103,13 +104,6 @@ def open_folder(root: Path, *, may_make: bool) -> Iterator["FolderVault"]:
         yield FolderVault(root, writes=True)
     finally:
         os.close(fd)
-
-
-def no_file(path: str) -> NotFound:
-    """A file of the backup is not there."""
-    return NotFound(
-        f"The backup has no {path}: it is not complete. Take another snapshot.", reason="BACKUP_FILE_MISSING", path=path
-    )
 
 
 def _write_all(fd: int, chunk: bytes) -> None:
