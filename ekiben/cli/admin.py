@@ -19,7 +19,7 @@ SERVICES = ("registry", "deployer", "builder", "recorder")
 
 @click.group(cls=NounGroup)
 def admin() -> None:
-    """The installation as a whole: backup, restore, keys.
+    """The installation as a whole: backup, restore, check, keys.
 
     These commands work on the databases and the blobs themselves, whether the platform runs or not: run them where it
     runs, as the user who runs it. They find everything in the data folder of `ekiben up`; of services that run alone,
@@ -146,6 +146,28 @@ def verify(vault: str, snapshot: str, deep: bool, output: str) -> None:
     """Read a snapshot of VAULT through and say whether it is whole; exits with 1 when not."""
     arguments = [vault, "--snapshot", snapshot, *(["--deep"] if deep else [])]
     _start("verify", Place(), output, *arguments)
+
+
+@admin.command()
+@click.option("--deep", is_flag=True, help="Read and hash every blob, and count what is usually believed.")
+@click.option("--repair", is_flag=True, help="Mend what loses nothing.")
+@click.option("--from", "source", default="", metavar="VAULT", help="Take lost bytes from this backup when repairing.")
+@_without_option
+@_place_options
+@_output_option
+def fsck(deep: bool, repair: bool, source: str, without: tuple[str, ...], place: Place, output: str) -> None:
+    """Find and explain every inconsistency between rows, and between rows and bytes.
+
+    While the platform runs or not. Exits with 1 where something is wrong that was not repaired; warnings and notes do
+    not count. To put bytes back into a blob store of files, stop the platform first.
+
+    \b
+    ekiben admin fsck --deep -o json
+    ekiben admin fsck --repair --from /mnt/backup/ekiben
+    """
+    arguments = [word for word, wanted in (("--deep", deep), ("--repair", repair)) if wanted]
+    arguments += ["--from", source] if source else []
+    _start("fsck", place, output, *arguments, *_repeated("--without", without))
 
 
 @admin.command("rotate-keys")

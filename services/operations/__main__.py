@@ -5,6 +5,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from services.kernel.db import open_database
 from services.kernel.endings import NotStarted
 from services.kernel.settings import SettingsError
 from services.operations.backup import back_up, prune
+from services.operations.findings import Severity
+from services.operations.fsck import check
 from services.operations.installation import Installation, find
 from services.operations.restore import choose, restore, verify
 from services.operations.telling import Teller
@@ -44,6 +47,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("vault")
     command.add_argument("--snapshot", default="")
     command.add_argument("--deep", action="store_true")
+    command = commands.add_parser("fsck", parents=[shared])
+    command.add_argument("--deep", action="store_true")
+    command.add_argument("--repair", action="store_true")
+    command.add_argument("--from", dest="source", default="")
     command = commands.add_parser("rotate-keys", parents=[shared])
     command.add_argument("--drop-old", action="store_true")
     return parser
@@ -127,6 +134,38 @@ class _Run:
             told = f"Snapshot {snapshot.id} lacks {len(bad)} of {snapshot.blob_count:,} blobs:\n" + "\n".join(bad)
         self.answer({"snapshot": asdict(snapshot), "damaged": bad}, told)
         return 1 if bad else 0
+
+    async def fsck(self) -> int:
+        """Look at everything, and say what is wrong."""
+        given = self.arguments
+        async with AsyncExitStack() as stack:
+            source = await stack.enter_async_context(open_vault(given.source)) if given.source else None
+            report = await check(
+                self.installation(),
+                deep=given.deep,
+                repair=given.repair,
+                source=source,
+                say=self.tell.say,
+                progress=self.tell.progress,
+            )
+        counts = {severity: report.count(severity) for severity in Severity}
+        lines = []
+        for finding in report.findings:
+            head = f"{'REPAIRED' if finding.repaired else finding.severity} {finding.check} {finding.resource}".rstrip()
+            lines += [head, f"  {finding.what}", *([] if finding.repaired else [f"  {finding.then}"])]
+        lines.append(
+            f"Looked at {', '.join(sorted(report.services))} and {report.blobs:,} blobs of {size(report.blob_bytes)}: "
+            f"{counts[Severity.ERROR]} errors, {counts[Severity.WARNING]} warnings, {counts[Severity.NOTE]} notes"
+            + (f", {sum(f.repaired for f in report.findings)} repaired." if given.repair else ".")
+        )
+        data = {
+            "services": sorted(report.services),
+            "blobs": report.blobs,
+            "blobBytes": report.blob_bytes,
+            "findings": [finding.data() for finding in report.findings],
+        }
+        self.answer(data, *lines)
+        return 1 if any(finding.failed for finding in report.findings) else 0
 
     async def rotate_keys(self) -> int:
         """Seal every secret with a new key, or drop the old ones."""

@@ -25,7 +25,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from services.kernel.db import AsyncConnection, insert_into
-from services.registry.domain import BlobState
+from services.registry.domain import BlobState, Kind
 from services.registry.store.tables import blobs, collection_holds, deleted_versions, versions
 
 
@@ -154,6 +154,18 @@ async def still_named(connection: AsyncConnection, digests: Sequence[str]) -> se
         for start in range(0, len(digests), 500):
             wanted = table.c.digest.in_(digests[start : start + 500])
             found.update((await connection.execute(sa.select(table.c.digest).where(wanted))).scalars())
+    return found
+
+
+async def namers(connection: AsyncConnection, digests: Sequence[str]) -> dict[str, list[str]]:
+    """Resource names of the versions that name each of some blobs; those of deleted ones too."""
+    found: dict[str, list[str]] = {}
+    for table in (versions, deleted_versions):
+        columns = [table.c[name] for name in ("digest", "kind", "repository", "version")]
+        for start in range(0, len(digests), 500):
+            wanted = table.c.digest.in_(digests[start : start + 500])
+            for row in (await connection.execute(sa.select(*columns).where(wanted).order_by(table.c.id))).all():
+                found.setdefault(row.digest, []).append(Kind(row.kind).version_name(row.repository, row.version))
     return found
 
 
