@@ -215,11 +215,21 @@ def _service_config() -> str:
         from ekiben.deployer.v1 import deployer_pb2
         from ekiben.identity.v1 import identity_pb2
         from ekiben.recorder.v1 import recorder_pb2
-        from ekiben.registry.v1 import deletions_pb2, lineage_pb2, registry_pb2
+        from ekiben.registry.v1 import aliases_pb2, deletions_pb2, files_pb2, lineage_pb2, registry_pb2
 
         names = [
             {"service": service.full_name, "method": method.name}
-            for api in (builder_pb2, deployer_pb2, identity_pb2, recorder_pb2, registry_pb2, deletions_pb2, lineage_pb2)
+            for api in (
+                aliases_pb2,
+                builder_pb2,
+                deletions_pb2,
+                deployer_pb2,
+                files_pb2,
+                identity_pb2,
+                lineage_pb2,
+                recorder_pb2,
+                registry_pb2,
+            )
             for service in api.DESCRIPTOR.services_by_name.values()
             for method in service.methods
             if method.name.startswith(_IDEMPOTENT)

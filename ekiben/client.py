@@ -16,6 +16,7 @@ from ekiben.clusters import Clusters
 from ekiben.deletions import Deletions
 from ekiben.deployments import Deployments
 from ekiben.endpoints import DEFAULT_ENDPOINT, Endpoint
+from ekiben.files import Files
 from ekiben.lineage import Lineage
 from ekiben.models import Models
 from ekiben.predictions import Predictions
@@ -45,6 +46,7 @@ class Client:
         self.bentos = Bentos(self._channel, transfer)
         self.deletions = Deletions(self._channel)
         self.aliases = Aliases(self._channel)
+        self.files = Files(self._channel, transfer)
         self.builds = Builds(self._channel)
         self.deployments = Deployments(self._channel)
         self.predictions = Predictions(self._channel)

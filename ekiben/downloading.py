@@ -1,6 +1,7 @@
 """A download to a new folder or file, in threads: one stream, or ranges in parallel where that is faster."""
 
 import contextlib
+import hashlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -8,7 +9,12 @@ from pathlib import Path
 from typing import Self
 
 from ekiben import patience, ranges, receiving, signed
-from ekiben.errors import Unavailable
+from ekiben.archives import CHUNK_BYTES
+from ekiben.errors import DataLoss, Unavailable
+from ekiben.registry.v1 import files_pb2
+
+Write = Callable[[memoryview], object]
+"""Takes some bytes, all of them, before they are overwritten."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,22 @@ def fetch(source: Source, into: Path, *, unpack: bool, work: Path | None = None)
                 return got
 
             received.take(counted)
+
+
+def read_file(file: files_pb2.File, sign: Callable[[], str], write: Write, stopped: Callable[[], bool]) -> None:
+    """Write one file of a content, and check its digest at the end. See `Files.read`."""
+    hashed, buffer = hashlib.sha256(), memoryview(bytearray(CHUNK_BYTES))
+    end = file.offset + file.size_bytes
+    with ranges.Ranges(sign, end, offset=file.offset, stopped=stopped, patience_s=patience.PATIENCE_S) as reading:
+        while got := reading.readinto(buffer):
+            hashed.update(buffer[:got])
+            write(buffer[:got])
+    if f"sha256:{hashed.hexdigest()}" != file.digest:
+        raise DataLoss(
+            f"What arrived of {file.path} has not the digest {file.digest}. Try again.",
+            reason="DIGEST_MISMATCH",
+            digest=file.digest,
+        )
 
 
 @contextlib.contextmanager

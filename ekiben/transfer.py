@@ -7,19 +7,21 @@ that restarts and a URL that expires in between are tried again for a while; a r
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import grpc.aio
 
 from ekiben import archives, downloading
+from ekiben.downloading import Write
 from ekiben.endpoints import Endpoint
 from ekiben.errors import FailedPrecondition
+from ekiben.registry.v1 import files_pb2
 from ekiben.registry.v1 import registry_pb2 as pb
 from ekiben.registry.v1.registry_pb2_grpc import UploadsStub
 from ekiben.uploading import Progress, Uploading
 
-__all__ = ["Progress", "Transfer", "no_progress"]
+__all__ = ["Progress", "Transfer", "Write", "no_progress"]
 
 
 def no_progress(_: int) -> None:
@@ -112,6 +114,23 @@ class Transfer:
         finally:
             stop.set()
 
+    async def read_file(
+        self, signed: files_pb2.SignedFile, again: Callable[[], Awaitable[files_pb2.SignedFile]], write: Write
+    ) -> None:
+        """Read what a signed file is, once more signed by `again` where it breaks. See `Files.read`."""
+        loop, stop, address = asyncio.get_running_loop(), threading.Event(), self._addresses()
+        first = [signed]
+
+        def sign() -> str:
+            if first:
+                return address(first.pop().content)
+            return address(asyncio.run_coroutine_threadsafe(_awaited(again()), loop).result(60).content)
+
+        try:
+            await asyncio.to_thread(downloading.read_file, signed.file, sign, write, stop.is_set)
+        finally:
+            stop.set()
+
     def _addresses(self) -> Callable[[pb.SignedUrl], str]:
         """Where a signed URL is: the first time past the public port where we may; whatever comes of that, never
         again.
@@ -125,3 +144,7 @@ class Transfer:
             return short or self._endpoint.resolve(url.url)
 
         return address
+
+
+async def _awaited(signing: Awaitable[files_pb2.SignedFile]) -> files_pb2.SignedFile:
+    return await signing

@@ -177,6 +177,34 @@ async def pull(client: Client, bento: str, to: str, with_models: bool) -> None:
 
 @bentos.command()
 @click.argument("bento")
+@limit_option
+@output_option
+@run
+async def files(client: Client, bento: str, limit: int, output: str) -> None:
+    """List the files of a BENTO, each with its size and digest.
+
+    \b
+    ekiben bentos files summarizer:v1
+    ekiben bentos files summarizer:v1 -o json | jq -r '.[] | [.digest, .path] | @tsv'
+    """
+    await versions.show_files(client, short.bento(bento), limit, output)
+
+
+@bentos.command()
+@click.argument("bento")
+@click.argument("path")
+@run
+async def cat(client: Client, bento: str, path: str) -> None:
+    """Write one file of a BENTO to stdout, without the rest of it; PATH is as `files` lists it.
+
+    \b
+    ekiben bentos cat summarizer:v1 src/service.py
+    """
+    await versions.cat(client, short.bento(bento), path)
+
+
+@bentos.command()
+@click.argument("bento")
 @change_options
 @output_option
 @run

@@ -115,6 +115,34 @@ async def pull(client: Client, model: str, to: str) -> None:
 
 @models.command()
 @click.argument("model")
+@limit_option
+@output_option
+@run
+async def files(client: Client, model: str, limit: int, output: str) -> None:
+    """List the files of a MODEL, each with its size and digest.
+
+    \b
+    ekiben models files iris:v1
+    ekiben models files iris:v1 -o json | jq -r '.[] | [.digest, .path] | @tsv'
+    """
+    await versions.show_files(client, short.model(model), limit, output)
+
+
+@models.command()
+@click.argument("model")
+@click.argument("path")
+@run
+async def cat(client: Client, model: str, path: str) -> None:
+    """Write one file of a MODEL to stdout, without the rest of it; PATH is as `files` lists it.
+
+    \b
+    ekiben models cat iris:v1 weights/model.bin > model.bin
+    """
+    await versions.cat(client, short.model(model), path)
+
+
+@models.command()
+@click.argument("model")
 @change_options
 @output_option
 @run

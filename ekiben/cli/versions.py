@@ -1,13 +1,17 @@
 """What `ekiben models` and `ekiben bentos` share: moving versions between the platform and this machine."""
 
 import asyncio
+import sys
 from pathlib import Path
 from typing import Any
 
+import click
+
 from ekiben import localstore
 from ekiben.cli import short
-from ekiben.cli.output import said, tag
+from ekiben.cli.output import collect, print_items, said, size, tag, visible
 from ekiben.cli.progress import Bar
+from ekiben.client import Client
 from ekiben.errors import Unavailable
 from ekiben.uploading import PART_BYTES
 
@@ -37,6 +41,30 @@ async def push(
     else:
         said(f"{noun.capitalize()} {version.tag} is there already; --force sends it again.")
     return resource
+
+
+FILE_COLUMNS = [
+    ("PATH", lambda f: visible(f.path)),
+    ("SIZE", lambda f: size(f.size_bytes)),
+    ("DIGEST", lambda f: f.digest),
+]
+
+
+async def show_files(client: Client, name: str, limit: int, output: str) -> None:
+    """Print the files of one version; `-o name` prints their paths."""
+    found = await collect(client.files.list(name, limit=limit))
+    if output == "name":
+        for file in found:
+            click.echo(visible(file.path))
+        return
+    print_items(found, FILE_COLUMNS, output)
+
+
+async def cat(client: Client, name: str, path: str) -> None:
+    """Write one file of one version to stdout as it is."""
+    out = sys.stdout.buffer
+    await client.files.read(name, path, out.write)
+    out.flush()
 
 
 async def pull(resources: Any, noun: str, name: str, to: str) -> Path:

@@ -21,7 +21,7 @@ from ekiben.deployer.v1 import deployer_pb2
 from ekiben.errors import InvalidArgument
 from ekiben.identity.v1 import identity_pb2
 from ekiben.recorder.v1 import recorder_pb2
-from ekiben.registry.v1 import aliases_pb2, deletions_pb2, lineage_pb2, registry_pb2
+from ekiben.registry.v1 import aliases_pb2, deletions_pb2, files_pb2, lineage_pb2, registry_pb2
 
 API_FILES: tuple[FileDescriptor, ...] = tuple(
     module.DESCRIPTOR
@@ -29,6 +29,7 @@ API_FILES: tuple[FileDescriptor, ...] = tuple(
         registry_pb2,
         aliases_pb2,
         deletions_pb2,
+        files_pb2,
         lineage_pb2,
         identity_pb2,
         builder_pb2,

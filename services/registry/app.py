@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from ekiben.errors import FailedPrecondition
 from ekiben.identity.v1 import identity_pb2_grpc as identity
-from ekiben.registry.v1 import aliases_pb2_grpc, deletions_pb2_grpc, lineage_pb2_grpc
+from ekiben.registry.v1 import aliases_pb2_grpc, deletions_pb2_grpc, files_pb2_grpc, lineage_pb2_grpc
 from ekiben.registry.v1 import registry_pb2_grpc as registry
 from services.content import open_blobs
 from services.kernel.app import Component, Servicer
@@ -20,8 +20,10 @@ from services.registry.bytes import Bytes, listen
 from services.registry.catalog import Catalog
 from services.registry.collector import Collector
 from services.registry.deletions import Deletions
+from services.registry.files import Files
 from services.registry.first_start import ensure_admin
 from services.registry.lineage import Lineage
+from services.registry.lister import Lister
 from services.registry.logins import Logins
 from services.registry.sealing import open_key_file
 from services.registry.secrets import Secrets
@@ -30,6 +32,7 @@ from services.registry.servicer.accounts import Logins as LoginsServicer
 from services.registry.servicer.aliases import Aliases as AliasesServicer
 from services.registry.servicer.bentos import Bentos as BentosServicer
 from services.registry.servicer.deletions import Deletions as DeletionsServicer
+from services.registry.servicer.files import Files as FilesServicer
 from services.registry.servicer.lineage import Lineage as LineageServicer
 from services.registry.servicer.models import Models as ModelsServicer
 from services.registry.servicer.secrets import Audit as AuditServicer
@@ -71,6 +74,7 @@ async def open_registry(settings: Settings, *, clock: Clock = SYSTEM) -> AsyncIt
         deletions = Deletions(database, clock)
         accounts = Accounts(database, clock)
         audit = Audit(database)
+        lister = Lister(database, blobs, clock)
         uploads = Uploads(
             database,
             blobs,
@@ -79,6 +83,7 @@ async def open_registry(settings: Settings, *, clock: Clock = SYSTEM) -> AsyncIt
             expire=timedelta(seconds=settings.upload_expire_s),
             garbage_grace=grace,
             direct=settings.blobs_direct,
+            named=lister.wake,
         )
         collector = Collector(
             database, blobs, uploads, deletions, clock, interval_s=settings.collect_interval_s, garbage_grace=grace
@@ -106,6 +111,11 @@ async def open_registry(settings: Settings, *, clock: Clock = SYSTEM) -> AsyncIt
                         UploadsServicer(uploads, settings.blobs_listen),
                     ),
                     Servicer(
+                        "ekiben.registry.v1.Files",
+                        files_pb2_grpc.add_FilesServicer_to_server,
+                        FilesServicer(Files(database, uploads), settings.blobs_listen),
+                    ),
+                    Servicer(
                         "ekiben.registry.v1.Deletions",
                         deletions_pb2_grpc.add_DeletionsServicer_to_server,
                         DeletionsServicer(deletions),
@@ -130,7 +140,7 @@ async def open_registry(settings: Settings, *, clock: Clock = SYSTEM) -> AsyncIt
                         "ekiben.identity.v1.Audit", identity.add_AuditServicer_to_server, AuditServicer(audit, clock)
                     ),
                 ),
-                loops=(collector.run, accounts.note_uses),
+                loops=(collector.run, lister.run, accounts.note_uses),
                 ready=database.ping,
                 authenticator=accounts,
                 auditor=audit,

@@ -324,6 +324,26 @@ class Upload:
     """Content of this size is there: see the proto."""
 
 
+class ListingState(StrEnum):
+    """How far the listing of a blob's files is. WORKING ends by itself when whoever works is gone."""
+
+    WAITING = "WAITING"
+    WORKING = "WORKING"
+    DONE = "DONE"
+    FAILED = "FAILED"
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of a content; `offset` is -1 where the archive is compressed."""
+
+    path: str
+    size_bytes: int
+    offset: int
+    mode: int
+    digest: str
+
+
 @dataclass(frozen=True)
 class Draft:
     """What a caller may write of a repository or a version; None leaves a field as it is."""

@@ -14,7 +14,7 @@ After a crash before 4 the version is as it was, and the collector finds the fil
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -83,8 +83,11 @@ class Uploads:
         expire: timedelta,
         garbage_grace: timedelta,
         direct: bool = True,
+        named: Callable[[], None] = lambda: None,
     ) -> None:
+        """`named` is called when a content was named."""
         self._direct = direct
+        self._named = named
         self._database = database
         self._blobs = blobs
         self._signer = signer
@@ -138,6 +141,7 @@ class Uploads:
                 await rows.set_content(connection, found[0], digest, stored, now)
             alike = wanted is None and size_bytes is not None
             alike = alike and await rows.content_of_size(connection, organization, kind, size_bytes or 0)
+        self._named()
         return replace(await self._row(caller, upload.upload), digest_wanted=alike)
 
     async def get(self, caller: Principal, upload: str) -> tuple[Upload, list[Part]]:
@@ -178,6 +182,15 @@ class Uploads:
             NotFound: MODEL_NOT_FOUND, BENTO_NOT_FOUND.
             FailedPrecondition: nothing was uploaded yet (CONTENT_NOT_READY), or it has none (CONTENT_EXTERNAL).
         """
+        content = (await self.readable(caller, resource)).content
+        digest = Digest.parse(content.digest)
+        expire_time = self._clock.now() + _DOWNLOAD_URL
+        url = await self._blobs.read_url(digest, expire_time=expire_time) if self._direct else None
+        url = url or self._signer.sign("GET", f"/blobs/content/{digest}", expire_time)
+        return Signed(url, expire_time, content.digest, content.size_bytes)
+
+    async def readable(self, caller: Principal, resource: str) -> Version:
+        """A model or a bento whose content is READY. Raises as `sign_download`."""
         kind, repository, version = parse_resource(resource)
         found = await self._version(caller, kind, repository, version)
         content = found.content
@@ -194,11 +207,7 @@ class Uploads:
                 resource=found.name,
                 state=content.state,
             )
-        digest = Digest.parse(content.digest)
-        expire_time = self._clock.now() + _DOWNLOAD_URL
-        url = await self._blobs.read_url(digest, expire_time=expire_time) if self._direct else None
-        url = url or self._signer.sign("GET", f"/blobs/content/{digest}", expire_time)
-        return Signed(url, expire_time, content.digest, content.size_bytes)
+        return found
 
     async def receive(
         self, upload: str, part_number: int, source: Source, size_bytes: int, digest: Digest | None
@@ -330,6 +339,7 @@ class Uploads:
                     digest=there,
                 )
             await rows.set_content(connection, found[0], digest, size_bytes, now)
+        self._named()
 
     async def _end(self, upload: str, state: UploadState, failure: str) -> None:
         async with self._database.transaction() as connection:

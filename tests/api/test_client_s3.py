@@ -62,7 +62,7 @@ async def test_push_resume_and_pull_go_straight_to_the_object_store(
     source = model_folder(tmp_path, weights=os.urandom(23 << 20))
     size = archives.of_folder(source).size_bytes
     puts = Puts(monkeypatch)
-    async with reached(s3, tmp_path) as (running, client):
+    async with reached(s3, tmp_path) as (_, client):
         puts.good = 2
         with monkeypatch.context() as impatient:
             impatient.setattr(patience, "PATIENCE_S", -1.0)

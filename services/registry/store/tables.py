@@ -355,3 +355,38 @@ collection_holds = sa.Table(
     sa.Column("create_time", UtcDateTime, nullable=False),
     sa.Column("expire_time", UtcDateTime, nullable=False),
 )
+
+# Whose files are listed. A row for each blob that was ever named; it goes with the blob.
+blob_listings = sa.Table(
+    "blob_listings",
+    metadata,
+    sa.Column("digest", sa.String(71), sa.ForeignKey("blobs.digest", ondelete="CASCADE"), primary_key=True),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("lease_end_time", UtcDateTime, nullable=False),
+    sa.Column("file_count", sa.Integer, nullable=False),
+    sa.Column("failure", sa.Text, nullable=False),
+    sa.CheckConstraint("state IN ('WAITING', 'WORKING', 'DONE', 'FAILED')", name="state"),
+)
+_NOT_DONE = sa.text("state IN ('WAITING', 'WORKING')")
+sa.Index(
+    "ix_blob_listings_not_done",
+    blob_listings.c.lease_end_time,
+    sqlite_where=_NOT_DONE,
+    postgresql_where=_NOT_DONE,
+)
+
+blob_files = sa.Table(
+    "blob_files",
+    metadata,
+    sa.Column("digest", sa.String(71), sa.ForeignKey("blob_listings.digest", ondelete="CASCADE"), primary_key=True),
+    # In the order of the archive.
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    # sha256 of the path: PostgreSQL indexes no more than 2.7 KB, and a path may have 4.
+    sa.Column("path_key", sa.String(64), nullable=False),
+    sa.Column("path", sa.Text, nullable=False),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("offset", sa.BigInteger, nullable=False),
+    sa.Column("mode", sa.Integer, nullable=False),
+    sa.Column("file_digest", sa.String(71), nullable=False),
+    sa.UniqueConstraint("digest", "path_key"),
+)

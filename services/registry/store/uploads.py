@@ -7,6 +7,7 @@ import sqlalchemy as sa
 
 from services.kernel.db import AsyncConnection
 from services.registry.domain import ContentState, Kind, Upload, UploadState
+from services.registry.store import files
 from services.registry.store.tables import uploads, versions
 
 
@@ -101,7 +102,7 @@ async def set_lost(connection: AsyncConnection, version_id: int, failure: str, n
 async def set_content(
     connection: AsyncConnection, version_id: int, digest: str | None, size_bytes: int, now: datetime
 ) -> None:
-    """Name the content of a locked version; None makes it EXTERNAL."""
+    """Name the content of a locked version, and let its files be listed; None makes it EXTERNAL."""
     state = ContentState.EXTERNAL if digest is None else ContentState.READY
     await connection.execute(
         versions.update()
@@ -119,6 +120,8 @@ async def set_content(
             revision=versions.c.revision + 1,
         )
     )
+    if digest is not None:
+        await files.want(connection, digest)
 
 
 async def content_of_size(connection: AsyncConnection, organization: str, kind: Kind, size_bytes: int) -> bool:
