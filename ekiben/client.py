@@ -17,6 +17,7 @@ from ekiben.deletions import Deletions
 from ekiben.deployments import Deployments
 from ekiben.endpoints import DEFAULT_ENDPOINT, Endpoint
 from ekiben.files import Files
+from ekiben.garbage import Garbage
 from ekiben.lineage import Lineage
 from ekiben.models import Models
 from ekiben.predictions import Predictions
@@ -45,6 +46,7 @@ class Client:
         self.models = Models(self._channel, transfer)
         self.bentos = Bentos(self._channel, transfer)
         self.deletions = Deletions(self._channel)
+        self.garbage = Garbage(self._channel)
         self.aliases = Aliases(self._channel)
         self.files = Files(self._channel, transfer)
         self.builds = Builds(self._channel)

@@ -18,7 +18,7 @@ from yarl import URL
 from ekiben.channel import open_channel
 from ekiben.identity.v1 import identity_pb2 as ipb
 from ekiben.identity.v1 import identity_pb2_grpc as identity
-from ekiben.registry.v1 import deletions_pb2_grpc, lineage_pb2_grpc
+from ekiben.registry.v1 import deletions_pb2_grpc, garbage_pb2_grpc, lineage_pb2_grpc
 from ekiben.registry.v1 import registry_pb2 as pb
 from ekiben.registry.v1 import registry_pb2_grpc as registry
 from services.kernel.app import serve
@@ -38,6 +38,7 @@ class Stubs:
         self.bentos = registry.BentosStub(channel)
         self.uploads = registry.UploadsStub(channel)
         self.deletions = deletions_pb2_grpc.DeletionsStub(channel)
+        self.garbage = garbage_pb2_grpc.GarbageStub(channel)
         self.lineage = lineage_pb2_grpc.LineageStub(channel)
         self.accounts = identity.AccountsStub(channel)
         self.logins = identity.LoginsStub(channel)

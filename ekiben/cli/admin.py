@@ -11,19 +11,24 @@ from typing import Any
 import click
 
 from ekiben.cli.groups import NounGroup
-from ekiben.cli.options import F
+from ekiben.cli.options import F, output_option
+from ekiben.cli.output import Column, moment, print_items, said, size, tag
+from ekiben.cli.session import run
 from ekiben.cli.up import default_data
+from ekiben.client import Client
+from ekiben.registry.v1 import garbage_pb2
 
 SERVICES = ("registry", "deployer", "builder", "recorder")
 
 
 @click.group(cls=NounGroup)
 def admin() -> None:
-    """The installation as a whole: backup, restore, check, keys.
+    """The installation as a whole: backup, restore, check, keys, garbage.
 
-    These commands work on the databases and the blobs themselves, whether the platform runs or not: run them where it
-    runs, as the user who runs it. They find everything in the data folder of `ekiben up`; of services that run alone,
-    by the same variables as those have (EKIBEN_REGISTRY_DATABASE_URL, EKIBEN_REGISTRY_BLOBS_URL and so on).
+    `gc` asks the server that runs. The others work on the databases and the blobs themselves, whether the platform
+    runs or not: run them where it runs, as the user who runs it. They find everything in the data folder of `ekiben
+    up`; of services that run alone, by the same variables as those have (EKIBEN_REGISTRY_DATABASE_URL,
+    EKIBEN_REGISTRY_BLOBS_URL and so on).
     """
 
 
@@ -181,3 +186,31 @@ def rotate_keys(drop_old: bool, place: Place, output: str) -> None:
     stays in the file, since older backups need it, until --drop-old.
     """
     _start("rotate-keys", place, output, *(["--drop-old"] if drop_old else []))
+
+
+@admin.command()
+@click.option("--dry-run", is_flag=True, help="Say what would be freed, and change nothing.")
+@output_option
+@run
+async def gc(client: Client, dry_run: bool, output: str) -> None:
+    """Free bytes that nothing names any more, now, as the server does by itself every few minutes.
+
+    Each line says what went and who held it last; each blob that went is in `ekiben audit list` too.
+
+    \b
+    ekiben admin gc --dry-run
+    """
+    found = [item async for item in client.garbage.collect(dry_run=dry_run)]
+    kind = garbage_pb2.GarbageItem
+    columns: list[Column] = [
+        ("KIND", lambda g: kind.Kind.Name(g.kind).lower().replace("_", " ")),
+        ("SIZE", lambda g: size(g.size_bytes) if g.size_bytes else ""),
+        ("LAST HELD BY", lambda g: tag(g.last_holder)),
+        ("UNTIL", lambda g: moment(g.release_time)),
+        ("NAME", lambda g: g.name),
+    ]
+    print_items(found, columns, output, empty="Nothing to free.")
+    blobs = [one for one in found if one.kind in (kind.BLOB, kind.PARTS)]
+    held = any(one.kind == kind.HOLD for one in found)
+    what = "would be freed" if dry_run else "freed"
+    said(f"{size(sum(one.size_bytes for one in blobs))} {what}" + (", once the hold has ended." if held else "."))

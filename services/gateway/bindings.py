@@ -21,7 +21,14 @@ from ekiben.deployer.v1 import deployer_pb2
 from ekiben.errors import InvalidArgument
 from ekiben.identity.v1 import identity_pb2
 from ekiben.recorder.v1 import recorder_pb2
-from ekiben.registry.v1 import aliases_pb2, deletions_pb2, files_pb2, lineage_pb2, registry_pb2
+from ekiben.registry.v1 import (
+    aliases_pb2,
+    deletions_pb2,
+    files_pb2,
+    garbage_pb2,
+    lineage_pb2,
+    registry_pb2,
+)
 
 API_FILES: tuple[FileDescriptor, ...] = tuple(
     module.DESCRIPTOR
@@ -30,6 +37,7 @@ API_FILES: tuple[FileDescriptor, ...] = tuple(
         aliases_pb2,
         deletions_pb2,
         files_pb2,
+        garbage_pb2,
         lineage_pb2,
         identity_pb2,
         builder_pb2,

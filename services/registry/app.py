@@ -7,7 +7,13 @@ from datetime import timedelta
 
 from ekiben.errors import FailedPrecondition
 from ekiben.identity.v1 import identity_pb2_grpc as identity
-from ekiben.registry.v1 import aliases_pb2_grpc, deletions_pb2_grpc, files_pb2_grpc, lineage_pb2_grpc
+from ekiben.registry.v1 import (
+    aliases_pb2_grpc,
+    deletions_pb2_grpc,
+    files_pb2_grpc,
+    garbage_pb2_grpc,
+    lineage_pb2_grpc,
+)
 from ekiben.registry.v1 import registry_pb2_grpc as registry
 from services.content import open_blobs
 from services.kernel.app import Component, Servicer
@@ -33,6 +39,7 @@ from services.registry.servicer.aliases import Aliases as AliasesServicer
 from services.registry.servicer.bentos import Bentos as BentosServicer
 from services.registry.servicer.deletions import Deletions as DeletionsServicer
 from services.registry.servicer.files import Files as FilesServicer
+from services.registry.servicer.garbage import Garbage as GarbageServicer
 from services.registry.servicer.lineage import Lineage as LineageServicer
 from services.registry.servicer.models import Models as ModelsServicer
 from services.registry.servicer.secrets import Audit as AuditServicer
@@ -86,7 +93,14 @@ async def open_registry(settings: Settings, *, clock: Clock = SYSTEM) -> AsyncIt
             named=lister.wake,
         )
         collector = Collector(
-            database, blobs, uploads, deletions, clock, interval_s=settings.collect_interval_s, garbage_grace=grace
+            database,
+            blobs,
+            uploads,
+            deletions,
+            clock,
+            interval_s=settings.collect_interval_s,
+            garbage_grace=grace,
+            organization=settings.organization,
         )
         secrets = Secrets(database, keys, clock)
         logins = Logins(database, clock)
@@ -119,6 +133,11 @@ async def open_registry(settings: Settings, *, clock: Clock = SYSTEM) -> AsyncIt
                         "ekiben.registry.v1.Deletions",
                         deletions_pb2_grpc.add_DeletionsServicer_to_server,
                         DeletionsServicer(deletions),
+                    ),
+                    Servicer(
+                        "ekiben.registry.v1.Garbage",
+                        garbage_pb2_grpc.add_GarbageServicer_to_server,
+                        GarbageServicer(collector),
                     ),
                     Servicer(
                         "ekiben.registry.v1.Lineage",

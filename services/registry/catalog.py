@@ -25,6 +25,7 @@ from services.registry.domain import (
 )
 from services.registry.search import Subject, parse
 from services.registry.store import aliases as alias_rows
+from services.registry.store import blobs as held
 from services.registry.store import catalog as rows
 from services.registry.store import deletions
 from services.registry.store import uses as use_rows
@@ -148,6 +149,7 @@ class Catalog:
             here = versions.c.repository_id == found[0]
             await use_rows.end_of(connection, organization, here, self._clock.now())
             if not self._delete_grace:
+                await self._let_go(connection, here)
                 await rows.delete_repository(connection, found[0])
                 return
             await self._keep(connection, caller, here)
@@ -283,12 +285,16 @@ class Catalog:
             if self._delete_grace:
                 await self._keep(connection, caller, versions.c.id == found[0])
             else:
+                await self._let_go(connection, versions.c.id == found[0])
                 await rows.delete_version(connection, found[0])
 
     async def _tell_uses(self, connection: AsyncConnection, organization: str, version: Version) -> None:
         if version.kind is Kind.BENTO:
             models, now = version.facts.models, self._clock.now()
             await tell_bento(connection, organization, version.name, version.uid, models, now)
+
+    async def _let_go(self, connection: AsyncConnection, where: Any) -> None:
+        await held.let_go(connection, await rows.contents(connection, where), self._clock.now())
 
     async def _keep(self, connection: AsyncConnection, caller: Principal, where: Any) -> None:
         now = self._clock.now()

@@ -15,6 +15,7 @@ from services.kernel.identity import Principal
 from services.registry.catalog import is_alias, organization_of, version_exists
 from services.registry.domain import Deleted, Kind
 from services.registry.store import aliases as alias_rows
+from services.registry.store import blobs as held
 from services.registry.store import catalog as catalog_rows
 from services.registry.store import deletions as rows
 from services.registry.store.deletions import Position
@@ -97,21 +98,29 @@ class Deletions:
             found = await rows.version(connection, organization_of(caller), uid, self._clock.now())
             if found is None:
                 raise _not_there(uid)
-            await self._purge(connection, *found)
+            await self._purge(connection, [found])
         return found[1]
 
-    async def purge_expired(self) -> int:
-        """Delete for good some of those whose time is over; how many. Call it until it gives 0."""
+    async def expired(self, limit: int) -> Sequence[Deleted]:
+        """At most so many of those whose time is over."""
+        async with self._database.read() as connection:
+            found = await rows.expired(connection, self._clock.now(), limit)
+        return [deleted for _, deleted in found]
+
+    async def purge_expired(self) -> Sequence[Deleted]:
+        """Delete for good some of those whose time is over; which. Call it until it gives none."""
         now = self._clock.now()
         async with self._database.transaction() as connection:
             found = await rows.expired(connection, now, _PURGED_AT_ONCE)
-            for row_id, deleted in found:
-                await self._purge(connection, row_id, deleted)
+            gone = await self._purge(connection, found)
             await rows.forget_repositories(connection, now)
-        return len(found)
+        return gone
 
-    async def _purge(self, connection: AsyncConnection, row_id: int, deleted: Deleted) -> bool:
-        return await rows.purge(connection, row_id)
+    async def _purge(self, connection: AsyncConnection, found: Sequence[tuple[int, Deleted]]) -> Sequence[Deleted]:
+        gone = [deleted for row_id, deleted in found if await rows.purge(connection, row_id)]
+        former = [(deleted.digest, deleted.organization, deleted.resource) for deleted in gone if deleted.digest]
+        await held.let_go(connection, former, self._clock.now())
+        return gone
 
     async def _repository(self, connection: AsyncConnection, caller: Principal, deleted: Deleted) -> int:
         organization, kind, name = organization_of(caller), deleted.kind, deleted.repository

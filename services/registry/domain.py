@@ -303,6 +303,38 @@ def reported_uses(
 
 
 @dataclass(frozen=True)
+class Unnamed:
+    """A blob that nothing names: who named it last and until when, where that is known; its size once it goes."""
+
+    digest: str
+    size_bytes: int | None
+    organization: str
+    last_holder: str
+    release_time: datetime | None
+
+
+class GarbageKind(StrEnum):
+    """What goes. See `GarbageItem.Kind` of the proto."""
+
+    BLOB = "BLOB"
+    PARTS = "PARTS"
+    DELETED_VERSION = "DELETED_VERSION"
+    STRAY = "STRAY"
+    HOLD = "HOLD"
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """One thing that the collector frees, or would."""
+
+    kind: GarbageKind
+    name: str
+    size_bytes: int = 0
+    last_holder: str = ""
+    release_time: datetime | None = None
+
+
+@dataclass(frozen=True)
 class Upload:
     """One attempt to give a version its bytes. `size_bytes` None and `digest` empty: not announced.
 

@@ -279,6 +279,11 @@ class Uploads:
             await self._end(upload, UploadState.ABORTED, failure[:4000].replace("\0", "") or "The client gave it up.")
             return await self._row(caller, upload)
 
+    async def late(self, limit: int = 100) -> list[str]:
+        """Some of the uploads whose time is over."""
+        async with self._database.read() as connection:
+            return await rows.expired(connection, self._clock.now(), limit)
+
     async def expire(self, limit: int = 100) -> int:
         """Abort uploads whose time is over; how many."""
         async with self._database.read() as connection:

@@ -18,21 +18,32 @@ backup) takes one before it reads. What was condemned before was named by no row
 before its row is gone; so every blob that a reader under a hold finds named stays.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 
 from services.kernel.db import AsyncConnection, insert_into
-from services.registry.domain import BlobState, Kind
+from services.registry.domain import BlobState, Kind, Unnamed
 from services.registry.store.tables import blobs, collection_holds, deleted_versions, versions
 
 
-def is_named() -> sa.ColumnElement[bool]:
-    """Whether a version names the blob of the row, or a deleted one that can be restored."""
+def is_named(now: datetime | None = None) -> sa.ColumnElement[bool]:
+    """Whether a version names the blob of the row, or a deleted one; with `now`, one whose time is not over."""
     there = sa.exists().where(versions.c.digest == blobs.c.digest)
-    return sa.or_(there, sa.exists().where(deleted_versions.c.digest == blobs.c.digest))
+    deleted = sa.exists().where(deleted_versions.c.digest == blobs.c.digest)
+    return sa.or_(there, deleted if now is None else deleted.where(deleted_versions.c.expire_time > now))
+
+
+_UNNAMED = (
+    *(blobs.c[name] for name in ("digest", "size_bytes", "holder_organization", "last_holder")),
+    blobs.c.release_time,
+)
+
+
+def _unnamed(row: Any) -> Unnamed:
+    return Unnamed(row.digest, row.size_bytes, row.holder_organization or "", row.last_holder or "", row.release_time)
 
 
 def _insert(connection: AsyncConnection) -> Any:
@@ -95,8 +106,11 @@ async def unheld(connection: AsyncConnection, now: datetime, limit: int) -> list
     return list((await connection.execute(statement)).scalars())
 
 
-async def condemn(connection: AsyncConnection, digest: str, now: datetime) -> bool:
-    """Decide that the blob goes, unless it is named, claimed or under a hold. True also when decided before."""
+async def condemn(connection: AsyncConnection, digest: str, now: datetime, size_bytes: int | None = None) -> bool:
+    """Decide that the blob goes, unless it is named, claimed or under a hold. True also when decided before.
+
+    Its size is kept with the decision: after a crash the file may be gone already.
+    """
     await connection.execute(
         blobs.update()
         .where(
@@ -106,17 +120,54 @@ async def condemn(connection: AsyncConnection, digest: str, now: datetime) -> bo
             ~is_named(),
             ~sa.exists().where(collection_holds.c.expire_time > now),
         )
-        .values(state=BlobState.DELETING)
+        .values(
+            state=BlobState.DELETING,
+            size_bytes=sa.func.coalesce(sa.literal(size_bytes, sa.BigInteger), blobs.c.size_bytes),
+        )
     )
-    return await lock_condemned(connection, digest)
+    return await lock_condemned(connection, digest) is not None
 
 
-async def lock_condemned(connection: AsyncConnection, digest: str) -> bool:
-    """Take the row's lock; whether it is (still) DELETING."""
+async def lock_condemned(connection: AsyncConnection, digest: str) -> Unnamed | None:
+    """Take the row's lock; the blob if it is (still) DELETING."""
     statement = (
-        sa.select(blobs.c.digest).where(blobs.c.digest == digest, blobs.c.state == BlobState.DELETING).with_for_update()
+        sa.select(*_UNNAMED).where(blobs.c.digest == digest, blobs.c.state == BlobState.DELETING).with_for_update()
     )
-    return (await connection.execute(statement)).first() is not None
+    row = (await connection.execute(statement)).first()
+    return None if row is None else _unnamed(row)
+
+
+async def let_go(connection: AsyncConnection, former: Iterable[tuple[str, str, str]], now: datetime) -> None:
+    """Note on blobs who names them no more: digest, organization and resource name each."""
+    rows = [
+        {"of": digest, "organization": organization, "holder": holder, "now": now}
+        for digest, organization, holder in sorted(former)  # one order for all, so no deadlock
+    ]
+    if rows:
+        statement = (
+            blobs.update()
+            .where(blobs.c.digest == sa.bindparam("of"))
+            .values(
+                holder_organization=sa.bindparam("organization"),
+                last_holder=sa.bindparam("holder"),
+                release_time=sa.bindparam("now", type_=blobs.c.release_time.type),
+            )
+        )
+        await connection.execute(statement, rows)
+
+
+async def condemnable(connection: AsyncConnection, now: datetime) -> list[Unnamed]:
+    """Blobs that a round of the collector would delete now, were no hold there."""
+    free = sa.and_(blobs.c.claim_end_time <= now, ~is_named(now))
+    statement = sa.select(*_UNNAMED).where(sa.or_(blobs.c.state == BlobState.DELETING, free)).order_by(blobs.c.digest)
+    return [_unnamed(row) for row in (await connection.execute(statement)).all()]
+
+
+async def holds(connection: AsyncConnection, now: datetime) -> list[tuple[str, datetime]]:
+    """Purpose and end of each hold."""
+    statement = sa.select(collection_holds.c.purpose, collection_holds.c.expire_time)
+    rows = (await connection.execute(statement.where(collection_holds.c.expire_time > now))).all()
+    return [(row.purpose, row.expire_time) for row in rows]
 
 
 async def delete(connection: AsyncConnection, digest: str) -> None:

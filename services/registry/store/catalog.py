@@ -311,6 +311,13 @@ async def delete_versions(connection: AsyncConnection, where: sa.ColumnElement[b
     return (await connection.execute(versions.delete().where(where))).rowcount
 
 
+async def contents(connection: AsyncConnection, where: sa.ColumnElement[bool]) -> list[tuple[str, str, str]]:
+    """Digest, organization and resource name of the versions that have content."""
+    columns = (versions.c.digest, versions.c.organization, versions.c.kind, versions.c.repository, versions.c.version)
+    rows = (await connection.execute(sa.select(*columns).where(where, versions.c.digest.is_not(None)))).all()
+    return [(row.digest, row.organization, Kind(row.kind).version_name(row.repository, row.version)) for row in rows]
+
+
 async def delete_version(connection: AsyncConnection, row_id: int) -> None:
     """Delete one version."""
     await delete_versions(connection, versions.c.id == row_id)

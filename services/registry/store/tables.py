@@ -344,6 +344,11 @@ blobs = sa.Table(
     sa.Column("state", sa.String(16), nullable=False),
     # Not collected before, whoever names it or not.
     sa.Column("claim_end_time", UtcDateTime, nullable=False),
+    # What the collector accounts for: written when a version lets go of the blob, and when it is condemned.
+    sa.Column("size_bytes", sa.BigInteger),
+    sa.Column("holder_organization", sa.String(63)),
+    sa.Column("last_holder", sa.String(256)),
+    sa.Column("release_time", UtcDateTime),
     sa.CheckConstraint("state IN ('CLAIMED', 'STORED', 'DELETING')", name="state"),
 )
 

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from services.kernel.db import AsyncConnection
 from services.registry.domain import ContentState, Kind, Upload, UploadState
-from services.registry.store import files
+from services.registry.store import blobs, files
 from services.registry.store.tables import uploads, versions
 
 
@@ -102,7 +102,16 @@ async def set_lost(connection: AsyncConnection, version_id: int, failure: str, n
 async def set_content(
     connection: AsyncConnection, version_id: int, digest: str | None, size_bytes: int, now: datetime
 ) -> None:
-    """Name the content of a locked version, and let its files be listed; None makes it EXTERNAL."""
+    """Name the content of a locked version, and let its files be listed; None makes it EXTERNAL.
+
+    What it had before is let go of.
+    """
+    before = sa.select(versions.c.digest, versions.c.organization, versions.c.kind, versions.c.repository)
+    before = before.add_columns(versions.c.version).where(versions.c.id == version_id)
+    row = (await connection.execute(before)).one()
+    if row.digest is not None and row.digest != digest:
+        name = Kind(row.kind).version_name(row.repository, row.version)
+        await blobs.let_go(connection, [(row.digest, row.organization, name)], now)
     state = ContentState.EXTERNAL if digest is None else ContentState.READY
     await connection.execute(
         versions.update()
