@@ -6,7 +6,8 @@ spans from OpenTelemetry with nanoseconds, and neither fits a `datetime` without
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from ekiben.errors import InvalidArgument
 
@@ -95,6 +96,15 @@ class Span:
     attributes: Mapping[str, str] = field(default_factory=dict)
 
 
+class Step(NamedTuple):
+    """What of a span its place in the trace depends on."""
+
+    span_id: str
+    parent_span_id: str
+    start_ns: int
+    display_name: str
+
+
 @dataclass(frozen=True, slots=True)
 class TraceSummary:
     """What a list says of a trace. It is the sum of the spans that are there, in whatever order they came."""
@@ -110,6 +120,16 @@ class TraceSummary:
     root_start_ns: int
     root: str
     services: frozenset[str] = frozenset()
+
+    def with_root(self, root: "Span | Step") -> "TraceSummary":
+        """The same with another root."""
+        return replace(
+            self,
+            root_span_id=root.span_id,
+            root_parent_span_id=root.parent_span_id,
+            root_start_ns=root.start_ns,
+            root=root.display_name,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +269,7 @@ def summarize(before: TraceSummary | None, new: Sequence[Span], present: Collect
     )
 
 
-def root_of(spans: Iterable[Span]) -> Span:
+def root_of(spans: Iterable[Span | Step]) -> Span | Step:
     """The earliest span whose parent is not among `spans`; in a ring of parents, the earliest of all.
 
     `spans` is not empty.
@@ -260,6 +280,6 @@ def root_of(spans: Iterable[Span]) -> Span:
     return min(roots or every, key=lambda span: (span.start_ns, span.span_id))
 
 
-def _is_root(span: Span, new: Collection[str], present: Collection[str]) -> bool:
+def _is_root(span: Span | Step, new: Collection[str], present: Collection[str]) -> bool:
     parent = span.parent_span_id
     return not parent or parent == span.span_id or (parent not in new and parent not in present)

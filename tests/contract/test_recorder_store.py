@@ -201,6 +201,33 @@ async def test_the_root_is_the_earliest_span_whose_parent_is_not_there(traces: T
     assert (await traces.page(TraceFilter("default"), before=None, limit=1))[0].root == "span 2"
 
 
+@pytest.mark.parametrize("short", [64, 2])
+async def test_many_traces_whose_roots_come_last_and_twice(
+    traces: TraceStore, short: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # `short` decides how the store looks at what is there: at whole traces, or at the spans that were asked for.
+    monkeypatch.setattr("services.recorder.store.traces._SHORT", short)
+    several = [
+        (number, organization) for number in range(1, 520) for organization in ("default", "other")[: number % 3]
+    ]
+    steps = [
+        [span(3, 2, trace=number, organization=owner, service="registry") for number, owner in several],
+        [span(4, 3, trace=number, organization=owner, error=number == 7) for number, owner in several],
+        [span(2, 1, trace=number, organization=owner, start_ms=9) for number, owner in several],
+        [span(1, trace=number, organization=owner) for number, owner in several],
+    ]
+    for batch in steps:
+        assert (await traces.add(batch, NOW_US)).recorded == len(batch)
+        assert (await traces.add(batch[:550], NOW_US)).recorded == 0
+    for number, owner in ((1, "default"), (7, "default"), (518, "default"), (518, "other")):
+        found = await traces.get(owner, f"{number:032x}")
+        assert found is not None
+        summary, spans = found
+        assert (summary.root, summary.span_count, summary.error_count) == ("span 1", 4, int(number == 7))
+        assert (summary.start_ns, summary.services) == (spans[0].start_ns, {"gateway", "registry"})
+    assert await traces.get("other", f"{1:032x}") is None
+
+
 async def test_traces_are_listed_newest_first_and_filtered(traces: TraceStore) -> None:
     await traces.add([span(1, trace=n, start_ms=n * 1000, service="gateway") for n in range(1, 8)], NOW_US)
     await traces.add([span(2, 1, trace=3, start_ms=3500, service="registry", error=True)], NOW_US)

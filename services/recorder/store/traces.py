@@ -2,20 +2,22 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from sqlalchemy import ColumnElement, and_, bindparam, delete, insert, or_, select, tuple_, update
 from sqlalchemy import Row as SqlRow
-from sqlalchemy import and_, bindparam, delete, insert, or_, select, tuple_, update
 
 from services.kernel.db import AsyncConnection, Database
 from services.recorder import domain
-from services.recorder.domain import Span, TraceFilter, TraceSummary
+from services.recorder.domain import Span, Step, TraceFilter, TraceSummary, root_of
 from services.recorder.store.tables import spans, trace_services, traces
 from services.recorder.store.writes import TRACES, Writer, add_usage, upsert
 
 # Pairs of an IN list: two parameters each, of the 32,766 that SQLite takes.
 _CHUNK = 500
+# Most spans of a trace that are read at once where some of its spans come later than others, as they mostly do.
+_SHORT = 64
 # A span's columns and the primary key, besides its name and attributes.
 _ROW_BYTES = 250
 
@@ -52,14 +54,7 @@ class TraceStore:
             return Added(0, 0)
         async with self._writer.transaction(TRACES) as connection:
             before = await _summaries(connection, list(by_trace))
-            # Of the new spans and their parents, those which the store holds: both are needed only for traces it knows.
-            asked = [
-                (*key, id_)
-                for key, new in by_trace.items()
-                if key in before
-                for id_ in {id_ for span in new.values() for id_ in (span.span_id, span.parent_span_id) if id_}
-            ]
-            present = await _present(connection, asked)
+            steps, present = await _known(connection, before, by_trace)
             rows: list[Span] = []
             summaries: list[TraceSummary] = []
             search: list[TraceSummary] = []
@@ -72,10 +67,14 @@ class TraceStore:
                 if new:
                     rows += new
                     summary, root_has_parent = domain.summarize(before.get(key), new, there)
+                    if root_has_parent and key in steps:
+                        summary, root_has_parent = summary.with_root(root_of([*steps[key], *new])), False
                     (search if root_has_parent else summaries).append(summary)
             if rows:
                 await connection.execute(insert(spans), [_row(span) for span in rows])
-                summaries += [await _with_root(connection, summary) for summary in search]
+                for summary in search:
+                    all_steps = await _steps(connection, [(summary.organization, summary.trace_id)])
+                    summaries += [summary.with_root(root_of(found)) for found in all_steps.values()]
                 await _save(connection, summaries, now_us)
                 await _save_services(connection, before, summaries)
                 size = sum(len(span.display_name) + len(str(span.attributes)) + _ROW_BYTES for span in rows)
@@ -130,58 +129,70 @@ class TraceStore:
         return len(chosen)
 
 
+def _of(table: Any, keys: Sequence[Key]) -> Iterator[ColumnElement[bool]]:
+    """Conditions that together choose the rows of these traces, each of at most `_CHUNK` traces."""
+    by_organization: dict[str, list[str]] = defaultdict(list)
+    for organization, trace_id in keys:
+        by_organization[organization].append(trace_id)
+    for organization, trace_ids in by_organization.items():
+        for start in range(0, len(trace_ids), _CHUNK):
+            yield and_(table.c.organization == organization, table.c.trace_id.in_(trace_ids[start : start + _CHUNK]))
+
+
 async def _summaries(connection: AsyncConnection, keys: Sequence[Key]) -> dict[Key, TraceSummary]:
-    names = await _services(connection, keys)
-    found: dict[Key, TraceSummary] = {}
-    for start in range(0, len(keys), _CHUNK):
-        chosen = tuple_(traces.c.organization, traces.c.trace_id).in_(keys[start : start + _CHUNK])
-        for row in await connection.execute(select(traces).where(chosen)):
-            key = (row.organization, row.trace_id)
-            found[key] = _summary(row, names[key])
-    return found
+    rows = [row for where in _of(traces, keys) for row in await connection.execute(select(traces).where(where))]
+    names = await _services(connection, [(row.organization, row.trace_id) for row in rows])
+    return {(row.organization, row.trace_id): _summary(row, names[row.organization, row.trace_id]) for row in rows}
 
 
 async def _services(connection: AsyncConnection, keys: Sequence[Key]) -> dict[Key, set[str]]:
     names: dict[Key, set[str]] = defaultdict(set)
-    for start in range(0, len(keys), _CHUNK):
-        chosen = tuple_(trace_services.c.organization, trace_services.c.trace_id).in_(keys[start : start + _CHUNK])
-        columns = select(trace_services.c.organization, trace_services.c.trace_id, trace_services.c.service)
-        for organization, trace_id, service in await connection.execute(columns.where(chosen)):
+    columns = select(trace_services.c.organization, trace_services.c.trace_id, trace_services.c.service)
+    for where in _of(trace_services, keys):
+        for organization, trace_id, service in await connection.execute(columns.where(where)):
             names[organization, trace_id].add(service)
     return names
 
 
-async def _present(connection: AsyncConnection, asked: Sequence[tuple[str, str, str]]) -> dict[Key, set[str]]:
-    """Which of the asked (organization, trace id, span id) the store holds, by trace."""
-    found: dict[Key, set[str]] = defaultdict(set)
+async def _known(
+    connection: AsyncConnection, before: Mapping[Key, TraceSummary], by_trace: Mapping[Key, Mapping[str, Span]]
+) -> tuple[dict[Key, list[Step]], dict[Key, set[str]]]:
+    """All spans of the short ones among the traces that are there; and, for each, which of the new spans and of their
+    parents the store holds."""
+    short = [key for key, summary in before.items() if summary.span_count <= _SHORT]
+    steps = await _steps(connection, short)
+    present: dict[Key, set[str]] = defaultdict(set)
+    for key, found in steps.items():
+        present[key] = {step.span_id for step in found}
+    asked = [
+        (*key, id_)
+        for key, new in by_trace.items()
+        if key in before and key not in steps
+        for id_ in {id_ for span in new.values() for id_ in (span.span_id, span.parent_span_id) if id_}
+    ]
     columns = (spans.c.organization, spans.c.trace_id, spans.c.span_id)
     for start in range(0, len(asked), _CHUNK):
         query = select(*columns).where(tuple_(*columns).in_(asked[start : start + _CHUNK]))
         for organization, trace_id, span_id in await connection.execute(query):
-            found[organization, trace_id].add(span_id)
+            present[organization, trace_id].add(span_id)
+    return steps, present
+
+
+async def _steps(connection: AsyncConnection, keys: Sequence[Key]) -> dict[Key, list[Step]]:
+    """What the place of each span in its trace depends on, of whole traces."""
+    found: dict[Key, list[Step]] = defaultdict(list)
+    columns = (spans.c.organization, spans.c.trace_id, spans.c.span_id, spans.c.parent_span_id, spans.c.start_ns)
+    for where in _of(spans, keys):
+        for organization, trace_id, *step in await connection.execute(
+            select(*columns, spans.c.display_name).where(where)
+        ):
+            found[organization, trace_id].append(Step(*step))
     return found
 
 
 async def _spans(connection: AsyncConnection, organization: str, trace_id: str) -> list[Span]:
     query = select(spans).where(spans.c.organization == organization, spans.c.trace_id == trace_id)
     return [_span(row) for row in await connection.execute(query.order_by(spans.c.start_ns, spans.c.span_id))]
-
-
-async def _with_root(connection: AsyncConnection, summary: TraceSummary) -> TraceSummary:
-    root = domain.root_of(await _spans(connection, summary.organization, summary.trace_id))
-    return TraceSummary(
-        organization=summary.organization,
-        trace_id=summary.trace_id,
-        start_ns=summary.start_ns,
-        end_ns=summary.end_ns,
-        span_count=summary.span_count,
-        error_count=summary.error_count,
-        root_span_id=root.span_id,
-        root_parent_span_id=root.parent_span_id,
-        root_start_ns=root.start_ns,
-        root=root.display_name,
-        services=summary.services,
-    )
 
 
 async def _save(connection: AsyncConnection, summaries: Sequence[TraceSummary], now_us: int) -> None:
