@@ -361,13 +361,13 @@ async def _pass_on(path: str, targets: list[str]) -> asyncio.Server:
 
 @asynccontextmanager
 async def running_deployer(
-    registry: Registry, data_dir: Path, run_dir: Path, *, gateway: bool = True, **changes: Any
+    registry: Registry, data_dir: Path, run_dir: Path, *, gateway: bool = True, name: str = "deployer", **changes: Any
 ) -> AsyncIterator[Suite]:
-    """A deployer with its data in `data_dir`; at the end it drains, as at Ctrl-C."""
+    """A deployer with its data in `data_dir`; at the end it drains, as at Ctrl-C. One beside another has another name."""
     settings = Settings(**settings_of(data_dir, run_dir, changes))
     data_dir.mkdir(exist_ok=True)
-    address = f"unix:{registry.run_dir}/deployer"
-    async with running_builds(registry) as (builds, peer):
+    address = f"unix:{registry.run_dir}/{name}"
+    async with running_builds(registry, f"{name}-builds") as (builds, peer):
         server = ServerSettings(listen=address, service_token_file=peer.service_token_file, grace_s=1)
         async with open_peers(peer, caller="deployer") as peers:
             async with _served(open_deployer(settings, peers), server, peers):
@@ -376,10 +376,10 @@ async def running_deployer(
 
 
 @asynccontextmanager
-async def running_builds(registry: Registry) -> AsyncIterator[tuple[FakeBuilds, PeerSettings]]:
+async def running_builds(registry: Registry, name: str = "builds") -> AsyncIterator[tuple[FakeBuilds, PeerSettings]]:
     """A builder, and how a deployer finds it and the registry."""
     builds = FakeBuilds()
-    address = f"unix:{registry.run_dir}/builds"
+    address = f"unix:{registry.run_dir}/{name}"
     token_file = registry.folder / "service-token"
     component = Component(
         "builder",

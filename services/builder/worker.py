@@ -312,7 +312,11 @@ class _Reports:
         if state == self._last or (state[0].split("(")[0] == self._last[0].split("(")[0] and now < self._next):
             return
         self._last, self._next = state, now + _REPORT_EVERY_S
-        if not await self._store.report(self._lease.build.id, self._lease.token, *state):
+        try:
+            kept = await self._store.report(self._lease.build.id, self._lease.token, *state)
+        except (Unavailable, ResourceExhausted, Aborted):
+            return  # a database that is away for a while fails no build: this is for readers only
+        if not kept:
             raise _lost()
         self._changes.notify(self._lease.build.id)
 

@@ -1,18 +1,24 @@
 """The deployer's parts, opened in order and closed in reverse."""
 
+import asyncio
+import contextlib
+import fcntl
 import os
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 
 from ekiben.builder.v1 import builder_pb2_grpc
 from ekiben.deployer.v1 import deployer_pb2_grpc
+from ekiben.errors import ResourceExhausted
 from ekiben.identity.v1 import identity_pb2_grpc
 from ekiben.registry.v1 import lineage_pb2_grpc, registry_pb2_grpc
 from services.content.archives import fetch_content
 from services.deployer import domain
 from services.deployer.deployments import Deployments
+from services.deployer.ownership import Ownership
 from services.deployer.reconciler import Reconciler
 from services.deployer.runtimes.process import open_process_runtime
 from services.deployer.runtimes.replica import Limits
@@ -24,7 +30,10 @@ from services.deployer.uses import Uses
 from services.kernel.app import Component, Servicer
 from services.kernel.clock import SYSTEM, Clock
 from services.kernel.db import open_database
+from services.kernel.leases import id_kept_in
+from services.kernel.news import News
 from services.kernel.peers import Peers
+from services.kernel.settings import SettingsError
 
 
 @asynccontextmanager
@@ -43,26 +52,37 @@ async def open_deployer(settings: Settings, peers: Peers, *, clock: Clock = SYST
         log_max_bytes=settings.log_max_bytes,
         log_keep=settings.log_keep,
     )
-    async with (
-        open_database(settings) as database,
-        open_process_runtime(
-            settings.data_dir.absolute(),
-            settings.run_dir.absolute(),
-            fetch,
-            limits=limits,
-            telemetry=Telemetry(settings.otlp_http_endpoint.rstrip("/"), settings.otlp_token_file),
-            pass_environment={name: os.environ[name] for name in settings.pass_environment if name in os.environ},
-            clock=clock,
-        ) as runtime,
-    ):
+    data_dir = settings.data_dir.absolute()
+    data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    async with AsyncExitStack() as stack:
+        stack.enter_context(_alone_in(data_dir))
+        database = await stack.enter_async_context(open_database(settings))
+        runtime = await stack.enter_async_context(
+            open_process_runtime(
+                data_dir,
+                settings.run_dir.absolute(),
+                fetch,
+                limits=limits,
+                telemetry=Telemetry(settings.otlp_http_endpoint.rstrip("/"), settings.otlp_token_file),
+                pass_environment={name: os.environ[name] for name in settings.pass_environment if name in os.environ},
+                clock=clock,
+            )
+        )
         await database.migrate("services.deployer.migrations")
         store = Store(database)
         cluster = await store.ensure_cluster(domain.DEFAULT_CLUSTER, str(uuid.uuid4()), clock.now())
         vault = identity_pb2_grpc.SecretsStub(peers.registry)
         instance_types = {one.name: one for one in map(domain.InstanceType.parse, settings.instance_types)}
+        owner = await asyncio.to_thread(id_kept_in, data_dir / "owner")
+        ownership = Ownership(store, domain.DEFAULT_CLUSTER, owner, clock, lease_s=settings.owner_lease_s)
+        with contextlib.suppress(ResourceExhausted):  # A full disk must not keep what runs from being looked after.
+            await ownership.look()
+        changes = News(database, clock)
         uses = Uses(store, lineage_pb2_grpc.LineageStub(peers.registry), clock)
         builds = builder_pb2_grpc.BuildsStub(peers.builder)
-        reconciler = Reconciler(store, runtime, builds, vault, uses, settings, instance_types, clock)
+        reconciler = Reconciler(
+            store, runtime, builds, vault, uses, ownership, changes, settings, instance_types, clock
+        )
         deployments = Deployments(
             store,
             registry_pb2_grpc.BentosStub(peers.registry),
@@ -73,6 +93,11 @@ async def open_deployer(settings: Settings, peers: Peers, *, clock: Clock = SYST
             clock,
             reconciler.wake,
         )
+
+        async def ready() -> None:
+            await database.ping()
+            ownership.check()
+
         yield Component(
             "deployer",
             servicers=[
@@ -92,7 +117,22 @@ async def open_deployer(settings: Settings, peers: Peers, *, clock: Clock = SYST
                     RoutesServicer(reconciler),
                 ),
             ],
-            loops=[reconciler.run, uses.run],
-            ready=database.ping,
+            loops=[reconciler.run, ownership.run, changes.run, partial(ownership.while_held, uses.run)],
+            ready=ready,
             drain=reconciler.drain,
         )
+
+
+@contextmanager
+def _alone_in(data_dir: Path) -> Iterator[None]:
+    """Hold the data directory: two deployers on one would each end the other's replicas."""
+    handle = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fault = f"data_dir: {data_dir} is in use by another deployer; give each one of its own."
+            raise SettingsError([fault]) from None
+        yield
+    finally:
+        os.close(handle)

@@ -17,6 +17,7 @@ from ekiben.identity.v1 import identity_pb2
 from services.deployer import messages, rollout, specs, status
 from services.deployer.builds import Builds, Progress
 from services.deployer.domain import MAIN, Condition, Deployment, InstanceType, Revision
+from services.deployer.ownership import Ownership
 from services.deployer.rollout import SetView
 from services.deployer.routes import Routes
 from services.deployer.runtimes import Phase, Runtime, SetStatus
@@ -38,6 +39,8 @@ SECRETS_S = 15.0
 """While a rollout goes on, a secret that was missing or wrong is noticed after so long."""
 DRAIN_ACK_S = 3.0
 """At shutdown gateways may stop before they acknowledge; a person is waiting."""
+WANTED = "wanted"
+"""The topic's key for changes of what is desired; a deployment's own key is its uid."""
 SHARES = 100
 """A weight is multiplied by this before it is shared among revisions, so that the shares stay whole."""
 
@@ -71,6 +74,8 @@ class Reconciler:
         builds: Any,
         vault: Any,
         uses: Uses,
+        ownership: Ownership,
+        topic: Topic,
         settings: Settings,
         instance_types: dict[str, InstanceType],
         clock: Clock,
@@ -78,8 +83,11 @@ class Reconciler:
         self._store, self._runtime, self._vault, self._uses = store, runtime, vault, uses
         self._settings, self._instance_types, self._clock = settings, instance_types, clock
         self._signal = Signal()
-        self.topic = Topic()
-        """Changes of deployments, by uid."""
+        self.ownership = ownership
+        ownership.changed = self._signal.notify
+        self._owned = False
+        self.topic = topic
+        """Changes of deployments, by uid; of what is desired also by WANTED."""
         self.routes = Routes(store.next_route_version, clock, self._signal.notify)
         self._builds = Builds(builds, clock, self._signal.notify)
         self._revisions: dict[tuple[str, int], Revision] = {}
@@ -94,11 +102,12 @@ class Reconciler:
     def wake(self, uid: str) -> None:
         """The desired state of a deployment changed."""
         self.topic.notify(uid)
-        self._signal.notify()
+        self.topic.notify(WANTED)
         self._uses.wake()
 
     def observed(self, uid: str) -> Sequence[SetStatus]:
-        """The replica sets of a deployment, as of the last pass."""
+        """The replica sets of a deployment, as of the last pass. Raises Unavailable where another has them."""
+        self.ownership.check()
         return [one for one in self._observed if one.deployment_uid == uid]
 
     # The loop
@@ -107,14 +116,40 @@ class Reconciler:
         """Reconcile until cancelled."""
         async with asyncio.TaskGroup() as self._tasks:
             self._tasks.create_task(self._listen())
+            self._tasks.create_task(self._hear())
             while True:
                 try:
                     with telemetry.untraced(), _seconds.time():
-                        await self._pass()
+                        await (self._pass() if self._may_act() else self._stand_by())
                 except EkibenError as exc:
                     log.warning("deployments could not be reconciled", extra={"reason": exc.reason, "error": str(exc)})
                     await self._clock.sleep(PASS_S)
                 await self._signal.wait(at_most_s=PASS_S)
+
+    def _may_act(self) -> bool:
+        if self.ownership.held and not self._owned:
+            self.routes.open()
+            self._restored.clear()
+            self._applied.clear()
+        elif self._owned and not self.ownership.held:
+            self.routes.close()
+        self._owned = self.ownership.held
+        return self._owned
+
+    async def _stand_by(self) -> None:
+        """End what runs here: another deployer has the cluster, and starts it on its own machine."""
+        if self._stopping:
+            return
+        self.routes.close()
+        self._observed = await self._runtime.observe()
+        for one in self._observed:
+            if one.asked or one.replicas:
+                await self._runtime.scale(one.key, 0)
+        await self._runtime.release([replica.replica for one in self._observed for replica in one.replicas])
+
+    async def _hear(self) -> None:
+        async for _ in self.topic.changes(WANTED):
+            self._signal.notify()
 
     async def drain(self) -> None:
         """Take every replica out of the routes, then stop them all; what is desired stays."""
@@ -127,6 +162,7 @@ class Reconciler:
                     await self._clock.sleep(0.05)
         await self._runtime.release([replica.replica for one in self._observed for replica in one.replicas])
         await self._runtime.drain(self._settings.shutdown_drain_s)
+        await self.ownership.release()
 
     async def _listen(self) -> None:
         while True:

@@ -9,7 +9,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
 from ekiben.deployer.v1 import deployer_pb2 as pb
-from ekiben.errors import ResourceExhausted, Unavailable
+from ekiben.errors import Aborted, ResourceExhausted, Unavailable
 from services.kernel.clock import Clock
 from services.kernel.watches import Topic
 
@@ -27,6 +27,7 @@ class Routes:
         self._next_version, self._clock, self._wake = next_version, clock, wake
         self._table = pb.RouteTable()
         self._published = False
+        self._closed = False
         self._acknowledged: dict[str, int] = {}
         self._watchers: dict[str, int] = {}
         self._refused: dict[str, frozenset[int]] = {}
@@ -56,25 +57,39 @@ class Routes:
     async def _new_version(self) -> int:
         try:
             return await self._next_version(self._table.version)
-        except (ResourceExhausted, Unavailable) as exc:
+        except (Aborted, ResourceExhausted, Unavailable) as exc:
             # Where requests go must not hang on a full disk: a deployer that was started on one would leave
             # every gateway without routes. Such a version is far greater than any that is counted.
             version = max(self._table.version + 1, int(self._clock.now().timestamp() * 1e6))
             log.warning("a version of the routes could not be kept", extra={"version": version, "error": str(exc)})
             return version
 
+    def close(self) -> None:
+        """Another deployer has the routes: end every watch, and know nothing of replicas any more."""
+        self._closed, self._published = True, False
+        self._included.clear()
+        self._excluded.clear()
+        self._routed.clear()
+        self._topic.notify()
+
+    def open(self) -> None:
+        """The routes are this deployer's; watches give them once they are published."""
+        self._closed = False
+
     def current(self) -> pb.RouteTable:
         """The table as it was published last."""
         return self._table
 
     async def watch(self, gateway: str) -> AsyncIterator[pb.RouteTable]:
-        """The table now and after each change."""
+        """The table now and after each change. Raises Unavailable (DEPLOYER_STANDBY) while the routes are another's."""
+        self._check_open()
         self._watchers[gateway] = self._watchers.get(gateway, 0) + 1
         self._acknowledged.setdefault(gateway, 0)
         sent = -1
         try:
             # Now and then even without a change: a gateway that is gone shows by the failing write.
             async for _ in self._topic.changes(at_most_s=15.0):
+                self._check_open()
                 if self._published and self._table.version != sent:
                     sent = self._table.version
                     yield self._table
@@ -114,6 +129,10 @@ class Routes:
         kept = set(living)
         for replica in self._excluded.keys() - kept:
             del self._excluded[replica]
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Unavailable("Another deployer has the routes of this cluster.", reason="DEPLOYER_STANDBY")
 
     def _used(self) -> int:
         """The oldest version that any gateway may still use."""

@@ -134,6 +134,7 @@ class DeploymentsServicer(stubs.DeploymentsServicer):
     async def ReadLogs(self, request: pb.ReadLogsRequest, context: Any) -> AsyncIterator[pb.LogLine]:
         """Lines that replicas printed."""
         deployment, _ = await self._deployments.get(current_principal().organization, request.name)
+        self._reconciler.ownership.check()
         lines = self._runtime.logs(
             deployment.uid,
             service=request.service,

@@ -40,6 +40,9 @@ class Settings(DatabaseSettings):
     """The same when the deployer itself stops: a person is waiting for Ctrl-C."""
     orphan_grace_s: float = 15.0
     """How long replicas outlive a deployer that was killed, waiting to be adopted: longer than a restart takes."""
+    owner_lease_s: float = 15.0
+    """With several deployers on one database: after so long without a sign of life of the one that has the cluster
+    another takes it."""
     probe_timeout_s: float = 2.0
     """How long a health probe waits. A hanging replica still accepts connections, so only an answer counts."""
     start_timeout_s: float = 1800.0
@@ -65,6 +68,8 @@ class Settings(DatabaseSettings):
                     faults.append(f"port_range is {self.port_range!r}; it must lie between 1 and 65535.")
         if len(str(self.run_dir)) > 64:
             faults.append(f"run_dir has {len(str(self.run_dir))} characters; sockets in it need it to have at most 64.")
+        if self.owner_lease_s < 1:
+            faults.append(f"owner_lease_s is {self.owner_lease_s}; it must be at least 1.")
         for name in ("drain_s", "shutdown_drain_s", "orphan_grace_s", "probe_timeout_s", "liveness_s"):
             if getattr(self, name) < 0:
                 faults.append(f"{name} must not be negative.")

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from ekiben.errors import Aborted
 from services.deployer.domain import Bento, Condition, Deployment, Revision, Status
-from services.kernel.db import AsyncConnection, Database, UtcDateTime
+from services.kernel.db import AsyncConnection, Database, UtcDateTime, insert_into
 
 metadata = sa.MetaData()
 
@@ -64,6 +64,9 @@ clusters = sa.Table(
     sa.Column("name", sa.String(63), primary_key=True),
     sa.Column("uid", sa.String(36), nullable=False),
     sa.Column("create_time", UtcDateTime, nullable=False),
+    # The data directory of the deployer that has it, and a number that this one counts up; empty for nobody.
+    sa.Column("owner", sa.String(64), nullable=False, server_default=""),
+    sa.Column("owner_signs", sa.BigInteger, nullable=False, server_default="0"),
 )
 
 
@@ -173,7 +176,8 @@ class Store:
                 sa.update(route_tables).where(route_tables.c.id == 1).values(version=greatest + 1)
             )
             if changed.rowcount == 0:
-                await connection.execute(sa.insert(route_tables).values(id=1, version=after + 1))
+                first = insert_into(self._database.dialect, route_tables).values(id=1, version=after + 1)
+                await connection.execute(first.on_conflict_do_nothing())
             version = await connection.execute(sa.select(route_tables.c.version).where(route_tables.c.id == 1))
             return int(version.scalar_one())
 
@@ -182,10 +186,37 @@ class Store:
         async with self._database.transaction() as connection:
             query = sa.select(clusters.c.uid, clusters.c.create_time).where(clusters.c.name == name)
             row = (await connection.execute(query)).one_or_none()
-            if row is None:
-                await connection.execute(sa.insert(clusters).values(name=name, uid=uid, create_time=now))
-                return uid, now
+            if row is None:  # nothing is written otherwise: the disk may be full
+                made = insert_into(self._database.dialect, clusters).values(name=name, uid=uid, create_time=now)
+                await connection.execute(made.on_conflict_do_nothing())
+                row = (await connection.execute(query)).one()
             return row[0], row[1]
+
+    async def owner_of(self, cluster: str) -> tuple[str, int]:
+        """Which deployer has the cluster, empty for none, and its newest sign of life."""
+        query = sa.select(clusters.c.owner, clusters.c.owner_signs).where(clusters.c.name == cluster)
+        async with self._database.read() as connection:
+            row = (await connection.execute(query)).one()
+            return row[0], row[1]
+
+    async def take_cluster(self, cluster: str, deployer: str, owner: str, sign: int) -> bool:
+        """Take the cluster, where its owner and that one's sign of life still are these."""
+        still = (clusters.c.owner == owner, clusters.c.owner_signs == sign)
+        return await self._write_cluster(cluster, *still, owner=deployer, owner_signs=sign + 1)
+
+    async def renew_cluster(self, cluster: str, deployer: str) -> bool:
+        """Show a sign of life; False where another has taken the cluster."""
+        mine = clusters.c.owner == deployer
+        return await self._write_cluster(cluster, mine, owner_signs=clusters.c.owner_signs + 1)
+
+    async def release_cluster(self, cluster: str, deployer: str) -> None:
+        """Leave the cluster to whoever takes it."""
+        await self._write_cluster(cluster, clusters.c.owner == deployer, owner="")
+
+    async def _write_cluster(self, cluster: str, *where: sa.ColumnElement[bool], **values: Any) -> bool:
+        async with self._database.transaction() as connection:
+            statement = sa.update(clusters).where(clusters.c.name == cluster, *where).values(**values)
+            return (await connection.execute(statement)).rowcount == 1
 
     async def _set(self, uid: str, **values: object) -> None:
         async with self._database.transaction() as connection:

@@ -23,7 +23,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 )
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from ekiben.errors import EkibenError, ResourceExhausted, Unavailable
+from ekiben.errors import Aborted, EkibenError, ResourceExhausted, Unavailable
 from services.kernel.identity import token_of
 from services.kernel.sites import serve_app
 from services.recorder import otlp
@@ -121,7 +121,7 @@ class Receiver:
             return _error(content_type, 413, 3, f"An export holds at most {MAX_BODY_BYTES} bytes once unpacked.")
         except (DecodeError, ValueError) as exc:
             return _error(content_type, 400, 3, f"The body is not an OTLP request: {exc}.")
-        except (ResourceExhausted, Unavailable) as exc:
+        except (Aborted, ResourceExhausted, Unavailable) as exc:
             # 503 for a full disk too: exporters in use (Python's among them) do not try again after 429.
             return _error(content_type, 503, exc.code, str(exc), retry_after_s=int(exc.retry_after_s or 1))
         except EkibenError as exc:

@@ -27,6 +27,11 @@ def port_is_free(port: int) -> bool:
 
 @pytest.mark.timeout(1200)
 def test_the_tour_of_the_readme_runs_as_it_is_written(tmp_path: Path) -> None:
+    run_tour(tmp_path, {})
+
+
+def run_tour(tmp_path: Path, env: dict[str, str]) -> None:
+    """Run the tour against a platform that is started with `env`."""
     checkout = tmp_path / "ekiben"
     checkout.mkdir()
     for name in ("examples", "tests/bentos"):
@@ -34,7 +39,7 @@ def test_the_tour_of_the_readme_runs_as_it_is_written(tmp_path: Path) -> None:
     (checkout / ".venv").symlink_to(ROOT / ".venv")
     # 7400 is the README's port; on a machine where Ekiben runs already another takes its place.
     platform_port = 7400 if port_is_free(7400) else Platform(tmp_path).port
-    with running(checkout / "data", port=platform_port):
+    with running(checkout / "data", port=platform_port, env=env):
         done = subprocess.run(
             ["bash", "-euxo", "pipefail", "-c", tour().replace(":7400", f":{platform_port}")],
             cwd=checkout,
