@@ -1,21 +1,40 @@
 """Garbage collection says what it frees, and proves it: one audit entry for each blob that went, whatever was killed."""
 
 import asyncio
+import contextlib
 import hashlib
+import itertools
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from services.content import open_blobs
 from services.content.blobs.filesystem import FilesystemBlobStore
 from services.kernel.clock import ManualClock
+from services.kernel.db import open_database
+from services.registry.app import MIGRATIONS
 from services.registry.audit import Audit, AuditFilter
 from services.registry.collector import Collector
 from services.registry.domain import Draft, Garbage, GarbageKind, Kind
 from services.registry.store import audit as audit_rows
 from services.registry.store import blobs as held
-from tests.faults.test_registry_crashes import ME, NAME, ONE, TWO, Crash, Parts, failpoint, opened, send
+from tests.faults.test_registry_crashes import (
+    ME,
+    NAME,
+    ONE,
+    TWO,
+    Crash,
+    Parts,
+    failpoint,
+    opened,
+    parts_of,
+    send,
+)
+from tests.faults.test_s3_crashes import die_before
+from tests.postgres import PostgresServer
+from tests.s3 import S3Server
 
 WEEK = timedelta(days=7)
 DIGEST = f"sha256:{hashlib.sha256(ONE).hexdigest()}"
@@ -136,3 +155,32 @@ async def test_two_rounds_at_once_leave_one_entry(database_url: str, tmp_path: P
         counts = await asyncio.gather(*(parts.collector.collect() for _ in range(4)))
         assert sum(counts) == 1
         assert len(await entries(parts)) == 1
+
+
+async def test_on_s3_and_postgresql_each_blob_leaves_one_entry_whatever_request_was_the_last(
+    s3: S3Server, postgres: PostgresServer, manual_clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, blobs_url = postgres.create("collector_on_s3"), s3.new_url()
+    async with open_database(url) as database, open_blobs(blobs_url) as blobs:
+        await database.migrate(MIGRATIONS)
+        kills = 0
+        for count in itertools.count(1):
+            parts = parts_of(database, blobs, manual_clock, delete_grace=WEEK)
+            await delete_for_good(parts)
+            [before] = [one for one in await planned(parts) if one.kind is GarbageKind.BLOB]
+            assert (before.name, before.size_bytes, before.last_holder) == (DIGEST, len(ONE), "")
+            with monkeypatch.context() as patch:
+                killed = die_before(patch, count)
+                with contextlib.suppress(Crash):
+                    await parts.collector.collect()
+                if not killed():
+                    break
+            kills += 1
+            for _ in range(2):
+                await parts.collector.collect()
+            assert [blob async for blob in blobs.blobs()] == []
+            assert len(await entries(parts)) == kills
+        assert kills >= 2
+        assert all(
+            f"Collected: {len(ONE)} bytes; last held by {NAME.format('v1')}" in one for one in await entries(parts)
+        )

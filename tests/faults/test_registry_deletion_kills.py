@@ -1,7 +1,9 @@
 """The registry killed between any two steps of a delete, a restore and a purge: all of it happened, or none."""
 
 import asyncio
+import contextlib
 import hashlib
+import json
 import random
 from datetime import timedelta
 from pathlib import Path
@@ -12,9 +14,11 @@ import pytest
 from ekiben.errors import EkibenError
 from services.kernel.clock import ManualClock
 from services.registry.aliases import Aliases
-from services.registry.domain import ContentState, Draft, Kind
+from services.registry.domain import ContentState, Draft, Kind, Use
+from services.registry.lineage import Lineage
 from services.registry.store import catalog as catalog_rows
 from services.registry.store import deletions as rows
+from services.registry.store import uses as use_rows
 from tests.faults.test_registry_crashes import (
     ME,
     NAME,
@@ -220,3 +224,84 @@ async def test_a_name_that_became_an_alias_is_not_restored(
         with pytest.raises(EkibenError) as caught:
             await parts.deletions.undelete(ME, (await deleted_uids(parts))[0])
         assert caught.value.reason == "VERSION_IS_ALIAS"
+
+
+async def test_of_a_claim_and_a_delete_at_once_one_comes_first(
+    database_url: str, tmp_path: Path, manual_clock: ManualClock
+) -> None:
+    """Never is a version gone that somebody was told to have, nor refused to be deleted for a claim that failed."""
+    async with opened(database_url, tmp_path, manual_clock, delete_grace=WEEK) as parts:
+        lineage = Lineage(parts.database, manual_clock)
+        outcomes = set()
+        for number in range(24):
+            version, uid = f"v{number}", f"d{number}"
+            await parts.catalog.create_version(ME, Kind.MODEL, "m", version, Draft())
+            use = Use(f"deployments/{uid}/revisions/1", f"r{number}", NAME.format(version))
+
+            async def claim(number: int, uid: str = uid, use: Use = use) -> None:
+                for _ in range(number % 6):
+                    await asyncio.sleep(0)
+                await lineage.claim("default", f"deployments/{uid}", uid, 1, [use])
+
+            async def delete(number: int, version: str = version) -> None:
+                for _ in range((number + 2) % 5):
+                    await asyncio.sleep(0)
+                if number % 2:
+                    await parts.catalog.delete_version(ME, Kind.MODEL, "m", version, "")
+                else:
+                    await parts.catalog.delete_repository(ME, Kind.MODEL, "m", "", force=True)
+
+            claimed, deleted = await asyncio.gather(claim(number), delete(number), return_exceptions=True)
+            reasons = [getattr(one, "reason", "done") for one in (claimed, deleted)]
+            assert reasons in (["done", "MODEL_IN_USE"], ["MODEL_NOT_FOUND", "done"]), (claimed, deleted)
+            outcomes.add(reasons[0])
+            if reasons[0] == "done":
+                assert (await read(parts, version)).version == version
+                await lineage.report("default", f"deployments/{uid}", uid, 1, [], gone=True)
+                await parts.catalog.delete_version(ME, Kind.MODEL, "m", version, "")
+        assert outcomes <= {"done", "MODEL_NOT_FOUND"}
+
+
+USES = [(use_rows, "of_owner"), (use_rows, "put"), (use_rows, "end_of"), (use_rows, "live_users")]
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("step", USES, ids=lambda step: step[1])
+async def test_uses_are_as_their_bento_is_whatever_is_killed(
+    database_url: str,
+    tmp_path: Path,
+    manual_clock: ManualClock,
+    monkeypatch: pytest.MonkeyPatch,
+    step: tuple[Any, str],
+    before: bool,
+) -> None:
+    bento, model = "bentoRepositories/b/bentos/v1", NAME.format("v1")
+    draft = Draft(manifest=json.dumps({"models": ["m:v1"]}))
+
+    async def used(parts: Parts) -> bool:
+        graph = await Lineage(parts.database, manual_clock).graph(ME, model, live_only=True)
+        return bento in {use.consumer for use in graph.uses}
+
+    async def there(parts: Parts) -> bool:
+        return bool((await parts.catalog.list_versions(ME, Kind.BENTO, None, "", 10, None)).items)
+
+    async def create(parts: Parts) -> None:
+        await parts.catalog.create_version(ME, Kind.BENTO, "b", "v1", draft)
+
+    async def delete(parts: Parts) -> None:
+        await parts.catalog.delete_version(ME, Kind.BENTO, "b", "v1", "")
+
+    async def restore(parts: Parts) -> None:
+        await parts.deletions.undelete(ME, (await deleted_uids(parts))[0])
+
+    async with opened(database_url, tmp_path, manual_clock, delete_grace=WEEK) as parts:
+        await parts.catalog.create_version(ME, Kind.MODEL, "m", "v1", Draft())
+        for act in (create, delete, restore):
+            with monkeypatch.context() as patch:
+                failpoint(patch, *step, before=before)
+                with contextlib.suppress(Crash):
+                    await act(parts)
+            assert await used(parts) is await there(parts)
+            with contextlib.suppress(EkibenError, IndexError):
+                await act(parts)
+            assert await used(parts) is await there(parts) is (act is not delete)
