@@ -3,6 +3,7 @@
 import functools
 import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 
 import click
 
+from ekiben import exports
 from ekiben.cli.groups import NounGroup
 from ekiben.cli.options import F, output_option
-from ekiben.cli.output import Column, moment, print_items, said, size, tag
+from ekiben.cli.output import Column, last, moment, print_items, said, size, tag
+from ekiben.cli.progress import Steps
 from ekiben.cli.session import run
 from ekiben.cli.up import default_data
 from ekiben.client import Client
@@ -25,10 +28,10 @@ SERVICES = ("registry", "deployer", "builder", "recorder")
 def admin() -> None:
     """The installation as a whole: backup, restore, check, keys, garbage.
 
-    `gc` asks the server that runs. The others work on the databases and the blobs themselves, whether the platform
-    runs or not: run them where it runs, as the user who runs it. They find everything in the data folder of `ekiben
-    up`; of services that run alone, by the same variables as those have (EKIBEN_REGISTRY_DATABASE_URL,
-    EKIBEN_REGISTRY_BLOBS_URL and so on).
+    `gc`, `export` and `import` ask the server that runs. The others work on the databases and the blobs themselves,
+    whether the platform runs or not: run them where it runs, as the user who runs it. They find everything in the data
+    folder of `ekiben up`; of services that run alone, by the same variables as those have
+    (EKIBEN_REGISTRY_DATABASE_URL, EKIBEN_REGISTRY_BLOBS_URL and so on).
     """
 
 
@@ -214,3 +217,72 @@ async def gc(client: Client, dry_run: bool, output: str) -> None:
     held = any(one.kind == kind.HOLD for one in found)
     what = "would be freed" if dry_run else "freed"
     said(f"{size(sum(one.size_bytes for one in blobs))} {what}" + (", once the hold has ended." if held else "."))
+
+
+@admin.command("export")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@run
+async def export(client: Client, folder: Path) -> None:
+    """Write all models and bentos of the organization to FOLDER, for `import` elsewhere.
+
+    By the API of the server that runs, with the archives as they were pushed, what aliases name, and the names of
+    users and secrets; no tokens, no values of secrets, no deployments. Run again it brings only what the folder lacks,
+    also after it was killed.
+
+    \b
+    ekiben admin export /mnt/handover
+    ekiben --endpoint https://new.example.com admin import /mnt/handover
+    """
+    with Steps() as steps:
+        steps.now("Exporting")
+        total = _Total(steps, "Exporting")
+        done = await exports.export_to(client, folder, progress=total)
+    for name, why in sorted(done.failures.items()):
+        said(f"{tag(name)}: {why}")
+    if done.without_content:
+        said(f"{len(done.without_content)} versions have no content and are left out.")
+    said(
+        f"{done.counts['versions']:,} versions of {done.counts['repositories']:,} repositories are in {folder}: "
+        f"{done.copied:,} archives of {size(done.copied_bytes)} were copied, {done.there:,} were there."
+    )
+    if done.failures:
+        click.get_current_context().exit(1)
+
+
+@admin.command("import")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False, exists=True))
+@click.option("--users", is_flag=True, help="Make the users too, without tokens.")
+@run
+async def import_(client: Client, folder: Path, users: bool) -> None:
+    """Make what an export in FOLDER holds and this server lacks.
+
+    Every archive is verified. What is here already is left as it is; where it is something else, that is told, and the
+    exit status is 1. Run again it goes on where it was. The annotations ekiben.dev/origin-create-time and
+    ekiben.dev/origin-creator say when and by whom a version was first made.
+    """
+    with Steps() as steps:
+        steps.now("Importing")
+        done = await exports.import_from(client, folder, users=users, progress=_Total(steps, "Importing"))
+    for name, why in sorted(done.failures.items()):
+        said(f"{tag(name)}: {why}")
+    if done.secrets:
+        said(f"Write these secrets by hand: {', '.join(map(last, done.secrets))}.")
+    said(f"{done.made:,} versions of {size(done.made_bytes)} were made, {done.there:,} were there.")
+    if done.failures:
+        click.get_current_context().exit(1)
+
+
+class _Total:
+    """Says now and then how much has passed."""
+
+    def __init__(self, steps: Steps, what: str) -> None:
+        self._steps, self._what = steps, what
+        self._count = self._bytes = 0
+        self._told = time.monotonic()
+
+    def __call__(self, what: str, size_bytes: int) -> None:
+        self._count += 1
+        self._bytes += size_bytes
+        if time.monotonic() - self._told > (0.2 if sys.stderr.isatty() else 10):
+            self._told = time.monotonic()
+            self._steps.now(f"{self._what}: {self._count:,} versions, {size(self._bytes)}")
