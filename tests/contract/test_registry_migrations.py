@@ -13,6 +13,7 @@ from services.registry.domain import Draft, Kind
 from services.registry.store import metadata
 from services.registry.store.tables import labels
 from tests.contract.test_registry_store import ME
+from tests.postgres import PostgresServer
 
 
 async def upgrade(database: Database, revision: str) -> None:
@@ -69,21 +70,13 @@ def _moment(microseconds: int) -> datetime:
     return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)
 
 
-async def test_words_are_found_where_the_extension_is_forbidden(postgres: str, manual_clock: ManualClock) -> None:
-    async with open_database(postgres.format("postgres")) as server:
-        async with server.engine.connect() as connection:
-            bare = await connection.execution_options(isolation_level="AUTOCOMMIT")
-            for statement in (
-                "DROP DATABASE IF EXISTS bare",
-                "DROP ROLE IF EXISTS poor",
-                "CREATE ROLE poor LOGIN",
-                "CREATE DATABASE bare",
-            ):
-                await bare.execute(sa.text(statement))
-    async with open_database(postgres.format("bare")) as server, server.transaction() as connection:
-        await connection.execute(sa.text("GRANT ALL ON SCHEMA public TO poor"))
-    url = postgres.format("bare").replace("postgres@", "poor@")
-    async with open_database(url) as database:
+async def test_words_are_found_where_the_extension_is_forbidden(
+    postgres: PostgresServer, manual_clock: ManualClock
+) -> None:
+    postgres.create("bare")
+    postgres.psql("CREATE ROLE poor LOGIN")
+    postgres.psql("GRANT ALL ON SCHEMA public TO poor", "bare")
+    async with open_database(postgres.url("bare", "poor")) as database:
         await database.migrate(MIGRATIONS)
         assert await database.schema_differences(MIGRATIONS, metadata) == []
         catalog = Catalog(database, manual_clock)

@@ -422,7 +422,7 @@ class RegistryMachine(RuleBasedStateMachine):
                 page = await self.catalog.list_versions(who, of, name, query.text(), size, after)
                 items += page.items
                 after = page.next
-                assert page.counted
+                assert page.counted or page.total > 50
                 if after is None:
                     assert page.total == len(items)
                     return items

@@ -837,10 +837,12 @@ class ListModelRepositoriesResponse(_message.Message):
     next_page_token: _builtins.str
     """Empty when there are no more."""
     total_size: _builtins.int
-    """How many match in all, on whichever page this is: counted when there are at most 1,000."""
+    """How many match in all, on whichever page this is: counted when all of them are on the first page, or when counting
+    them is cheap.
+    """
     total_size_estimated: _builtins.bool
-    """Whether `total_size` is an estimate, because more than 1,000 match. Then it is at least 1,001, and not to be counted
-    upon: only an empty `next_page_token` says that there are no more.
+    """Whether `total_size` is an estimate, because many match, or counting would take longer than finding the page. Only
+    an empty `next_page_token` says that there are no more.
     """
     @_builtins.property
     def model_repositories(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelRepository]:
@@ -1015,10 +1017,12 @@ class ListModelsResponse(_message.Message):
     next_page_token: _builtins.str
     """Empty when there are no more."""
     total_size: _builtins.int
-    """How many match in all, on whichever page this is: counted when there are at most 1,000."""
+    """How many match in all, on whichever page this is: counted when all of them are on the first page, or when counting
+    them is cheap.
+    """
     total_size_estimated: _builtins.bool
-    """Whether `total_size` is an estimate, because more than 1,000 match. Then it is at least 1,001, and not to be counted
-    upon: only an empty `next_page_token` says that there are no more.
+    """Whether `total_size` is an estimate, because many match, or counting would take longer than finding the page. Only
+    an empty `next_page_token` says that there are no more.
     """
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___Model]:
@@ -1197,10 +1201,12 @@ class ListBentoRepositoriesResponse(_message.Message):
     next_page_token: _builtins.str
     """Empty when there are no more."""
     total_size: _builtins.int
-    """How many match in all, on whichever page this is: counted when there are at most 1,000."""
+    """How many match in all, on whichever page this is: counted when all of them are on the first page, or when counting
+    them is cheap.
+    """
     total_size_estimated: _builtins.bool
-    """Whether `total_size` is an estimate, because more than 1,000 match. Then it is at least 1,001, and not to be counted
-    upon: only an empty `next_page_token` says that there are no more.
+    """Whether `total_size` is an estimate, because many match, or counting would take longer than finding the page. Only
+    an empty `next_page_token` says that there are no more.
     """
     @_builtins.property
     def bento_repositories(self) -> _containers.RepeatedCompositeFieldContainer[Global___BentoRepository]:
@@ -1375,10 +1381,12 @@ class ListBentosResponse(_message.Message):
     next_page_token: _builtins.str
     """Empty when there are no more."""
     total_size: _builtins.int
-    """How many match in all, on whichever page this is: counted when there are at most 1,000."""
+    """How many match in all, on whichever page this is: counted when all of them are on the first page, or when counting
+    them is cheap.
+    """
     total_size_estimated: _builtins.bool
-    """Whether `total_size` is an estimate, because more than 1,000 match. Then it is at least 1,001, and not to be counted
-    upon: only an empty `next_page_token` says that there are no more.
+    """Whether `total_size` is an estimate, because many match, or counting would take longer than finding the page. Only
+    an empty `next_page_token` says that there are no more.
     """
     @_builtins.property
     def bentos(self) -> _containers.RepeatedCompositeFieldContainer[Global___Bento]:

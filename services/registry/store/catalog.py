@@ -22,6 +22,8 @@ gRPC has 4 MiB by default."""
 
 MAX_COUNT = 1000
 """How far PostgreSQL counts what a search finds. See `total_size` of the proto."""
+_CHEAP = 2000.0
+"""What it may cost, in the planner's units: some milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -389,24 +391,31 @@ async def _page(
     ids = [row.id for row in kept]
     if after is None and not more:
         return Found(ids, None, len(ids))
-    total, exact = await _total(connection, wanted)
+    total, exact = await _total(connection, wanted, len(ordered))
     return Found(ids, (kept[-1].key, kept[-1].id) if more and kept else None, total, exact)
+
+
+_PLANNED = sa.text(
+    "SELECT set_config('plan_cache_mode', 'force_custom_plan', true), set_config('jit', 'off', true), "
+    "set_config('random_page_cost', '1.1', true), set_config('max_parallel_workers_per_gather', '0', true)"
+)
+"""To compile a plan, or to share it among processes, costs more than a page. Indexes that are in use are in memory."""
 
 
 async def _plan_each(connection: AsyncConnection) -> None:
     """Let PostgreSQL plan each search by its own values: one label is on ten versions, another on a million."""
     if connection.dialect.name == "postgresql":
-        await connection.execute(
-            sa.text("SELECT set_config('plan_cache_mode', 'force_custom_plan', true), set_config('jit', 'off', true)")
-        )
+        await connection.execute(_PLANNED)
 
 
-async def _total(connection: AsyncConnection, wanted: Matches) -> tuple[int, bool]:
-    """How many there are, and whether that was counted: PostgreSQL counts to MAX_COUNT, beyond it estimates."""
+async def _total(connection: AsyncConnection, wanted: Matches, seen: int) -> tuple[int, bool]:
+    """How many there are, and whether that was counted. PostgreSQL counts where its own estimate makes that cheap."""
     if connection.dialect.name != "postgresql":
         return (await connection.execute(wanted.count(None))).scalar_one(), True
+    (explained,) = (await connection.execute(Explained(wanted.all))).scalar_one()
+    plan = explained["Plan"]
+    estimate = int(plan["Plan Rows"])
+    if estimate > 2 * MAX_COUNT or plan["Total Cost"] > _CHEAP:
+        return max(estimate, seen), False
     counted = (await connection.execute(wanted.count(MAX_COUNT + 1))).scalar_one()
-    if counted <= MAX_COUNT:
-        return counted, True
-    (plan,) = (await connection.execute(Explained(wanted.all()))).scalar_one()
-    return max(counted, int(plan["Plan"]["Plan Rows"])), False
+    return (counted, True) if counted <= MAX_COUNT else (max(counted, estimate), False)
