@@ -178,7 +178,7 @@ class Bucket:
 
     async def delete(self, key: str) -> None:
         """Remove an object; none is no error."""
-        with self._translated("remove an object"), contextlib.suppress(Missing):
+        with contextlib.suppress(Missing), self._translated("remove an object"):
             await self._client.delete_object(**self._at(key))
 
     async def objects(self, prefix: str) -> AsyncIterator[Found]:
@@ -285,7 +285,7 @@ class Bucket:
 
     async def abort(self, key: str, upload_id: str) -> None:
         """End a multipart upload and free its parts; none is no error."""
-        with self._translated("end an upload"), contextlib.suppress(Missing):
+        with contextlib.suppress(Missing), self._translated("end an upload"):
             await self._client.abort_multipart_upload(**self._at(key), UploadId=upload_id)
 
     async def abort_all(self, key: str) -> None:
