@@ -29,6 +29,7 @@ class Ownership:
         self._vigil = Vigil(lease_s, clock)
         self._changed = asyncio.Condition()
         self._released = False
+        self._behind = ""
         self.held = False
         """Whether the cluster is this deployer's."""
         self.changed: Callable[[], None] = lambda: None
@@ -54,6 +55,9 @@ class Ownership:
                 free = not owner or bool(self._vigil.silent({owner: sign}))
                 if free and await self._store.take_cluster(self._cluster, self._me, owner, sign):
                     await self._set(True)
+                elif owner != self._behind:
+                    self._behind = owner
+                    log.warning("another deployer has the cluster; standing by", extra={"cluster": self._cluster})
                 return
             await self._set(True)  # before the sign, which a full disk does not take: what runs is looked after
         if not await self._store.renew_cluster(self._cluster, self._me):

@@ -172,12 +172,11 @@ class Store:
         """A version greater than any before, over restarts too, and than `after`, which may not have been kept."""
         async with self._database.transaction() as connection:
             greatest = sa.case((route_tables.c.version > after, route_tables.c.version), else_=after)
-            changed = await connection.execute(
-                sa.update(route_tables).where(route_tables.c.id == 1).values(version=greatest + 1)
-            )
-            if changed.rowcount == 0:
-                first = insert_into(self._database.dialect, route_tables).values(id=1, version=after + 1)
+            count = sa.update(route_tables).where(route_tables.c.id == 1).values(version=greatest + 1)
+            if (await connection.execute(count)).rowcount == 0:
+                first = insert_into(self._database.dialect, route_tables).values(id=1, version=after)
                 await connection.execute(first.on_conflict_do_nothing())
+                await connection.execute(count)
             version = await connection.execute(sa.select(route_tables.c.version).where(route_tables.c.id == 1))
             return int(version.scalar_one())
 

@@ -1,14 +1,17 @@
 """The deployer's tables, the same on SQLite and PostgreSQL."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from ekiben.errors import Aborted
+from ekiben.errors import Aborted, Unavailable
 from services.deployer.domain import Bento, Condition, Deployment, Revision, Status
+from services.deployer.ownership import Ownership
 from services.deployer.store import Store, metadata
+from services.kernel.clock import ManualClock
 from services.kernel.db import open_database
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
@@ -88,3 +91,42 @@ async def test_versions_of_the_route_table_only_grow(store: Store) -> None:
     assert [await store.next_route_version(0) for _ in range(3)] == [1, 2, 3]
     assert await store.next_route_version(1_800_000_000_000_000) == 1_800_000_000_000_001
     assert await store.next_route_version(7) == 1_800_000_000_000_002
+
+
+async def test_deployers_that_start_at_once_make_one_cluster_and_one_has_it(store: Store) -> None:
+    made = await asyncio.gather(*(store.ensure_cluster("default", f"uid-{n}", NOW) for n in range(4)))
+    assert len(set(made)) == 1
+    assert await store.owner_of("default") == ("", 0)
+    taken = await asyncio.gather(*(store.take_cluster("default", f"d{n}", "", 0) for n in range(4)))
+    assert taken.count(True) == 1
+    versions = await asyncio.gather(*(store.next_route_version(0) for _ in range(4)))
+    assert sorted(versions) == [1, 2, 3, 4]
+
+
+async def test_a_cluster_goes_to_another_only_by_silence_or_by_leave(store: Store) -> None:
+    clock = ManualClock()
+    await store.ensure_cluster("default", "uid", NOW)
+    one, two = (Ownership(store, "default", name, clock, lease_s=15) for name in ("one", "two"))
+    await one.look()
+    await two.look()
+    assert (one.held, two.held) == (True, False)
+    for _ in range(10):  # while signs of life come, also over a clock that is set
+        clock.jump(timedelta(hours=1))
+        await clock.advance(3)
+        await one.look()
+        await two.look()
+    assert (one.held, two.held) == (True, False)
+    for _ in range(6):  # now they do not
+        await clock.advance(3)
+        await two.look()
+    assert two.held
+    with pytest.raises(Unavailable):
+        Ownership(store, "default", "three", clock, lease_s=15).check()
+    await one.look()  # it only slept
+    assert not one.held
+    again = Ownership(store, "default", "two", clock, lease_s=15)  # a restart on the same folder
+    await again.look()
+    assert again.held
+    await again.release()
+    await one.look()
+    assert one.held
