@@ -140,14 +140,14 @@ class Catalog:
             for alias in await alias_rows.list_aliases(connection, organization, kind, repository, None, None):
                 gone = alias.next(self._clock.now(), caller.user, None, "The repository was deleted.")
                 await alias_rows.add_change(connection, organization, gone, None)
-            await rows.lock_versions(connection, found[0])
-            used = use_rows.names_in_repository(kind, found[0])
+            inside = await rows.lock_versions(connection, found[0])
+            used = [kind.version_name(repository, version) for version, _ in inside]
             what = f"{_title(kind)} repository {repository!r} holds what is"
             await refuse_used(
                 connection, organization, kind, what, used, f"Delete that, or its {kind}s by force, first."
             )
             here = versions.c.repository_id == found[0]
-            await use_rows.end_of(connection, organization, here, self._clock.now())
+            await use_rows.end_of(connection, organization, [uid for _, uid in inside], self._clock.now())
             if not self._delete_grace:
                 await self._let_go(connection, here)
                 await rows.delete_repository(connection, found[0])
@@ -281,7 +281,7 @@ class Catalog:
             if not force:
                 what, todo = f"{_title(kind)} '{repository}:{version}' is", "Delete that first, or set force."
                 await refuse_used(connection, organization, kind, what, [found[1].name], todo)
-            await use_rows.end_of(connection, organization, versions.c.id == found[0], self._clock.now())
+            await use_rows.end_of(connection, organization, [found[1].uid], self._clock.now())
             if self._delete_grace:
                 await self._keep(connection, caller, versions.c.id == found[0])
             else:

@@ -155,15 +155,15 @@ class Lineage:
         while edge:
             room = MAX_USES + 1 - len(walk.uses)
             found = await rows.neighbours(connection, organization, edge, used=used, live_only=live_only, limit=room)
-            if len(found) >= room:
-                return True
             far, edge = far + 1, []
-            for use in found:
+            for use in found[: room - 1]:
                 walk.uses[use.key] = use
                 other = use.resource if used else use.consumer
                 if other not in walk.distances:
                     walk.distances[other] = far
                     edge.append(other)
+            if len(found) >= room:
+                return True
         return False
 
     async def _nodes(self, connection: AsyncConnection, organization: str, distances: Mapping[str, int]) -> list[Node]:

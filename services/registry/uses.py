@@ -1,8 +1,7 @@
 """What use cases over versions do about uses, within their transactions: tell those of a bento, refuse a delete."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any
 
 from ekiben.errors import FailedPrecondition
 from services.kernel.db import AsyncConnection
@@ -22,7 +21,7 @@ async def tell_bento(
 
 
 async def refuse_used(
-    connection: AsyncConnection, organization: str, kind: Kind, what: str, resources: Collection[str] | Any, todo: str
+    connection: AsyncConnection, organization: str, kind: Kind, what: str, resources: Sequence[str], todo: str
 ) -> None:
     """Raise FailedPrecondition (MODEL_IN_USE, BENTO_IN_USE) while something uses any of `resources`.
 

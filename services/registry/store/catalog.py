@@ -209,10 +209,11 @@ async def meant(
     return None if row is None else (row.id, _version(row))
 
 
-async def lock_versions(connection: AsyncConnection, repository_id: int) -> None:
-    """Lock every version of a locked repository, in one order."""
-    here = sa.select(versions.c.id).where(versions.c.repository_id == repository_id)
-    await connection.execute(here.order_by(versions.c.id).with_for_update())
+async def lock_versions(connection: AsyncConnection, repository_id: int) -> list[tuple[str, str]]:
+    """Lock every version of a locked repository, in one order: their ids and uids."""
+    here = sa.select(versions.c.version, versions.c.uid).where(versions.c.repository_id == repository_id)
+    rows = (await connection.execute(here.order_by(versions.c.id).with_for_update())).all()
+    return [(row.version, row.uid) for row in rows]
 
 
 async def lock_version(connection: AsyncConnection, row_id: int) -> bool:
