@@ -40,8 +40,8 @@ class ResourceName:
     _segments: ClassVar[tuple[tuple[str, tuple[re.Pattern[str], str]], ...]] = ()
 
     def __post_init__(self) -> None:
-        for field, (_, form) in zip(fields(self), self._segments, strict=True):
-            _check(type(self), field.name, str(getattr(self, field.name)), form)
+        for field, _, form in _parts(type(self)):
+            _check(type(self), field, str(getattr(self, field)), form)
 
     @classmethod
     def pattern(cls) -> str:
@@ -56,9 +56,9 @@ class ResourceName:
         Raises:
             InvalidArgument: another form, or an id outside its alphabet or length (NAME_INVALID).
         """
-        parts = name.split("/")
-        if len(parts) != 2 * len(cls._segments) or any(
-            parts[2 * i] != collection for i, (collection, _) in enumerate(cls._segments)
+        parts, expected = name.split("/"), _parts(cls)
+        if len(parts) != 2 * len(expected) or any(
+            part != collection for part, (_, collection, _) in zip(parts[::2], expected, strict=True)
         ):
             raise InvalidArgument(
                 f"{_shown(name)} is not a name of the form {cls.pattern()}.",
@@ -67,15 +67,27 @@ class ResourceName:
                 name=name,
             )
         result = object.__new__(cls)
-        for field, (_, form), value in zip(fields(cls), cls._segments, parts[1::2], strict=True):
+        for (field, _, form), value in zip(expected, parts[1::2], strict=True):
             if not (wildcard and value == WILDCARD):
-                _check(cls, field.name, value, form)
-            object.__setattr__(result, field.name, int(value) if form is _NUMBER and value != WILDCARD else value)
+                _check(cls, field, value, form)
+            object.__setattr__(result, field, int(value) if form is _NUMBER and value != WILDCARD else value)
         return result
 
     def __str__(self) -> str:
-        values = (getattr(self, field.name) for field in fields(self))
-        return "/".join(f"{c}/{v}" for (c, _), v in zip(self._segments, values, strict=True))
+        return "/".join([f"{collection}/{getattr(self, field)}" for field, collection, _ in _parts(type(self))])
+
+
+_Parts = tuple[tuple[str, str, tuple[re.Pattern[str], str]], ...]
+_known_parts: dict[type[ResourceName], _Parts] = {}
+
+
+def _parts(cls: type[ResourceName]) -> _Parts:
+    """For each id of names of the class `cls` its field, its collection and its form."""
+    found = _known_parts.get(cls)
+    if found is None:
+        pairs = zip(fields(cls), cls._segments, strict=True)
+        found = _known_parts[cls] = tuple((field.name, collection, form) for field, (collection, form) in pairs)
+    return found
 
 
 def _check(cls: type[ResourceName], field: str, value: str, form: tuple[re.Pattern[str], str]) -> None:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
 from typing import Any
 
 from opentelemetry import context as otel_context
@@ -38,6 +39,8 @@ _SCHEDULE_DELAY_MS = 500
 _QUEUE = 16384
 # How long one batch is tried while the receiver restarts; the queue holds what comes meanwhile.
 _EXPORT_PATIENCE_S = 15.0
+_FROM = re.compile(r"[()]|\bFROM\b|'[^']*'")
+_LONGEST_COLUMNS = 200
 _TABLE = re.compile(r"\b(?:FROM|INTO|UPDATE|TABLE)\s+\"?(\w+)", re.IGNORECASE)
 
 _dropped = Counter("ekiben_spans_dropped_total", "Spans that no receiver took.")
@@ -181,16 +184,35 @@ def start_sql_span(system: str, statement: str) -> trace.Span | None:
 
     None too for the BEGIN of a reader on SQLite, which waits for nobody: one span in two of all would be that.
     """
-    parent = trace.get_current_span()
-    if statement == "BEGIN" or not parent.is_recording():
+    if statement == "BEGIN" or not trace.get_current_span().is_recording():
         return None
-    verb = statement.lstrip().split(None, 1)[0].upper() if statement.strip() else "SQL"
-    table = _TABLE.search(statement)
+    name, verb, shown = _shown(statement)
     return tracer().start_span(
-        f"{verb} {table[1]}" if table else verb,
+        name,
         kind=trace.SpanKind.CLIENT,
-        attributes={"db.system": system, "db.operation": verb, "db.statement": statement[:2000]},
+        attributes={"db.system": system, "db.operation": verb, "db.statement": shown},
     )
+
+
+@lru_cache(maxsize=512)
+def _shown(statement: str) -> tuple[str, str, str]:
+    """A statement's name, verb, and text for a reader: a long list of columns says less than the conditions after it,
+    and would be most of what is kept of a call."""
+    verb = statement.lstrip().split(None, 1)[0].upper() if statement.strip() else "SQL"
+    begin, end = statement.find("SELECT") + len("SELECT"), _from(statement) if verb == "SELECT" else 0
+    shown = f"{statement[:begin]} … {statement[end:]}" if end - begin > _LONGEST_COLUMNS else statement
+    table = _TABLE.search(shown)
+    return (f"{verb} {table[1]}" if table else verb), verb, shown[:2000]
+
+
+def _from(statement: str) -> int:
+    """Where the FROM of the outermost SELECT stands; 0 where there is none."""
+    depth = 0
+    for found in _FROM.finditer(statement):
+        depth += {"(": 1, ")": -1}.get(found[0], 0)
+        if depth == 0 and found[0] == "FROM":
+            return found.start()
+    return 0
 
 
 def fail_span(span: trace.Span, description: str) -> None:
