@@ -192,6 +192,17 @@ async def the_row_of_a_blob_says_it_is_on_its_way(place: Place) -> None:
     await place.run("registry", claimed)
 
 
+@case("LISTING_MISSING", V1, mends=True)
+async def nobody_lists_the_files_of_a_blob(place: Place) -> None:
+    await place.run("registry", t.blob_listings.delete().where(t.blob_listings.c.digest == place.digest))
+
+
+@case("LISTING_INCOMPLETE", V1, mends=True)
+async def a_list_of_files_has_lost_one(place: Place) -> None:
+    this = t.blob_listings.c.digest == place.digest
+    await place.run("registry", t.blob_listings.update().where(this).values(state="DONE", file_count=7))
+
+
 @case("UPLOAD_GONE", V1, mends=True)
 async def an_upload_is_gone(place: Place) -> None:
     await place.run(

@@ -11,15 +11,17 @@ from ekiben import names
 from ekiben.api.v1.annotations_pb2 import Role
 from services.kernel.db import AsyncConnection, Database
 from services.operations.findings import Finding, Severity
+from services.operations.store.checks.files import of_files
 from services.operations.store.checks.labels import of_labels
 from services.registry.domain import BlobState, ContentState, Kind, UploadState
-from services.registry.store import catalog, uploads
+from services.registry.store import catalog, files, uploads
 from services.registry.store.blobs import is_named
 from services.registry.store.tables import (
     alias_changes,
     aliases,
     api_tokens,
     blobs,
+    deleted_versions,
     organizations,
     repositories,
     secrets,
@@ -44,6 +46,8 @@ async def of_registry(
     for table, owner in ((repositories, "repository"), (versions, "version")):
         async for finding in of_labels(connection, database, table, owner):
             yield finding
+    async for finding in of_files(connection, database):
+        yield finding
     async for finding in _secrets(connection, keys):
         yield finding
 
@@ -102,21 +106,21 @@ async def _uploading(connection: AsyncConnection, database: Database, now: datet
 
 
 async def _blob_rows(connection: AsyncConnection, database: Database, now: datetime) -> AsyncIterator[Finding]:
-    join = versions.outerjoin(blobs, blobs.c.digest == versions.c.digest)
-    unheld = sa.or_(blobs.c.digest.is_(None), blobs.c.state != BlobState.STORED)
-    statement = sa.select(
-        versions.c.kind, versions.c.repository, versions.c.version, versions.c.digest, blobs.c.state.label("held")
-    ).select_from(join)
-    for row in (await connection.execute(statement.where(versions.c.digest.is_not(None), unheld))).all():
-        yield Finding(
-            "BLOB_NOT_HELD",
-            Severity.ERROR,
-            "registry",
-            _name(row),
-            f"Nothing keeps the collector from its blob {row.digest}, whose row is {row.held or 'missing'}.",
-            "A repair holds the blob, if its bytes are there.",
-            row.digest,
-        )
+    for table in (versions, deleted_versions):
+        join = table.outerjoin(blobs, blobs.c.digest == table.c.digest)
+        unheld = sa.or_(blobs.c.digest.is_(None), blobs.c.state != BlobState.STORED)
+        columns = [table.c[name] for name in ("kind", "repository", "version", "digest")]
+        statement = sa.select(*columns, blobs.c.state.label("held")).select_from(join)
+        for row in (await connection.execute(statement.where(table.c.digest.is_not(None), unheld))).all():
+            yield Finding(
+                "BLOB_NOT_HELD",
+                Severity.ERROR,
+                "registry",
+                _name(row),
+                f"Nothing keeps the collector from its blob {row.digest}, whose row is {row.held or 'missing'}.",
+                "A repair holds the blob, if its bytes are there.",
+                row.digest,
+            )
     garbage = sa.select(sa.func.count()).select_from(blobs).where(blobs.c.claim_end_time <= now, ~is_named())
     if count := (await connection.execute(garbage)).scalar_one():
         yield Finding(
@@ -139,6 +143,7 @@ async def hold_again(database: Database, digest: str, now: datetime) -> bool:
             await connection.execute(blobs.insert().values(digest=digest, state=BlobState.STORED, claim_end_time=now))
         else:
             await connection.execute(blobs.update().where(blobs.c.digest == digest).values(state=BlobState.STORED))
+        await files.want(connection, digest)
         return True
 
 
