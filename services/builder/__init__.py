@@ -8,6 +8,7 @@ Terms
     lock         the recipe resolved: every package with its version and hashes. Made once for equal recipes.
     environment  the lock installed. Its digest is that of lock, Python and platform, so bentos
                  with the same lock share it.
+    site         a folder of environments. Builders on one share its builds; builds of another are only shown.
 
 Invariants
     A build that ended never changes again.                                  (domain.Build, store: compare-and-set)

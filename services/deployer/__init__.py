@@ -4,6 +4,8 @@ Terms. A *deployment* is a bento kept running. A *revision* is one template of i
 changes. A *target* is a version that gets requests: `main`, or a canary by its name. A *replica set* is the replicas of
 one service of one target of one revision; a runtime keeps its replicas alive. A *route* says where requests go.
 
+Of several deployers on one database one has the *cluster* and runs its replicas; the others stand by.
+
 Invariants. What is desired is rows in the database; what is observed comes from the runtime; nothing else decides.
 A rolling update never has fewer replicas ready than desired, nor more than the surge beyond. A replica is stopped only
 once no gateway routes to it. The services behind an entry service unpickle what they are sent, so they listen on Unix
@@ -16,6 +18,7 @@ sockets in a folder that only the suite's user may enter.
     store         tables and queries
     deployments   use cases
     routes        the route table, its version, who follows it
+    ownership     which deployer has the cluster, where there are several
     reconciler    the loop
     messages, servicer, app, settings    as in every service
 """

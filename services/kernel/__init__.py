@@ -10,7 +10,8 @@ but for the caller's identity, which every call has.
     identity     Principal, and the ports Authenticator and Auditor
     peers        channels to the other services, with the service token
     db           engines for SQLite and PostgreSQL, transactions; lookups: one SELECT without a transaction;
-                 migrations runs a service's Alembic history
+                 migrations runs a service's Alembic history; postgres dials, outages says what an error means
+    leases       who holds what, by signs of life             news      wake-ups among processes, by NOTIFY
     pages        page tokens        updates   field masks, etags       watches   in-process wake-ups
     settings     frozen dataclasses from the environment
     telemetry    traces             logs      log lines                monitoring   the port with /metrics

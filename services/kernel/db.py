@@ -114,7 +114,7 @@ class Database:
         async with AsyncExitStack() as stack:
             if self._turn is not None:
                 await stack.enter_async_context(self._turn)
-            with outages.Translated():
+            with outages.Translated(writes=True):
                 connection = await stack.enter_async_context(self.engine.connect())
                 await connection.begin()
                 yield connection

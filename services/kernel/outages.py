@@ -14,18 +14,28 @@ from services.kernel.postgres import NotConnected
 # lock that was not had in time.
 _AWAY = ("08", "57", "53", "55P03")
 _LOST = ("40001", "40P01")
+_READ_ONLY = "25006"
 _STUCK = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
 _DAMAGED = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
 
 
 class Translated:
-    """A block in which a database's errors become ours."""
+    """A block in which a database's errors become ours; in one that writes, so does that the database takes none."""
+
+    def __init__(self, *, writes: bool = False) -> None:
+        self._writes = writes
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, _type: object, exc: BaseException | None, _tb: object) -> None:
         translated = translate(exc) if isinstance(exc, Exception) else None
+        if translated is None and self._writes and isinstance(exc, Exception) and _state(exc) == _READ_ONLY:
+            translated = Unavailable(
+                "The database takes no changes now: it is a standby. Try again.",
+                reason="DATABASE_UNAVAILABLE",
+                retry_after_s=1.0,
+            )
         if translated is not None:
             raise translated from exc
 
@@ -78,7 +88,8 @@ def not_permitted(exc: Exception, where: str) -> FailedPrecondition | None:
 
 def _of_driver(exc: sa.exc.DBAPIError) -> EkibenError | None:
     state = _state(exc)
-    if state in _LOST:
+    # The second: another release changed the tables under a statement that this process had prepared.
+    if state in _LOST or type(exc.orig).__name__ == "InvalidCachedStatementError":
         return Aborted("Another transaction went first; try again.", reason="TRANSACTION_LOST")
     sqlite_code = getattr(exc.orig, "sqlite_errorcode", 0) & 0xFF
     no_space = state == "53100" or (state == "58030" and "No space left" in str(exc.orig))

@@ -172,6 +172,35 @@ async def test_a_full_disk_is_told_and_room_is_all_that_it_takes(server: Postgre
         assert await _names(database) == kept | {"more"}
 
 
+async def test_a_server_that_became_a_standby_takes_no_changes_and_is_read_meanwhile(
+    server: PostgresServer, database: Database
+) -> None:
+    name = database.shown.partition("?")[0].rpartition("/")[2]
+    await _insert(database, "a")
+    server.psql(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    server.psql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
+    with pytest.raises(Unavailable, match="standby"):
+        await _insert(database, "b")
+    assert await _names(database) == {"a"}
+    server.psql(f"ALTER DATABASE {name} RESET default_transaction_read_only")
+    server.psql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
+    await _insert(database, "c")
+
+
+async def test_tables_that_change_under_a_prepared_statement_are_read_again(database: Database) -> None:
+    await _insert(database, "a")
+    for _ in range(3):
+        assert await _names(database) == {"a"}
+    async with database.transaction() as connection:
+        await connection.exec_driver_sql("ALTER TABLE things ALTER COLUMN name TYPE text")
+    for _ in range(3):
+        try:
+            assert await _names(database) == {"a"}
+        except Aborted as exc:
+            assert exc.reason == "TRANSACTION_LOST"
+    assert await _names(database) == {"a"}
+
+
 async def test_no_connection_left_is_a_database_that_does_not_answer(
     server: PostgresServer, database: Database
 ) -> None:

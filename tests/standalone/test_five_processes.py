@@ -1,4 +1,4 @@
-"""The suite as five processes over TCP with mutual TLS: the same main job, no code path of standalone's own."""
+"""The suite as five processes over TCP with mutual TLS, on one PostgreSQL where it is installed: the same main job."""
 
 import contextlib
 import json
@@ -14,6 +14,7 @@ import pytest
 from tests.bentoml_clients import client
 from tests.certificates import certificates
 from tests.platform import BentoMl, Platform, free_port, http, process_tree_of, wait_for
+from tests.postgres import running_postgres
 
 BENTOS = Path(__file__).resolve().parent.parent / "bentos"
 SERVICES = ("registry", "recorder", "builder", "deployer", "gateway")
@@ -22,8 +23,9 @@ SERVICES = ("registry", "recorder", "builder", "deployer", "gateway")
 class Suite(Platform):
     """Five processes on one machine; what a Platform's commands need, started another way."""
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, data: Path, database: str = "") -> None:
         super().__init__(data)
+        self.database = database
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.ports = {name: free_port() for name in ("registry", "builder", "deployer", "recorder", "blobs", "otlp")}
         data.mkdir()
@@ -71,7 +73,8 @@ class Suite(Platform):
             "gateway": {"DATA_DIR": f"{self.data}/gateway", "RUN_DIR": f"{self.data}/g", "PORT": str(self.port)},
         }[service]
         if service != "gateway":
-            own["DATABASE_URL"] = f"sqlite+aiosqlite:///{self.data}/{service}.db"
+            one = f"{self.database}&schema=ekiben_{service}" if self.database else ""
+            own["DATABASE_URL"] = one or f"sqlite+aiosqlite:///{self.data}/{service}.db"
         return env | {f"EKIBEN_{service.upper()}_{key}": value for key, value in own.items()}
 
     def start_service(self, service: str) -> None:
@@ -111,9 +114,21 @@ class Suite(Platform):
 
 
 @pytest.fixture(scope="module")
-def suite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
+def database() -> Iterator[str]:
+    """One PostgreSQL for all of them; empty, for a SQLite file each, where it is not installed."""
+    with contextlib.ExitStack() as stack:
+        try:
+            server = stack.enter_context(running_postgres())
+        except pytest.skip.Exception:
+            yield ""
+        else:
+            yield server.create("suite")
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory: pytest.TempPathFactory, database: str) -> Iterator[Suite]:
     """Five processes, ready."""
-    opened = Suite(tmp_path_factory.mktemp("five") / "s")
+    opened = Suite(tmp_path_factory.mktemp("five") / "s", database)
     try:
         yield opened.start()
     except BaseException:
