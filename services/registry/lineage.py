@@ -24,6 +24,9 @@ _CLAIM = timedelta(minutes=10)
 """From a claim to the report that confirms it are a transaction and a pass of a loop. A deployer that is away for
 longer has not written what it claimed, or reports it when it is back."""
 
+_KEPT = ("modelRepositories/", "bentoRepositories/")
+"""How the names of what the registry keeps itself begin."""
+
 MAX_USES = 1000
 """In one direction of a graph: what a person or a page can still look through."""
 
@@ -128,6 +131,14 @@ class Lineage:
         if name.startswith("deployments/"):
             revision = "/revisions/" in name
             return str(names.Revision.parse(name) if revision else names.Deployment.parse(name))
+        if not name.startswith(_KEPT):
+            raise InvalidArgument(
+                f"{name[:100]!r} has no lineage here. Name a model, a bento, a deployment, a revision or a build; of a "
+                "prediction, the revision that answered.",
+                reason="NAME_INVALID",
+                violations=[("name", "must name a model, a bento, a deployment, a revision or a build")],
+                name=name[:200],
+            )
         kind, repository, version = parse_resource(name)
         found = await catalog_rows.meant(connection, organization, kind, repository, version)
         return name if found is None else found[1].name
@@ -169,13 +180,12 @@ class Lineage:
     async def _nodes(self, connection: AsyncConnection, organization: str, distances: Mapping[str, int]) -> list[Node]:
         kept: dict[tuple[Kind, str], list[str]] = {}
         for name in distances:
-            if name.startswith(("modelRepositories/", "bentoRepositories/")):
+            if name.startswith(_KEPT):
                 kind, repository, version = parse_resource(name)
                 kept.setdefault((kind, repository), []).append(version)
         present, deleted = await rows.presence(connection, organization, kept, self._clock.now())
         found = []
         for name, distance in distances.items():
-            known = name.startswith(("modelRepositories/", "bentoRepositories/"))
-            there = name in present if known else None
+            there = name in present if name.startswith(_KEPT) else None
             found.append(Node(name, distance, there, not there and name in deleted, present.get(name, "")))
         return sorted(found, key=lambda node: (abs(node.distance), node.name))

