@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -26,29 +27,36 @@ def environment(name: str, *requirements: str) -> Path:
 
 
 @contextlib.contextmanager
-def mlflow_server(data: Path) -> Iterator[tuple[str, int]]:
-    """An MLflow tracking server with one worker on SQLite: its URL and process id."""
-    bin_folder = environment("mlflow", "mlflow>=3")
+def mlflow_server(data: Path, database: str = "") -> Iterator[tuple[str, int]]:
+    """An MLflow tracking server with one worker, on SQLite or the PostgreSQL given: its URL and process id."""
+    if database:
+        bin_folder = environment("mlflow-postgresql", "mlflow>=3", "psycopg2-binary")
+    else:
+        bin_folder = environment("mlflow", "mlflow>=3")
     data.mkdir(parents=True, exist_ok=True)
     port = free_port()
     url = f"http://127.0.0.1:{port}"
+    env = os.environ | {"PATH": f"{bin_folder}:{os.environ['PATH']}", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    if database:  # its seven workers for jobs are no part of a registry
+        env["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     server = subprocess.Popen(
         [
             bin_folder / "mlflow",
             "server",
             "--host=127.0.0.1",
             f"--port={port}",
-            f"--backend-store-uri=sqlite:///{data}/mlflow.db",
+            f"--backend-store-uri={database or f'sqlite:///{data}/mlflow.db'}",
             f"--artifacts-destination={data}/artifacts",
             "--workers=1",
         ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env=os.environ | {"PATH": f"{bin_folder}:{os.environ['PATH']}", "MLFLOW_DISABLE_TELEMETRY": "true"},
+        env=env,
         cwd=data,
+        start_new_session=True,
     )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300  # beside other work it takes minutes
         while True:
             try:
                 urllib.request.urlopen(f"{url}/health", timeout=1)
@@ -61,3 +69,5 @@ def mlflow_server(data: Path) -> Iterator[tuple[str, int]]:
     finally:
         server.terminate()
         server.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)  # its workers for jobs stay behind
