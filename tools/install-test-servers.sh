@@ -16,6 +16,11 @@ need() { # need PROGRAM PACKAGE
 }
 need initdb postgresql
 need promtool prometheus
+need podman podman
+need runc runc
+need skopeo skopeo
+need umoci umoci
+need debootstrap debootstrap
 [ -n "$missing" ] || exit 0
 if ! command -v apt-get >/dev/null 2>&1; then
     echo "These are missing, and the tests that need them are skipped; install them with this system's package manager:$missing" >&2

@@ -18,5 +18,5 @@ Invariants
     Values of secrets reach uv's environment and nothing else; the log masks them.                     (uv, logs)
 
 Reading order: domain, requirements, recipe, failures (all pure); store, queue; logs, uv, bento, interpreters, locks,
-environments; worker, servicer, messages, app.
+environments; worker, servicer, messages, app. Images: images (pure), layers, bases, assembler, offline.
 """

@@ -4,7 +4,9 @@
 - `blobs/`: the port BlobStore with its adapters; the registry writes through it.
 - `archives.py`: tar archives of models and bentos: checked, fetched, unpacked.
 
-`open_blobs` is the only place where a URL scheme becomes a class.
+- `images/`: the port ImageStore: OCI images, in a layout on disk.
+
+`open_blobs` and `open_images` are the only places where a URL scheme becomes a class.
 """
 
 from collections.abc import AsyncIterator
@@ -15,6 +17,8 @@ from urllib.parse import unquote, urlsplit
 from ekiben.errors import InvalidArgument
 from services.content.blobs import BlobReader, BlobStore
 from services.content.blobs.filesystem import open_filesystem, read_filesystem
+from services.content.images import ImageStore
+from services.content.images.layout import LayoutImageStore
 
 
 @asynccontextmanager
@@ -41,6 +45,23 @@ async def open_blobs(url: str) -> AsyncIterator[BlobStore]:
         )
     async with open_filesystem(Path(unquote(parts.path))) as blobs:
         yield blobs
+
+
+def open_images(name: str) -> tuple[ImageStore, str]:
+    """The store that `oci:FOLDER` or `oci:FOLDER:REFERENCE` names, and the reference; empty for none.
+
+    Raises:
+        InvalidArgument: another form (IMAGE_NAME_INVALID).
+    """
+    scheme, _, rest = name.partition(":")
+    folder, _, reference = rest.partition(":")
+    if scheme != "oci" or not folder:
+        raise InvalidArgument(
+            f"The image {name!r} is refused: its form is oci:FOLDER or oci:FOLDER:REFERENCE.",
+            reason="IMAGE_NAME_INVALID",
+            image=name,
+        )
+    return LayoutImageStore(Path(folder)), reference
 
 
 @asynccontextmanager

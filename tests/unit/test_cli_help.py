@@ -44,6 +44,7 @@ Store:
 
 Build and run:
   builds          Builds of bentos: create, follow, logs, cancel.
+  images          OCI images of bentos, made without a server: build.
   deployments     Running bentos: create, update, scale, roll back, logs.
   clusters        Where replicas run.
   instance-types  Sizes that a service may ask for.

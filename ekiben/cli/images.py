@@ -1,0 +1,59 @@
+"""`ekiben images`: OCI images of bentos."""
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.group()
+def images() -> None:
+    """OCI images of bentos, assembled on this machine without a server.
+
+    \b
+    Examples:
+      ekiben images build summarizer --base oci:python-3.11 --output oci:images
+      podman run --rm -p 3000:3000 oci:images:TAG
+    """
+
+
+@images.command()
+@click.argument("bento")
+@click.option(
+    "--base",
+    required=True,
+    envvar="EKIBEN_BASE_IMAGE",
+    metavar="oci:FOLDER[:REFERENCE]",
+    help="Base image with the bento's Python and bash, as an OCI layout.  [env: EKIBEN_BASE_IMAGE]",
+)
+@click.option(
+    "--output",
+    required=True,
+    metavar="oci:FOLDER[:REFERENCE]",
+    help="OCI layout to put the image into, made when it is not there; the version is its reference.",
+)
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("~/.cache/ekiben/images"),
+    show_default=True,
+    help="Folder for environments and what was made of them.",
+)
+def build(bento: str, base: str, output: str, cache: Path) -> None:
+    """Build the image of a BENTO: a tag of the local BentoML store, or a bento's folder.
+
+    Nothing is executed: layers for the Python environment, for each model and for the bento itself are put on the
+    base. A layer that is in the output already is neither made nor written again, and equal bentos give equal
+    digests. Prints the image's digest. `skopeo copy oci:FOLDER:TAG docker://…` brings it to a registry.
+
+    \b
+    Examples:
+      ekiben images build summarizer:latest --base oci:python-3.11 --output oci:images
+      skopeo copy docker://docker.io/library/python:3.11-slim oci:python-3.11
+    """
+    # -P: a folder named `services` where the user stands must not be taken for ours.
+    command = [sys.executable, "-P", "-m", "services.builder.offline", bento]
+    command += ["--base", base, "--output", output, "--cache", str(cache.expanduser().resolve())]
+    sys.stdout.flush()
+    os.execv(sys.executable, command)

@@ -1,0 +1,253 @@
+"""From a bento's folders to an image in a store: layers that are there already are neither made nor sent again.
+
+    base (by name) · users · Python environment · one layer for each model · the bento itself
+
+What a layer holds is known by a key before the layer is made: the environment's digest, a model's digest or what its
+files look like. Under that key `layers/<key>.json` remembers the layer, as long as the store has it.
+"""
+
+import asyncio
+import hashlib
+import json
+import os
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from ekiben.errors import FailedPrecondition
+from services.builder import bases, images
+from services.builder.images import BENTO_PATH, HOME, VENV, Layer, Names
+from services.builder.layers import USER, Entry, entries_of, gzip, tar
+from services.content.digest import Digest
+from services.content.files import make_folder, write_whole
+from services.content.images import LAYER, LAYER_GZIP, MANIFEST, Descriptor, ImageStore, Platform
+
+_NOT_IN_IMAGE = ("__pycache__", ".lock", ".gitignore", "complete.json", "lock.txt")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model as it lies on this machine."""
+
+    tag: str
+    folder: Path
+    key: str
+    """The digest of its content, or anything else that changes with it."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an image is made of."""
+
+    tag: str
+    bento: Path
+    environment: Path
+    environment_digest: str
+    python_version: str
+    bentoml_version: str
+    models: Sequence[Model] = ()
+
+
+class Assembler:
+    """Makes images, and remembers their layers below `cache`."""
+
+    def __init__(self, cache: Path, say: Callable[[str], None]) -> None:
+        self._layers = cache / "layers"
+        self._bytecode = cache / "bytecode"
+        self._bases = cache / "bases"
+        self._say = say
+
+    async def assemble(
+        self, parts: Parts, base_store: ImageStore, base_name: str, into: ImageStore, reference: str, platform: Platform
+    ) -> Descriptor:
+        """Make the image and have `reference` name it, last of all.
+
+        A crash leaves blobs that nothing names; the next run takes them for its own.
+
+        Raises:
+            FailedPrecondition: the base does not fit (BASE_WITHOUT_PYTHON, BASE_WITHOUT_BASH).
+            NotFound: there is no such base (IMAGE_NOT_FOUND).
+            ResourceExhausted: STORAGE_FULL.
+        """
+        base_descriptor, base = await base_store.resolve(base_name, platform)
+        self._say(f"Base image {base_name or base_descriptor.digest} for {images.platform_of(base)}.")
+        about = await bases.look_into(base, base_store, self._bases)
+        python = about.python(parts.python_version, base_name or str(base_descriptor.digest))
+        for layer in base.layers:
+            await self._copy(layer, base_store, into)
+        layers = []
+        if users := about.users():
+            layers.append(await self._layer(into, f"users {base_descriptor.digest}", "the user bentoml", lambda: users))
+        layers.append(
+            await self._layer(
+                into,
+                f"environment {parts.environment_digest} {python}",
+                f"Python environment {parts.environment_digest[:19]}",
+                lambda: self._environment(parts, python),
+                packed=True,
+            )
+        )
+        for model in sorted(parts.models, key=lambda model: model.tag):
+            layers.append(
+                await self._layer(into, f"model {model.tag} {model.key}", f"model {model.tag}", _of_model(model))
+            )
+        layers.append(
+            await self._layer(
+                into, f"bento {_looks(parts.bento)}", f"bento {parts.tag}", _of_bento(parts.bento), packed=True
+            )
+        )
+        manifest = await asyncio.to_thread(_manifest, parts.bento)
+        names = Names(
+            parts.tag,
+            parts.bentoml_version,
+            tuple(sorted(model.tag for model in parts.models)),
+            base_name,
+            str(base_descriptor.digest),
+        )
+        config, image = images.image_of(base, layers, names, images.envs_of(manifest))
+        digest, size_bytes = await into.write(_of([config]))
+        content = images.manifest_of(image, images.config_descriptor(digest, size_bytes))
+        return await into.tag(reference, content, MANIFEST, images.platform_of(base))
+
+    async def _copy(self, layer: Descriptor, source: ImageStore, into: ImageStore) -> None:
+        if await into.size(layer.digest) == layer.size_bytes:
+            return
+        self._say(f"Copying layer {str(layer.digest)[:19]} of the base image ({layer.size_bytes >> 20} MiB).")
+        await into.write(source.read(layer))
+
+    async def _layer(
+        self, into: ImageStore, key: str, what: str, entries: Callable[[], Iterable[Entry]], *, packed: bool = False
+    ) -> Layer:
+        """A layer, made unless the store has the one that is remembered under `key`."""
+        hashed = hashlib.sha256(f"{images.ASSEMBLER_VERSION} {packed} {key}".encode()).hexdigest()
+        remembered = self._layers / f"{hashed}.json"
+        media_type = LAYER_GZIP if packed else LAYER
+        try:
+            known = json.loads(await asyncio.to_thread(remembered.read_text))
+            digest, diff_id, size_bytes = Digest.parse(known["digest"]), Digest.parse(known["diff_id"]), known["size"]
+            if await into.size(digest) == size_bytes:
+                self._say(f"The layer of {what} is there already.")
+                return Layer(Descriptor(media_type, digest, size_bytes), diff_id, what)
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        plain = _Hashing(tar(await asyncio.to_thread(lambda: list(entries()))))
+        digest, size_bytes = await into.write(_of(gzip(plain) if packed else plain))
+        diff_id = Digest(plain.hashed.hexdigest())
+        make_folder(self._layers)
+        known = {"digest": str(digest), "diff_id": str(diff_id), "size": size_bytes}
+        await asyncio.to_thread(write_whole, remembered, json.dumps(known).encode())
+        self._say(f"Made the layer of {what} ({size_bytes / (1 << 20):.1f} MiB).")
+        return Layer(Descriptor(media_type, digest, size_bytes), diff_id, what)
+
+    def _environment(self, parts: Parts, python: str) -> Iterator[Entry]:
+        """The virtual environment, its interpreter the base's, its modules compiled for where they will lie."""
+        compiled = self._compile(parts)
+        for entry in entries_of(parts.environment, VENV.strip("/"), without=_NOT_IN_IMAGE):
+            name = entry.name.removeprefix(f"{VENV.strip('/')}/")
+            if name == "pyvenv.cfg":
+                yield Entry(entry.name, data=_at_home(parts.environment / name, python).encode())
+            elif name == "bin/python":
+                yield Entry(entry.name, link=python)
+            else:
+                yield entry
+        for path in sorted(compiled.rglob("*.pyc")):
+            inside = path.relative_to(compiled)
+            yield Entry(f"{VENV.strip('/')}/{inside.parent.as_posix()}/__pycache__/{path.name}", path=path)
+
+    def _compile(self, parts: Parts) -> Path:
+        """Bytecode that is never compared with its source: without times, the same wherever it is made."""
+        found = self._bytecode / parts.environment_digest.removeprefix("sha256:")
+        if not found.is_dir():
+            make_folder(self._bytecode)
+            fresh = self._bytecode / f".{os.getpid()}"
+            python = [str(parts.environment / "bin" / "python"), "-I", "-X", f"pycache_prefix={fresh}"]
+            options = [
+                "-q",
+                "-j",
+                "0",
+                "--invalidation-mode",
+                "unchecked-hash",
+                "-s",
+                str(parts.environment),
+                "-p",
+                VENV,
+            ]
+            # Some packages hold files that are no Python of this version: those are left as sources.
+            subprocess.run(
+                [*python, "-m", "compileall", *options, str(parts.environment / "lib")],
+                check=False,
+                capture_output=True,
+            )
+            (fresh / str(parts.environment).lstrip("/")).rename(found)
+        return found
+
+
+class _Hashing:
+    """Chunks on their way, and the digest of those that have passed."""
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self.hashed = hashlib.sha256()
+        self._chunks = chunks
+
+    def __iter__(self) -> Iterator[bytes]:
+        for chunk in self._chunks:
+            self.hashed.update(chunk)
+            yield chunk
+
+
+async def _of(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
+    """Chunks that are made in a thread."""
+    iterator = iter(chunks)
+    while (chunk := await asyncio.to_thread(next, iterator, None)) is not None:
+        yield chunk
+
+
+def _of_model(model: Model) -> Callable[[], Iterable[Entry]]:
+    repository, _, version = model.tag.partition(":")
+    at = f"{BENTO_PATH.strip('/')}/models/{repository}"
+
+    def entries() -> Iterator[Entry]:
+        for above in (HOME, BENTO_PATH, f"{BENTO_PATH}/models", f"{BENTO_PATH}/models/{repository}"):
+            yield Entry(above.strip("/"), owner=USER)
+        yield from entries_of(model.folder, f"{at}/{version}", owner=USER)
+        yield Entry(f"{at}/latest", data=version.encode(), owner=USER)
+
+    return entries
+
+
+def _of_bento(bento: Path) -> Callable[[], Iterable[Entry]]:
+    def entries() -> Iterator[Entry]:
+        yield Entry(HOME.strip("/"), owner=USER)
+        for entry in entries_of(bento, BENTO_PATH.strip("/"), owner=USER, without=("models",)):
+            script = f"/{entry.name}" == images.ENTRYPOINT
+            yield Entry(entry.name, entry.path, entry.data, entry.link, entry.executable or script, entry.owner)
+
+    return entries
+
+
+def _at_home(config: Path, python: str) -> str:
+    lines = config.read_text().splitlines()
+    kept = [
+        f"home = {PurePosixPath(python).parent}" if line.split("=")[0].strip() == "home" else line for line in lines
+    ]
+    return "\n".join(line for line in kept if not line.startswith(("uv =", "prompt ="))) + "\n"
+
+
+def _looks(folder: Path) -> str:
+    """The digest of every file: a bento's own files are few and small."""
+    hashed = hashlib.sha256()
+    for block in tar(entries_of(folder, "bento", without=("models",))):
+        hashed.update(block)
+    return hashed.hexdigest()
+
+
+def _manifest(bento: Path) -> Any:
+    try:
+        found = yaml.safe_load((bento / "bento.yaml").read_text())
+    except (OSError, yaml.YAMLError) as exc:
+        raise FailedPrecondition(f"bento.yaml cannot be read: {exc}", reason="BENTO_INCOMPLETE") from exc
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,161 @@
+"""The image of a bento: which layers on which base, and what its configuration says. Pure.
+
+A command line, port or variable that is meant for the image which BentoML builds of the same bento works here too: the
+same paths, user, entry point and variables. Source: BentoML 1.4's base_v2 Dockerfile template.
+"""
+
+import posixpath
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from services.content.digest import Digest
+from services.content.images import CONFIG, MANIFEST, Descriptor, Image, Platform, canonical
+
+BENTO_PATH = "/home/bentoml/bento"
+HOME = "/home/bentoml"
+VENV = "/app/.venv"
+ENTRYPOINT = f"{BENTO_PATH}/env/docker/entrypoint.sh"
+PORTS = ("3000/tcp", "3001/tcp")
+_EVERY_BENTO = re.compile(
+    r"apt-get update && apt-get install -q -y --no-install-recommends --allow-remove-essential\s+"
+    r"ca-certificates gnupg2 bash build-essential( git)?"
+)
+ASSEMBLER_VERSION = 1
+"""Grows when the same input gives other layers; part of the key under which a layer is remembered."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of ours as it lies in the store."""
+
+    descriptor: Descriptor
+    diff_id: Digest
+    """Digest of the tar, whatever the descriptor's content is compressed with."""
+    created_by: str
+    """In words, for `podman history`."""
+
+
+@dataclass(frozen=True)
+class Names:
+    """What the image says of itself."""
+
+    bento: str
+    bentoml_version: str
+    models: tuple[str, ...] = ()
+    base: str = ""
+    base_digest: str = ""
+
+
+def image_of(base: Image, layers: Sequence[Layer], names: Names, envs: Mapping[str, str]) -> tuple[bytes, Image]:
+    """The configuration's bytes, and the image: the base's layers below ours."""
+    below = base.config.get("config") or {}
+    annotations = annotations_of(names)
+    config: dict[str, Any] = {
+        "architecture": base.config["architecture"],
+        "os": base.config["os"],
+        **({"variant": base.config["variant"]} if base.config.get("variant") else {}),
+        "config": {
+            **{key: value for key, value in below.items() if key not in ("Cmd", "Entrypoint", "Healthcheck")},
+            "User": "bentoml",
+            "WorkingDir": BENTO_PATH,
+            "Entrypoint": [ENTRYPOINT],
+            "ExposedPorts": {port: {} for port in PORTS},
+            "Env": _environment(below.get("Env") or [], envs),
+            "Labels": {**(below.get("Labels") or {}), **annotations},
+        },
+        "rootfs": {
+            "type": "layers",
+            "diff_ids": [*base.config["rootfs"]["diff_ids"], *(str(layer.diff_id) for layer in layers)],
+        },
+        "history": [
+            *(base.config.get("history") or []),
+            *({"created_by": layer.created_by, "comment": "ekiben"} for layer in layers),
+        ],
+    }
+    descriptors = [*base.layers, *(layer.descriptor for layer in layers)]
+    return canonical(config), Image(config, descriptors, annotations)
+
+
+def manifest_of(image: Image, config: Descriptor) -> bytes:
+    """The manifest's bytes."""
+    return canonical(
+        {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": config.to_json(),
+            "layers": [layer.to_json() for layer in image.layers],
+            "annotations": dict(image.annotations),
+        }
+    )
+
+
+def config_descriptor(digest: Digest, size_bytes: int) -> Descriptor:
+    """What names a configuration in a manifest."""
+    return Descriptor(CONFIG, digest, size_bytes)
+
+
+def platform_of(image: Image) -> Platform:
+    """What an image runs on."""
+    config = image.config
+    return Platform(str(config["os"]), str(config["architecture"]), str(config.get("variant") or ""))
+
+
+def annotations_of(names: Names) -> dict[str, str]:
+    """Annotations of the manifest, and labels of the configuration."""
+    found = {
+        "org.opencontainers.image.title": names.bento,
+        "org.opencontainers.image.base.name": names.base,
+        "org.opencontainers.image.base.digest": names.base_digest,
+        "dev.ekiben.bento": names.bento,
+        "dev.ekiben.models": ",".join(names.models),
+        "dev.ekiben.bentoml-version": names.bentoml_version,
+    }
+    return {key: value for key, value in found.items() if value}
+
+
+def envs_of(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """The variables that a bento gives its image: all but those for the build only, and those without a value."""
+    envs = manifest.get("envs")
+    found = {}
+    for each in envs if isinstance(envs, list) else ():
+        if not isinstance(each, Mapping) or not each.get("name") or each.get("stage", "all") == "build":
+            continue
+        if each.get("value") not in (None, ""):
+            found[str(each["name"])] = str(each["value"])
+    return found
+
+
+def commands_of(manifest: Mapping[str, Any]) -> list[str]:
+    """What must run while the image is built. Not what every bento has: BentoML installs a compiler and git whether
+    they are used or not, for packages without wheels, which the environment is not made from."""
+    image, docker = manifest.get("image"), manifest.get("docker")
+    found: list[str] = []
+    if isinstance(image, Mapping):
+        for key in ("commands", "post_commands"):
+            found += [str(each).strip() for each in image.get(key) or ()]
+    if isinstance(docker, Mapping):
+        for key in ("system_packages", "setup_script", "dockerfile_template", "cuda_version"):
+            found += [f"{key}: {docker[key]}"] if docker.get(key) else []
+    return [each for each in found if not _EVERY_BENTO.fullmatch(each)]
+
+
+def _environment(base: Sequence[str], envs: Mapping[str, str]) -> list[str]:
+    found = dict(each.split("=", 1) for each in base if "=" in each)
+    path = found.get("PATH") or "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    found |= {
+        "PATH": f"{posixpath.join(VENV, 'bin')}:{path}",
+        "VIRTUAL_ENV": VENV,
+        "LANG": "C.UTF-8",
+        "LC_ALL": "C.UTF-8",
+        "PYTHONIOENCODING": "UTF-8",
+        "PYTHONUNBUFFERED": "1",
+        "HOME": HOME,
+        "BENTO_PATH": BENTO_PATH,
+        "BENTOML_HOME": f"{HOME}/",
+        "BENTOML_HF_CACHE_DIR": f"{BENTO_PATH}/hf-models",
+        "BENTOML_CONTAINERIZED": "true",
+        **envs,
+    }
+    return [f"{key}={value}" for key, value in found.items()]

@@ -1,0 +1,141 @@
+"""Layers as deterministic tars: names in order, no times, owners by rule, so that equal content has equal digests.
+
+Source: OCI image-spec 1.1, layer.md. Paths have no leading slash; every folder above an entry is an entry before it.
+"""
+
+import os
+import stat
+import tarfile
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from ekiben.errors import Aborted, FailedPrecondition
+
+CHUNK_BYTES = 1 << 20
+USER = 1034
+"""User and group of a bento in its image, as BentoML's own images have it."""
+_GZIP_LEVEL = 1
+"""Level 6 takes four times the CPU for 13 % less."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One name in a layer: a file (`path` or `data`), a symbolic link (`link`), or a folder (none of them)."""
+
+    name: str
+    path: Path | None = None
+    data: bytes | None = None
+    link: str = ""
+    executable: bool = False
+    owner: int = 0
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder."""
+        return self.path is None and self.data is None and not self.link
+
+
+def entries_of(folder: Path, at: str, *, owner: int = 0, without: Iterable[str] = ()) -> Iterator[Entry]:
+    """What `folder` holds, named below `at`. `without` are paths relative to it; a name alone means it everywhere.
+
+    Raises:
+        FailedPrecondition: there is something which is neither file, folder nor link (FILE_NOT_READABLE).
+    """
+    left_out = set(without)
+    yield Entry(at, owner=owner)
+    for top, folders, names in os.walk(folder):
+        here = Path(top)
+        inside = here.relative_to(folder)
+        folders[:] = sorted(name for name in folders if name not in left_out and str(inside / name) not in left_out)
+        for name in sorted([*folders, *names]):
+            relative = inside / name
+            if name in left_out or str(relative) in left_out:
+                continue
+            path = folder / relative
+            mode = path.lstat().st_mode
+            entry = str(PurePosixPath(at) / relative.as_posix())
+            if stat.S_ISLNK(mode):
+                yield Entry(entry, link=str(path.readlink()), owner=owner)
+            elif stat.S_ISREG(mode):
+                yield Entry(entry, path=path, executable=bool(mode & 0o100), owner=owner)
+            elif stat.S_ISDIR(mode):
+                yield Entry(entry, owner=owner)
+            else:
+                raise FailedPrecondition(
+                    f"{path} is neither a file, a folder nor a link.", reason="FILE_NOT_READABLE", path=str(path)
+                )
+
+
+def tar(entries: Iterable[Entry]) -> Iterator[bytes]:
+    """The layer in chunks of about 1 MiB; files are read as they go out, one at a time.
+
+    Raises:
+        Aborted: a file changed while it was read (FILE_CHANGED).
+    """
+    waiting: list[bytes] = []
+    size = 0
+    for entry in _with_parents(entries):
+        for piece in _blocks(entry):
+            waiting.append(piece)
+            size += len(piece)
+            if size >= CHUNK_BYTES:
+                yield b"".join(waiting)
+                waiting, size = [], 0
+    waiting.append(bytes(2 * tarfile.BLOCKSIZE))
+    yield b"".join(waiting)
+
+
+def gzip(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The chunks compressed, without a time or a name in the header."""
+    packer = zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, 31)
+    for chunk in chunks:
+        if packed := packer.compress(chunk):
+            yield packed
+    yield packer.flush()
+
+
+def _with_parents(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """In order of names, each once (the last one given counts), with the folders above that nobody gave."""
+    found = {entry.name.strip("/"): entry for entry in entries}
+    for name in list(found):
+        for parent in PurePosixPath(name).parents:
+            if str(parent) != ".":
+                found.setdefault(str(parent), Entry(str(parent)))
+    for name in sorted(found, key=lambda name: name.split("/")):
+        yield found[name]
+
+
+def _blocks(entry: Entry) -> Iterator[bytes]:
+    info = tarfile.TarInfo(entry.name.strip("/"))
+    info.uid = info.gid = entry.owner
+    info.mtime = 0
+    if entry.link:
+        info.type, info.linkname, info.mode = tarfile.SYMTYPE, entry.link, 0o777
+        yield _header(info)
+    elif entry.is_folder:
+        info.type, info.mode = tarfile.DIRTYPE, 0o755
+        yield _header(info)
+    elif entry.data is not None:
+        info.size, info.mode = len(entry.data), 0o755 if entry.executable else 0o644
+        yield _header(info) + entry.data + bytes(-len(entry.data) % tarfile.BLOCKSIZE)
+    else:
+        assert entry.path is not None
+        with entry.path.open("rb", buffering=0) as file:
+            info.size, info.mode = os.fstat(file.fileno()).st_size, 0o755 if entry.executable else 0o644
+            yield _header(info)
+            left = info.size
+            while left:
+                chunk = file.read(min(left, CHUNK_BYTES))
+                if not chunk:
+                    raise Aborted(f"{entry.path} became shorter while it was read. Build again.", reason="FILE_CHANGED")
+                left -= len(chunk)
+                yield chunk
+            if file.read(1):
+                raise Aborted(f"{entry.path} became longer while it was read. Build again.", reason="FILE_CHANGED")
+        yield bytes(-info.size % tarfile.BLOCKSIZE)
+
+
+def _header(info: tarfile.TarInfo) -> bytes:
+    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")

@@ -1,0 +1,122 @@
+"""`python -m services.builder.offline`: an image of a bento on this machine's disk, without any server.
+
+`ekiben images build` calls it. What it makes is the builder's: the same locks, environments and layers, in a cache
+folder of the user.
+"""
+
+import argparse
+import asyncio
+import platform as machine
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from ekiben import archives, localstore
+from ekiben.errors import EkibenError, FailedPrecondition
+from services.builder import bento as bentos
+from services.builder import images
+from services.builder.assembler import Assembler, Model, Parts
+from services.builder.environments import Environments
+from services.builder.interpreters import Interpreters
+from services.builder.locks import Locks, Work
+from services.builder.recipe import make_recipe
+from services.builder.settings import Settings
+from services.builder.uv import Programs
+from services.content import open_images
+from services.content.images import Descriptor, Platform
+from services.kernel.clock import SYSTEM
+
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+
+def here() -> Platform:
+    """The platform of this machine."""
+    name = machine.machine()
+    return Platform("linux", _ARCHITECTURES.get(name, name))
+
+
+async def build(bento: str, *, base: str, output: str, cache: Path, reference: str = "") -> Descriptor:
+    """Build the image of a bento, by its tag in the local store or its folder; what names it in the output.
+
+    Raises:
+        EkibenError: it cannot be built; reasons are those of builds and of `Assembler.assemble`.
+    """
+    folder = Path(bento) if Path(bento, "bento.yaml").is_file() else localstore.folder("bentos", bento)
+    files = await asyncio.to_thread(bentos.read, folder)
+    if files.scripts or images.commands_of(files.manifest):
+        raise FailedPrecondition(
+            "The bento runs commands while its image is built (apt packages, scripts or a Dockerfile template). "
+            "Images of such bentos are not built here yet: use `bentoml containerize`.",
+            reason="IMAGE_NEEDS_COMMANDS",
+        )
+    tag = f"{files.manifest.get('name')}:{files.manifest.get('version')}"
+    recipe = make_recipe(files)
+    for note in recipe.notes:
+        _say(note)
+    settings = Settings(database_url="sqlite://", data_dir=cache)
+    with (
+        tempfile.TemporaryDirectory(prefix="ekb") as run_dir,
+        tempfile.TemporaryDirectory(dir=_made(cache / "tmp")) as tmp,
+    ):
+        programs = Programs(cache, Path(run_dir))
+        locks = Locks(cache, programs)
+        work = Work(Path(tmp), _say)
+        interpreter = await Interpreters(programs, settings, SYSTEM).find(recipe.python, _say)
+        _say(f"Python {interpreter.version}, BentoML {recipe.bentoml_version}.")
+        lock = await locks.make(recipe, interpreter, folder, work)
+        environments = Environments(cache, programs, locks)
+        environment, _ = await environments.make(lock, recipe, interpreter, work)
+    parts = Parts(
+        tag,
+        folder,
+        environments.path(environment.digest),
+        environment.digest,
+        interpreter.version,
+        environment.bentoml_version,
+        [_model(each) for each in localstore.read_bento(folder).models],
+    )
+    into, named = open_images(output)
+    base_store, base_name = open_images(base)
+    return await Assembler(cache, _say).assemble(
+        parts, base_store, base_name, into, reference or named or tag.partition(":")[2], here()
+    )
+
+
+def _model(tag: str) -> Model:
+    folder = localstore.folder("models", tag)
+    repository, version = folder.parent.name, folder.name
+    return Model(f"{repository}:{version}", folder, archives.of_folder(folder).fingerprint())
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; prints the image's digest."""
+    parser = argparse.ArgumentParser(prog="python -m services.builder.offline")
+    parser.add_argument("bento")
+    parser.add_argument("--base", required=True)
+    parser.add_argument("--output", required=True)
+    parser.add_argument("--tag", default="")
+    parser.add_argument("--cache", type=Path, default=Path("~/.cache/ekiben/images").expanduser())
+    given = parser.parse_args(arguments)
+    try:
+        found = asyncio.run(
+            build(given.bento, base=given.base, output=given.output, cache=given.cache.absolute(), reference=given.tag)
+        )
+    except EkibenError as exc:
+        print(f"Error: {exc.message}", file=sys.stderr)
+        return 1
+    print(found.digest)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

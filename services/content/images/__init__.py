@@ -1,0 +1,133 @@
+"""The port for OCI images: blobs and manifests by digest, and references that name manifests.
+
+A store that has taken everything an image is made of can be told its manifest; a reference is moved last, so that
+whoever reads by reference finds a whole image or the one before.
+
+Source: OCI image-spec 1.1: descriptor.md, manifest.md, image-index.md, config.md.
+"""
+
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ekiben.errors import InvalidArgument
+from services.content.digest import Digest
+
+INDEX = "application/vnd.oci.image.index.v1+json"
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+CONFIG = "application/vnd.oci.image.config.v1+json"
+LAYER = "application/vnd.oci.image.layer.v1.tar"
+LAYER_GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
+LAYER_ZSTD = "application/vnd.oci.image.layer.v1.tar+zstd"
+REF_NAME = "org.opencontainers.image.ref.name"
+
+
+@dataclass(frozen=True)
+class Platform:
+    """`linux/amd64`, `linux/arm64/v8`."""
+
+    os: str
+    architecture: str
+    variant: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> "Platform":
+        """Read `os/architecture[/variant]`. Raises InvalidArgument (PLATFORM_INVALID)."""
+        parts = text.split("/")
+        if not 2 <= len(parts) <= 3 or not all(parts):
+            raise InvalidArgument(
+                f"Platform {text!r} is not of the form linux/amd64 or linux/arm64/v8.",
+                reason="PLATFORM_INVALID",
+                platform=text,
+            )
+        return cls(*parts)
+
+    def __str__(self) -> str:
+        return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
+
+
+@dataclass(frozen=True)
+class Descriptor:
+    """What names content in a manifest."""
+
+    media_type: str
+    digest: Digest
+    size_bytes: int
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    platform: Platform | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in a manifest; members in a fixed order, empty ones left out."""
+        found: dict[str, Any] = {
+            "mediaType": self.media_type,
+            "digest": str(self.digest),
+            "size": self.size_bytes,
+        }
+        if self.annotations:
+            found["annotations"] = dict(sorted(self.annotations.items()))
+        if self.platform is not None:
+            named = {"os": self.platform.os, "architecture": self.platform.architecture}
+            found["platform"] = {**named, **({"variant": self.platform.variant} if self.platform.variant else {})}
+        return found
+
+    @classmethod
+    def from_json(cls, value: Any) -> "Descriptor":
+        """Read one. Raises InvalidArgument (MANIFEST_INVALID)."""
+        try:
+            platform = value.get("platform")
+            return cls(
+                str(value.get("mediaType") or ""),
+                Digest.parse(value["digest"]),
+                int(value["size"]),
+                dict(value.get("annotations") or {}),
+                Platform(platform["os"], platform["architecture"], platform.get("variant") or "") if platform else None,
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as exc:
+            raise InvalidArgument(f"A descriptor is not readable: {exc}.", reason="MANIFEST_INVALID") from exc
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image for one platform: its configuration and its layers, lowest first."""
+
+    config: Mapping[str, Any]
+    layers: Sequence[Descriptor]
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+
+def canonical(value: Any) -> bytes:
+    """JSON whose bytes depend on the value only."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+class ImageStore(Protocol):
+    """Where images are kept. Every reader checks what it reads against its digest."""
+
+    async def size(self, digest: Digest) -> int | None:
+        """The size of a blob in bytes, or None where it is not there."""
+        ...
+
+    async def write(self, chunks: AsyncIterator[bytes]) -> tuple[Digest, int]:
+        """Keep a blob, whole or not at all; its digest and size. One that is there already is kept.
+
+        Raises:
+            ResourceExhausted: no space left (STORAGE_FULL).
+        """
+        ...
+
+    def read(self, descriptor: Descriptor) -> AsyncIterator[bytes]:
+        """A blob or a manifest. Raises NotFound (BLOB_NOT_FOUND), or DataLoss at its end (BLOB_DAMAGED)."""
+        ...
+
+    async def resolve(self, reference: str, platform: Platform) -> tuple[Descriptor, Image]:
+        """The image that a reference names, for a platform.
+
+        Raises:
+            NotFound: no such reference, or none for the platform (IMAGE_NOT_FOUND); the message says which there are.
+        """
+        ...
+
+    async def tag(self, reference: str, manifest: bytes, media_type: str, platform: Platform) -> Descriptor:
+        """Keep a manifest all of whose content is here, and have the reference name it."""
+        ...

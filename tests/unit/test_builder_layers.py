@@ -1,0 +1,66 @@
+"""Layers depend on what is in them, and on nothing else."""
+
+import io
+import os
+import random
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from ekiben.errors import FailedPrecondition
+from services.builder.images import commands_of
+from services.builder.layers import Entry, entries_of, gzip, tar
+
+
+def make(folder: Path, names: list[str]) -> Path:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+        os.utime(path, (random.randrange(2**31),) * 2)
+    (folder / "link").symlink_to("a/b.txt")
+    (folder / "run.sh").write_text("#!")
+    (folder / "run.sh").chmod(0o700 if random.random() < 0.5 else 0o755)
+    return folder
+
+
+def test_equal_folders_give_equal_layers_whatever_their_times_order_and_modes(tmp_path: Path) -> None:
+    names = ["z.txt", "a/b.txt", "a-b.txt", "a/c/d.txt", "é.txt", "x" * 120 + ".txt"]
+    one, other = make(tmp_path / "1", names), make(tmp_path / "2", names[::-1])
+    first = b"".join(tar(entries_of(one, "app")))
+    assert first == b"".join(tar(entries_of(other, "app")))
+    assert b"".join(gzip(tar(entries_of(one, "app")))) == b"".join(gzip(tar(entries_of(other, "app"))))
+    with tarfile.open(fileobj=io.BytesIO(first)) as archive:
+        members = {member.name: member for member in archive}
+    assert set(members) == {"app", "app/a", "app/a/c", "app/link", "app/run.sh", *(f"app/{name}" for name in names)}
+    assert {member.mtime for member in members.values()} == {0}
+    assert (members["app/run.sh"].mode, members["app/z.txt"].mode, members["app/a"].mode) == (0o755, 0o644, 0o755)
+    assert (members["app/link"].issym(), members["app/link"].linkname) == (True, "a/b.txt")
+
+
+def test_folders_above_come_before_what_is_in_them_and_each_name_once() -> None:
+    entries = [Entry("a/b/c", data=b"1"), Entry("a/b", owner=1034), Entry("a/b/c", data=b"2")]
+    with tarfile.open(fileobj=io.BytesIO(b"".join(tar(entries)))) as archive:
+        assert archive.getnames() == ["a", "a/b", "a/b/c"]
+        assert archive.getmember("a/b").uid == 1034
+        file = archive.extractfile("a/b/c")
+        assert file is not None and file.read() == b"2"
+
+
+def test_what_is_neither_file_nor_folder_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FailedPrecondition, match="neither"):
+        list(entries_of(tmp_path, "app"))
+
+
+def test_only_what_a_bento_asks_for_itself_is_a_command() -> None:
+    every = (
+        "apt-get update && apt-get install -q -y --no-install-recommends --allow-remove-essential "
+        "ca-certificates gnupg2 bash build-essential git"
+    )
+    assert commands_of({"image": {"commands": [every, every], "post_commands": []}}) == []
+    assert commands_of({"image": {"commands": [every, f"{every} && curl evil"]}}) == [f"{every} && curl evil"]
+    assert commands_of({"image": {"commands": [], "post_commands": ["echo 1"]}}) == ["echo 1"]
+    assert commands_of({"docker": {"distro": "debian", "system_packages": ["git"]}}) == ["system_packages: ['git']"]
+    assert commands_of({"image": None, "docker": "junk"}) == []
