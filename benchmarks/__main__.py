@@ -3,7 +3,7 @@
 import argparse
 import importlib
 
-NAMES = ("dataplane", "transfer", "deploy", "startup", "getmodel")
+NAMES = ("dataplane", "transfer", "deploy", "startup", "getmodel", "registry.transfer")
 
 
 def main() -> None:
