@@ -11,7 +11,7 @@ import grpc.aio
 
 from ekiben import pending, signed
 from ekiben.archives import Archive
-from ekiben.errors import EkibenError, NotFound, Unavailable
+from ekiben.errors import EkibenError, FailedPrecondition, NotFound, Unavailable
 from ekiben.patience import first_of, patiently
 from ekiben.pending import Pending
 from ekiben.registry.v1 import registry_pb2 as pb
@@ -26,6 +26,9 @@ PART_BYTES = 64 << 20
 """Size of a part: lost at most when a connection breaks, and large enough that signing it does not show."""
 MOST_PARTS = 10_000
 PARALLEL_PARTS = 4
+_COMPLETE_S = 600.0
+_READ_BACK_BYTES_PER_S = 50e6
+"""The registry reads what lies in an object store once more before anybody sees it; this is a slow one."""
 HASH_FIRST_BYTES = 64 << 20
 """Up to this size an archive is hashed before it is sent, which takes no time to speak of: it may be there already."""
 
@@ -105,13 +108,11 @@ class Uploading:
             pending.save(self.server, kept)
             remembering = asyncio.ensure_future(self._remember(kept, hashing))
         try:
-            parts: list[pb.Upload.Part] = []
             if part_bytes:
-                parts = await self._put_parts(upload, part_bytes)
+                completed = await self._in_parts(upload, part_bytes)
             else:
                 await self._put(upload.name, 0, 0, self.archive.size_bytes)
-            request = pb.CompleteUploadRequest(name=upload.name, parts=parts)
-            completed = await patiently(lambda: self.stub.CompleteUpload(request, timeout=600))
+                completed = await self._complete(upload.name, [])
             digest = await hashing
         except BaseException as error:
             away = isinstance(error, Unavailable) or (part_bytes and not isinstance(error, Exception))
@@ -124,6 +125,26 @@ class Uploading:
                 remembering.cancel()
         pending.forget(self.server, self.resource)
         return completed, digest
+
+    async def _in_parts(self, upload: pb.Upload, part_bytes: int) -> pb.Upload:
+        """Send what is missing, and complete; again where the registry has lost parts meanwhile, as a machine that
+        was restarted does."""
+        tries = 3
+        while True:
+            parts = await self._put_parts(upload, part_bytes)
+            try:
+                return await self._complete(upload.name, parts)
+            except FailedPrecondition as error:
+                tries -= 1
+                if error.reason != "UPLOAD_INCOMPLETE" or not tries:
+                    raise
+            upload = await self.stub.GetUpload(pb.GetUploadRequest(name=upload.name))
+            self.progress(-self.archive.size_bytes)
+
+    async def _complete(self, name: str, parts: list[pb.Upload.Part]) -> pb.Upload:
+        request = pb.CompleteUploadRequest(name=name, parts=parts)
+        timeout_s = max(_COMPLETE_S, self.archive.size_bytes / _READ_BACK_BYTES_PER_S)
+        return await patiently(lambda: self.stub.CompleteUpload(request, timeout=timeout_s))
 
     async def _remember(self, kept: Pending, hashing: "asyncio.Future[str]") -> None:
         """The digest too, once it is known: the next one to resume need not wait for it to ask who else has it."""

@@ -34,19 +34,21 @@ class ListedFile:
 class Listing:
     """Iterates over the files of an archive; `digest` is that of the whole, once the iteration has ended. Blocks.
 
+    Without `whole` there is no such digest, for whom the archive gives its bytes through a hash of his own.
+
     Raises:
         InvalidArgument: it is no archive (ARCHIVE_INVALID).
     """
 
-    def __init__(self, archive: BinaryIO) -> None:
-        self._archive = archive
+    def __init__(self, archive: BinaryIO, *, whole: bool = True) -> None:
+        self._archive, self._whole = archive, whole
         self.digest: Digest | None = None
 
     def __iter__(self) -> Iterator[ListedFile]:
         packed = self._archive.seek(0, io.SEEK_END)
         self._archive.seek(0)
         with Hasher() as hasher:
-            source = _Passed(self._archive, hasher)
+            source = _Passed(self._archive, hasher if self._whole else None)
             zipped = source.peek() == _GZIP
             reader = TarReader(GzipSource(source, packed) if zipped else source)  # type: ignore[arg-type]
             for member in reader:
@@ -56,15 +58,16 @@ class Listing:
                 while data := reader.read(_READ_BYTES):
                     sha256.update(data)
                 yield ListedFile(member.path, member.size_bytes, offset, member.mode, Digest(sha256.hexdigest()))
-            while source.skip(_READ_BYTES):
-                pass
-            self.digest = Digest.parse(hasher.digest())
+            if self._whole:
+                while source.skip(_READ_BYTES):
+                    pass
+                self.digest = Digest.parse(hasher.digest())
 
 
 class _Passed:
     """A file read forwards, all of which goes through the hash: a source, and for gzip a file."""
 
-    def __init__(self, file: BinaryIO, hasher: Hasher) -> None:
+    def __init__(self, file: BinaryIO, hasher: Hasher | None) -> None:
         self._file, self._hasher = file, hasher
         self._first = b""
         self.at = 0
@@ -72,15 +75,19 @@ class _Passed:
     def peek(self) -> bytes:
         """The first two bytes, which are still to come."""
         self._first = self._file.read(2)
-        self._hasher.update(self._first)
+        self._pass(self._first)
         return self._first
+
+    def _pass(self, data: bytes) -> None:
+        if self._hasher is not None:
+            self._hasher.update(data)
 
     def read(self, size: int = _READ_BYTES) -> bytes:
         """At most `size` bytes; fewer only at the end."""
         data, self._first = self._first[:size], self._first[size:]
         if len(data) < size:
             more = self._file.read(size - len(data))
-            self._hasher.update(more)
+            self._pass(more)
             data = data + more if data else more
         self.at += len(data)
         return data

@@ -18,6 +18,7 @@ from services.content.listing import Listing
 from services.kernel.clock import Clock
 from services.kernel.db import Database
 from services.registry.domain import File
+from services.registry.listings import BATCH, file_of
 from services.registry.store import files as rows
 
 log = logging.getLogger(__name__)
@@ -25,7 +26,6 @@ log = logging.getLogger(__name__)
 _LEASE = timedelta(minutes=1)
 _RENEWED_S = 20.0
 """Who is late with that is not alone: two list the same content then, to the same end."""
-_BATCH = 500
 _INTERVAL_S = 10.0
 
 
@@ -92,10 +92,10 @@ class Lister:
             nonlocal found
             listing, count, batch = Listing(archive), 0, list[File]()
             for file in listing:
-                batch.append(File(_shown(file.path), file.size_bytes, file.offset, file.mode, str(file.digest)))
-                if len(batch) == _BATCH:
+                batch.append(file_of(file))
+                if len(batch) == BATCH:
                     keep(count, batch)
-                    count, batch = count + _BATCH, []
+                    count, batch = count + BATCH, []
             if batch:
                 keep(count, batch)
             found = str(listing.digest)
@@ -117,8 +117,3 @@ class Lister:
     async def _keep(self, digest: str, first: int, files: list[File]) -> None:
         async with self._database.transaction() as connection:
             await rows.add(connection, digest, first, files)
-
-
-def _shown(path: str) -> str:
-    """The path as text: databases and protobuf take no bytes that are not UTF-8."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

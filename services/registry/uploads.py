@@ -35,8 +35,10 @@ from services.content.digest import Digest
 from services.kernel.clock import Clock
 from services.kernel.db import Database
 from services.kernel.identity import Principal
+from services.registry import listings
 from services.registry.catalog import no_version, not_itself, organization_of
-from services.registry.domain import ContentState, Kind, Upload, UploadState, Version
+from services.registry.domain import ContentState, File, Kind, Upload, UploadState, Version
+from services.registry.listings import CheckedListing
 from services.registry.signing import Signer
 from services.registry.store import blobs as held
 from services.registry.store import catalog as catalog_rows
@@ -249,7 +251,8 @@ class Uploads:
                 await self._name(row, None, 0)
                 return await self._row(caller, upload)
             try:
-                async with self._blobs.assemble(upload, parts, check=_check_of(kind)) as assembly:
+                check = CheckedListing(kind, lists=self._blobs.reads_whole)
+                async with self._blobs.assemble(upload, parts, check=check) as assembly:
                     self._check_size(row, assembly.size_bytes)
                     if row.digest and row.digest != str(assembly.digest):
                         raise InvalidArgument(
@@ -258,7 +261,7 @@ class Uploads:
                             expected=row.digest,
                             received=assembly.digest,
                         )
-                    await _to_the_end(self._commit(row, assembly))
+                    await _to_the_end(self._commit(row, assembly, check.files))
             except (InvalidArgument, Aborted) as exc:
                 await self._end(upload, UploadState.FAILED, exc.message)
                 raise
@@ -302,9 +305,11 @@ class Uploads:
             raise no_upload(upload)
         return found[1]
 
-    async def _commit(self, row: Upload, assembly: Assembly) -> None:
+    async def _commit(self, row: Upload, assembly: Assembly, files: Sequence[File] | None) -> None:
         digest = str(assembly.digest)
         await self._claim(digest)
+        if files is not None:
+            await listings.keep(self._database, digest, files)
         await assembly.commit()
         await self._name(row, digest, assembly.size_bytes)
 

@@ -14,6 +14,7 @@ from ekiben.errors import DataLoss, EkibenError, FailedPrecondition, InvalidArgu
 from services.content import open_blobs
 from services.content.blobs import WHOLE, BlobStore, Part
 from services.content.blobs.checked import read_verified
+from services.content.blobs.filesystem import open_filesystem
 from services.content.blobs.source import Chunks
 from services.content.digest import Digest
 
@@ -268,6 +269,48 @@ async def test_a_check_sees_all_that_is_joined(store: BlobStore) -> None:
 
 
 # Files only
+
+
+@pytest.mark.parametrize("whole", [True, False])
+async def test_the_same_parts_can_be_assembled_again_after_the_commit(store: BlobStore, whole: bool) -> None:
+    """As when the registry was killed, or its database away, before the blob was named."""
+    sent = {0: DATA} if whole else pieces(9 << 20)
+    for number, piece in sent.items():
+        await write(store, number, piece)
+    parts = [] if whole else listed(await store.parts("u1"))
+    for _ in range(2):
+        async with store.assemble("u1", parts) as assembly:
+            assert (assembly.digest.hex, assembly.size_bytes) == (hashlib.sha256(DATA).hexdigest(), len(DATA))
+            await assembly.commit()
+        assert await stored(store, assembly.digest) == DATA
+    await store.discard("u1")
+    assert await stored(store, assembly.digest) == DATA
+
+
+@pytest.mark.parametrize("gone", [False, True])
+async def test_files_know_after_a_restart_what_became_of_their_parts(tmp_path: Path, gone: bool) -> None:
+    async with open_filesystem(tmp_path / "b") as store:
+        for number, piece in pieces(9 << 20).items():
+            await write(store, number, piece)
+        parts = listed(await store.parts("u1"))
+        async with store.assemble("u1", parts) as assembly:
+            await assembly.commit()
+    async with open_filesystem(tmp_path / "b") as store:
+        if not gone:
+            async with store.assemble("u1", parts) as again:
+                assert again.digest == assembly.digest and await again.commit()
+            return
+        # The collector was there in between: nothing is left to join, and what is sent again is joined.
+        await store.delete(assembly.digest)
+        with pytest.raises(EkibenError) as caught:
+            async with store.assemble("u1", parts):
+                pass
+        assert caught.value.reason == "UPLOAD_INCOMPLETE"
+        assert await store.parts("u1") == []
+        for number, piece in pieces(9 << 20).items():
+            await write(store, number, piece)
+        async with store.assemble("u1", listed(await store.parts("u1"))) as again:
+            assert again.digest == assembly.digest
 
 
 async def test_parts_outlive_the_process_but_not_the_boot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -282,7 +282,7 @@ async def test_pushes_deletes_and_collectors_at_once(
                     await chance.choice(choices)()
                 except EkibenError as exc:
                     allowed = {"CLAIM_LOST", "MODEL_NOT_FOUND", "MODEL_EXISTS", "UPLOAD_NOT_FOUND", "BLOB_NOT_FOUND"}
-                    assert exc.reason in allowed | {"UPLOAD_ENDED", "UPLOAD_INCOMPLETE"}, exc
+                    assert exc.reason in allowed | {"UPLOAD_ENDED", "UPLOAD_INCOMPLETE", "CONTENT_EXISTS"}, exc
                 await asyncio.sleep(0)
 
         await asyncio.gather(*(work([push, push, renew]) for _ in range(3)), work([collect]), work([collect]))

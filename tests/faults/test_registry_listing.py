@@ -61,7 +61,7 @@ async def test_a_lister_that_is_killed_at_any_step(
     step: str,
     before: bool,
 ) -> None:
-    monkeypatch.setattr(lister_module, "_BATCH", 7)
+    monkeypatch.setattr(lister_module, "BATCH", 7)
     async with pushed(database_url, tmp_path, manual_clock) as (parts, lister, files):
         await push(parts)
         failpoint(monkeypatch, rows, step, before=before)
@@ -81,7 +81,7 @@ async def test_two_listers_of_one_content_agree(
     database_url: str, tmp_path: Path, manual_clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after a pause that was longer than the lease."""
-    monkeypatch.setattr(lister_module, "_BATCH", 7)
+    monkeypatch.setattr(lister_module, "BATCH", 7)
     real = rows.add
     second: list[asyncio.Task[bool]] = []
 

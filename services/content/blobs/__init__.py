@@ -163,3 +163,6 @@ class BlobWriter(Protocol):
 
 class BlobStore(BlobReader, BlobWriter, Protocol):
     """Both sides."""
+
+    reads_whole: bool
+    """Whether `assemble` reads all of the bytes once more, so that a check may too at no cost."""

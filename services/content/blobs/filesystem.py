@@ -21,7 +21,7 @@ from typing import ParamSpec, TypeVar
 from ekiben.errors import FailedPrecondition, InvalidArgument, NotFound
 from services.content.blobs import MAX_PART_NUMBER, WHOLE, Blob, Check, Part
 from services.content.blobs.ingest import Ingest, Record
-from services.content.blobs.parts import wrong_digest, wrong_size
+from services.content.blobs.parts import incomplete, wrong_digest, wrong_size
 from services.content.blobs.sink import Sink
 from services.content.blobs.source import Source
 from services.content.digest import Digest
@@ -77,6 +77,9 @@ async def read_filesystem(root: Path) -> AsyncIterator["FilesystemBlobStore"]:
 
 class FilesystemBlobStore:
     """The BlobStore of one machine. See the port for its promises."""
+
+    reads_whole = False
+    """Bytes are hashed as they come in."""
 
     def __init__(self, root: Path, pool: ThreadPoolExecutor) -> None:
         self._content = root / "content" / "sha256"
@@ -219,7 +222,16 @@ class FilesystemBlobStore:
         """Join parts. See BlobWriter.assemble."""
         ingest = self._ingest(upload)
         async with ingest.seal():
+            if ingest.joined is not None and not self.path(Digest(ingest.joined.digest)).exists():
+                ingest.drop_lost()
             records = ingest.listed(parts)
+            if ingest.joined is not None and ingest.joined.is_of(records):
+                joined = ingest.joined
+                yield FileAssembly(self, ingest, records, None, Digest(joined.digest), joined.size_bytes)
+                return
+            if ingest.joined is not None:
+                ingest.drop_lost()
+                records = ingest.listed(parts)
             size_bytes = sum(record.size_bytes for record in records)
             try:
                 path = await self._run(ingest.join, records)
@@ -229,7 +241,7 @@ class FilesystemBlobStore:
                 await self._run(_sync, path)
             except OSError as exc:
                 raise storage_error(exc) from exc
-            yield FileAssembly(self, ingest, path, digest, size_bytes)
+            yield FileAssembly(self, ingest, records, path, digest, size_bytes)
 
     async def discard(self, upload: str) -> None:
         """End writers of the upload and free its parts."""
@@ -271,27 +283,31 @@ class FilesystemBlobStore:
 
 @dataclass(frozen=True)
 class FileAssembly:
-    """A joined file beside its parts."""
+    """A joined file beside its parts; without a `path` it is the blob already."""
 
     store: FilesystemBlobStore
     ingest: Ingest
-    path: Path
+    records: Sequence[Record]
+    path: Path | None
     digest: Digest
     size_bytes: int
 
     async def commit(self) -> Blob:
-        """Rename the synced file to its digest, sync the folder. The upload's parts are used up by it."""
+        """Rename the synced file to its digest, sync the folder. Of the upload's parts only what they were is left."""
         target = self.store.path(self.digest)
 
         def rename() -> os.stat_result:
             make_folder(target.parent)
-            self.path.rename(target)
+            if self.path is not None:
+                self.ingest.become(self.digest.hex, self.size_bytes, self.records)
+                self.path.rename(target)
             sync_folder(target.parent)
             return target.stat()
 
-        self.ingest.records.clear()
         try:
             status = await self.store._run(rename)
+        except FileNotFoundError:
+            raise incomplete("The parts were used up by a blob that is gone", self.ingest.folder.name) from None
         except OSError as exc:
             raise storage_error(exc) from exc
         return Blob(self.digest, self.size_bytes, datetime.fromtimestamp(status.st_mtime, UTC))

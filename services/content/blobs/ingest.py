@@ -9,6 +9,9 @@ record, `part-<number>.json`, renamed into place when its bytes are written: tha
 As parts come in, those from the first on are hashed in order, so that little is left to hash at the end: BentoML's
 client gives the request that joins 60 seconds, whatever the size.
 
+When the joined file has become a blob, `joined.json` says which parts it was made of: joining the same ones again, by a
+client that did not hear of it or a registry that was killed before it named the blob, finds the blob instead of them.
+
 Nothing here is synced. A record counts only within the boot of the machine in which it was written, so a loss
 of power loses parts, and never takes unwritten bytes for written ones.
 """
@@ -31,6 +34,7 @@ from services.content.files import write_whole
 
 _MAX_SPARSE_BYTES = 8 << 40  # ext4 ends at 16 TiB
 _COPY_BYTES = 4 << 20
+_JOINED = "joined.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,19 @@ class Record:
     offset: int
     digest: str
     boot: str
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """What became of the upload: the blob of this digest (hex), made of these `[number, etag]` in order."""
+
+    digest: str
+    size_bytes: int
+    parts: list[list[int | str]]
+
+    def is_of(self, records: "Sequence[Record]") -> bool:
+        """Whether it was made of exactly these parts."""
+        return self.parts == [[record.number, record.etag] for record in records]
 
 
 @dataclass
@@ -61,6 +78,7 @@ class Ingest:
         self.folder = folder
         self._boot = boot
         self.records: dict[int, Record] = {}
+        self.joined: Joined | None = None
         self._slot_bytes = 0
         self._writing: dict[int, int] = {}
         self._scopes: set[asyncio.Timeout] = set()
@@ -77,6 +95,8 @@ class Ingest:
                 record = Record(**json.loads(path.read_bytes()))
                 if record.boot == self._boot:
                     self.records[record.number] = record
+        with contextlib.suppress(ValueError, TypeError, OSError):
+            self.joined = Joined(**json.loads((self.folder / _JOINED).read_bytes()))
         for path in self.folder.glob("slot-*"):
             self._slot_bytes = max(self._slot_bytes, int(path.name.removeprefix("slot-")))
 
@@ -162,6 +182,20 @@ class Ingest:
     def listed(self, wanted: Sequence[tuple[int, str]]) -> list[Record]:
         """The records of the parts that the caller lists. Raises FailedPrecondition (UPLOAD_INCOMPLETE)."""
         return listed(self.records, wanted, self.folder.name)
+
+    def become(self, digest: str, size_bytes: int, records: Sequence[Record]) -> None:
+        """Write down that the joined file is about to become a blob."""
+        self.joined = Joined(digest, size_bytes, [[record.number, record.etag] for record in records])
+        write_whole(self.folder / _JOINED, json.dumps(asdict(self.joined)).encode(), durable=False)
+
+    def drop_lost(self) -> None:
+        """Forget that there was a blob, and the parts whose bytes went into it."""
+        self.joined = None
+        (self.folder / _JOINED).unlink(missing_ok=True)
+        for number, record in list(self.records.items()):
+            if not (self.folder / record.file).exists():
+                del self.records[number]
+                (self.folder / f"part-{number:05d}.json").unlink(missing_ok=True)
 
     async def hash_ahead(self) -> None:
         """Hash the parts that are there from the first on, unless another call does."""

@@ -90,6 +90,9 @@ class _Name:
 class S3BlobStore:
     """The BlobStore in a bucket, which any number of registries share. See the port for its promises."""
 
+    reads_whole = True
+    """Nobody else has seen the bytes yet."""
+
     def __init__(self, bucket: Bucket, location: Location) -> None:
         self._bucket = bucket
         self._records = Records(bucket)
