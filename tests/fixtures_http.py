@@ -163,7 +163,7 @@ class Front:
 
 
 @contextlib.asynccontextmanager
-async def running_front(data: Path, *, upload_strategy: str = "auto") -> AsyncIterator[Front]:
+async def running_front(data: Path, *, upload_strategy: str = "auto", blobs_url: str = "") -> AsyncIterator[Front]:
     """Registry, stand-ins and front, on sockets of their own; all of it ends with the context."""
     run = Path(tempfile.mkdtemp(prefix="ekh-", dir="/tmp"))
     data.mkdir(parents=True, exist_ok=True)
@@ -171,7 +171,7 @@ async def running_front(data: Path, *, upload_strategy: str = "auto") -> AsyncIt
     address, blobs = f"unix:{run}/grpc", f"unix:{run}/blobs"
     registry = RegistrySettings(
         database_url=f"sqlite:///{data}/registry.db",
-        blobs_url=f"file://{data}/blobs",
+        blobs_url=blobs_url or f"file://{data}/blobs",
         blobs_listen=blobs,
         secrets_key_file=data / "secrets-key",
         admin_token_file=data / "admin-token",

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from datetime import timedelta
 
 from ekiben.errors import FailedPrecondition
@@ -104,7 +104,7 @@ async def open_registry(settings: Settings, *, clock: Clock = SYSTEM) -> AsyncIt
         )
         secrets = Secrets(database, keys, clock)
         logins = Logins(database, clock)
-        async with listen(Bytes(uploads, blobs, signer, clock).app(), settings.blobs_listen):
+        async with aclosing(uploads), listen(Bytes(uploads, blobs, signer, clock).app(), settings.blobs_listen):
             yield Component(
                 "registry",
                 servicers=(

@@ -13,6 +13,7 @@ After a crash before 4 the version is as it was, and the collector finds the fil
 
 import asyncio
 import contextlib
+import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -43,6 +44,8 @@ from services.registry.signing import Signer
 from services.registry.store import blobs as held
 from services.registry.store import catalog as catalog_rows
 from services.registry.store import uploads as rows
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -97,6 +100,14 @@ class Uploads:
         self._expire = expire
         self._garbage_grace = garbage_grace
         self._turns: dict[str, tuple[asyncio.Lock, int]] = {}
+        self._completing: dict[str, asyncio.Task[Upload]] = {}
+
+    async def aclose(self) -> None:
+        """End what is being completed; completing it again goes on from there."""
+        tasks = list(self._completing.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def create(self, caller: Principal, resource: str, digest: str, size_bytes: int | None) -> Upload:
         """Open an upload; COMPLETED at once where content of this digest is stored.
@@ -231,6 +242,9 @@ class Uploads:
     async def complete(self, caller: Principal, upload: str, parts: Sequence[tuple[int, str]]) -> Upload:
         """Make the content visible. Completing again changes nothing.
 
+        It goes on when the caller leaves: to read back what lies on S3 takes longer than BentoML's clients wait. Who
+        asks meanwhile waits for the same.
+
         Raises:
             NotFound: UPLOAD_NOT_FOUND.
             FailedPrecondition: a part is missing (UPLOAD_INCOMPLETE), and nothing changed; or it ended
@@ -240,6 +254,19 @@ class Uploads:
                 (CONTENT_EXISTS); the upload is FAILED by that.
             ResourceExhausted: STORAGE_FULL, and nothing changed.
         """
+        await self._row(caller, upload)  # the caller's own
+        task = self._completing.get(upload)
+        if task is None:
+            task = self._completing[upload] = asyncio.ensure_future(self._complete(caller, upload, parts))
+            task.add_done_callback(partial(self._completed, upload))
+        return await asyncio.shield(task)
+
+    def _completed(self, upload: str, task: "asyncio.Task[Upload]") -> None:
+        del self._completing[upload]
+        if not task.cancelled() and (exc := task.exception()) is not None:
+            log.info("an upload was not completed", extra={"upload": upload, "cause": str(exc)})
+
+    async def _complete(self, caller: Principal, upload: str, parts: Sequence[tuple[int, str]]) -> Upload:
         async with self._turn(upload):
             row = await self._row(caller, upload)
             if row.state is UploadState.COMPLETED:

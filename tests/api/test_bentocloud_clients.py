@@ -103,10 +103,15 @@ def strategy(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture
-async def moving(strategy: str, tmp_path: Path) -> AsyncIterator[Front]:
-    """A front which moves archives in the way under test."""
-    async with running_front(tmp_path / "data", upload_strategy=strategy) as running:
+@pytest.fixture(params=["files", "s3"])
+async def moving(strategy: str, version: str, tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Front]:
+    """A front which moves archives in the way under test; straight to and from a bucket in some."""
+    blobs_url = ""
+    if request.param == "s3":
+        if (strategy, version) not in (("presigned", "1.4"), ("presigned", "1.0"), ("proxy", "1.4")):
+            pytest.skip("the same requests to the bucket as in another of these")
+        blobs_url = request.getfixturevalue("s3").new_url()
+    async with running_front(tmp_path / "data", upload_strategy=strategy, blobs_url=blobs_url) as running:
         yield running
 
 

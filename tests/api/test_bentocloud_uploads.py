@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import tarfile
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ from typing import Any
 import aiohttp
 import pytest
 
+from services.gateway.bentocloud import uploads as gateway_uploads
+from services.registry import uploads as registry_uploads
 from tests.fixtures_http import Front, front, running_front
+from tests.fixtures_registry import until
 
 __all__ = ["front"]
 
@@ -165,6 +169,34 @@ async def test_parts_are_joined_and_a_missing_one_is_refused(wire: Wire) -> None
     status, _ = await wire.ask("PATCH", f"{X}/finish_upload", {"status": "failed", "reason": "part 1 was lost"})
     assert status == 200
     assert await wire.content() == whole
+
+
+async def test_a_client_is_not_kept_waiting_for_a_long_check(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gives any request a minute, and the registry may have to read many gigabytes back."""
+    gate, real = threading.Event(), registry_uploads.check_archive
+
+    def slow(file: Any, kind: Any) -> None:
+        assert gate.wait(60)
+        real(file, kind)
+
+    monkeypatch.setattr(registry_uploads, "check_archive", slow)
+    monkeypatch.setattr(gateway_uploads, "_PATIENCE_S", 0.3)
+    await wire.register()
+    _, started = await wire.ask("PATCH", f"{X}/start_multipart_upload")
+    part = {"upload_id": started["upload_id"], "part_number": 1}
+    _, signed = await wire.ask("PATCH", f"{X}/presign_multipart_upload_url", part)
+    _, _, etag = await wire.put(signed["presigned_upload_url"], archive())
+    body = {"upload_id": started["upload_id"], "parts": [{"part_number": 1, "etag": etag}]}
+    assert (await wire.ask("PATCH", f"{X}/complete_multipart_upload", body))[0] == 200
+    assert (await wire.ask("PATCH", f"{X}/finish_upload", {"status": "success", "reason": ""}))[0] == 200
+    assert (await wire.status())[0] == "uploading"
+    gate.set()
+
+    async def there() -> bool:
+        return (await wire.status())[0] == "success"
+
+    await until(there, 30)
+    assert await wire.content() == archive()
 
 
 async def test_a_failed_first_push_says_why(wire: Wire) -> None:

@@ -5,19 +5,21 @@ import hashlib
 import io
 import os
 import tarfile
+import threading
 from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ekiben.client import Client
-from ekiben.errors import EkibenError, FailedPrecondition, InvalidArgument, NotFound
+from ekiben.errors import DeadlineExceeded, EkibenError, FailedPrecondition, InvalidArgument, NotFound
 from ekiben.registry.v1 import registry_pb2 as pb
 from services.content.archives import fetch_content
 from services.kernel.clock import SystemClock
-from services.registry import bodies, sending
+from services.registry import bodies, sending, uploads
 from tests.fixtures_cli import model_folder
 from tests.fixtures_registry import (
     Registry,
@@ -141,6 +143,29 @@ async def test_a_part_sent_twice_is_replaced_at_once(running: Registry) -> None:
     assert "Part 1" in error.message
     assert (await complete(running, upload, [(1, etag1), (2, etag2)])).state == pb.Upload.COMPLETED
     assert (await model(running)).content.digest == f"sha256:{hashlib.sha256(archive).hexdigest()}"
+
+
+async def test_an_upload_is_completed_although_its_caller_left(
+    running: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, real = threading.Event(), uploads.check_archive
+
+    def slow(file: Any, kind: Any) -> None:
+        assert gate.wait(60)
+        real(file, kind)
+
+    monkeypatch.setattr(uploads, "check_archive", slow)
+    await running.new_model(running.admin, "iris", "v1")
+    upload = await open_upload(running)
+    _, etag, _ = await running.put(await url_of(running, upload, 1), model_archive())
+    request = pb.CompleteUploadRequest(name=upload, parts=[pb.Upload.Part(part_number=1, etag=etag)])
+    with pytest.raises(DeadlineExceeded):
+        await running.admin.uploads.CompleteUpload(request, timeout=0.3)
+    assert (await model(running)).content.state == pb.Content.UPLOADING
+    again = asyncio.ensure_future(running.admin.uploads.CompleteUpload(request))
+    gate.set()
+    assert (await again).state == pb.Upload.COMPLETED
+    assert (await model(running)).content.state == pb.Content.READY
 
 
 async def test_an_incomplete_list_of_parts_changes_nothing(running: Registry) -> None:

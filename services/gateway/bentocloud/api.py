@@ -51,9 +51,11 @@ class Call:
     request: web.Request
     _users: dict[str, Reply] = field(default_factory=dict)
 
-    async def __call__(self, method: aio.UnaryUnaryMultiCallable[Req, Res], message: Req) -> Res:
-        """Call a peer in the caller's name."""
-        return await method(message, metadata=call_metadata(self.request))
+    async def __call__(
+        self, method: aio.UnaryUnaryMultiCallable[Req, Res], message: Req, *, timeout_s: float | None = None
+    ) -> Res:
+        """Call a peer in the caller's name, within the channel's time or another."""
+        return await method(message, metadata=call_metadata(self.request), timeout=timeout_s)
 
     def stream(self, method: aio.UnaryStreamMultiCallable[Req, Res], message: Req) -> aio.UnaryStreamCall[Req, Res]:
         """Open a stream in the caller's name; whoever opens it cancels it."""

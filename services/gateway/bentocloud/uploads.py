@@ -22,6 +22,8 @@ from services.gateway.bentocloud.wire import Reply, member, required
 from services.gateway.responses import Refusal
 
 _CHUNK_BYTES = 256 << 10
+_PATIENCE_S = 50.0
+"""Of the 60 s that BentoML's clients give any request."""
 _THERE = (registry.Content.READY, registry.Content.EXTERNAL)
 
 
@@ -80,7 +82,7 @@ async def complete_multipart(call: Call, kind: Kind) -> Reply:
         raise FailedPrecondition("No part was uploaded; push again.", reason="UPLOAD_INCOMPLETE")
     parts.sort(key=lambda part: part.part_number)
     name = f"uploads/{required(body, 'upload_id')}"
-    await call(call.api.uploads.CompleteUpload, registry.CompleteUploadRequest(name=name, parts=parts))
+    await _complete(call, registry.CompleteUploadRequest(name=name, parts=parts))
     return version_reply(kind, await find_itself(call, kind), strategy=call.api.upload_strategy)
 
 
@@ -105,7 +107,7 @@ async def finish(call: Call, kind: Kind) -> Reply:
 async def _finish_well(call: Call, version: Version) -> None:
     content = version.content
     if content.open_upload:
-        await call(call.api.uploads.CompleteUpload, registry.CompleteUploadRequest(name=content.open_upload))
+        await _complete(call, registry.CompleteUploadRequest(name=content.open_upload))
     elif content.failure:
         raise FailedPrecondition(content.failure, reason="UPLOAD_FAILED")
     elif content.state not in _THERE:
@@ -113,6 +115,15 @@ async def _finish_well(call: Call, version: Version) -> None:
             raise FailedPrecondition("Nothing was uploaded; push again.", reason="UPLOAD_INCOMPLETE")
         upload = await _open(call, version)  # a bento under development has no bytes, and says so by ending at once
         await call(call.api.uploads.CompleteUpload, registry.CompleteUploadRequest(name=upload.name))
+
+
+async def _complete(call: Call, request: registry.CompleteUploadRequest) -> None:
+    """Complete an upload, or leave the registry to it: the client gives us a minute, and reading many gigabytes back
+    from a bucket takes longer. The version says then that it is uploading, until it is there or has failed.
+    """
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_PATIENCE_S):
+            await call(call.api.uploads.CompleteUpload, request, timeout_s=_PATIENCE_S + 30)
 
 
 async def receive(call: Call, kind: Kind) -> Reply:
@@ -127,7 +138,7 @@ async def receive(call: Call, kind: Kind) -> Reply:
             signed = await call(call.api.uploads.SignUpload, registry.SignUploadRequest(name=upload.name))
             async with _bytes(call, "PUT", signed, data=call.request.content, headers={"Content-Length": str(size)}):
                 pass
-            await call(call.api.uploads.CompleteUpload, registry.CompleteUploadRequest(name=upload.name))
+            await _complete(call, registry.CompleteUploadRequest(name=upload.name))
         except BaseException as error:
             await _give_up(call, upload, error)
             raise
