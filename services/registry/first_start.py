@@ -1,8 +1,9 @@
 """The first start: the organization, the admin, and the API token in the admin token's file.
 
 The row of the token comes before the file. A crash between the two leaves a token that nobody has; at the next
-start the file is missing, so that token is deleted and another one made. A file that exists is never touched, even
-where its token was deleted on purpose. Of several registries that start at once one does this and the others find it
+start the file is missing, so that token is deleted and another one made. Each file of each machine has a token of its
+own: a second machine on the same database ends nobody's. A file that exists is never touched, even where its token was
+deleted on purpose. Of several registries that start at once one does this and the others find it
 done; those that name no file never make a token.
 """
 
@@ -10,6 +11,7 @@ import asyncio
 import logging
 import re
 import secrets
+import socket
 import uuid
 from pathlib import Path
 from typing import Any
@@ -66,14 +68,14 @@ async def _ensure_admin(database: Database, clock: Clock, organization: str, adm
             api_token=secrets.token_hex(8),
             user=admin,
             display_name="admin-token",
-            description=f"Kept in {file}.",
+            description=f"Kept in {file} on {socket.gethostname()}.",
             role=int(Role.ROLE_ADMIN),
             scopes=(),
             create_time=now,
             expire_time=None,
             last_use_time=None,
         )
-        await rows.delete_first_tokens(connection, organization)
+        await rows.delete_first_tokens(connection, organization, token.description)
         await rows.add_token(connection, organization, token, hash_of(value), first=True)
     if kept != value:
         await asyncio.to_thread(_write, file, value)

@@ -110,6 +110,16 @@ async def test_the_admin_token_is_kept_and_made_again_when_its_file_is_gone(tmp_
         assert tokens.total_size == 1
 
 
+async def test_an_admin_token_of_another_file_is_another_token(tmp_path: Path) -> None:
+    async with run_registry(tmp_path) as running:
+        first = running.settings.admin_token_file.read_text()
+    other = tmp_path / "another machine" / "admin-token"
+    async with run_registry(tmp_path, admin_token_file=other) as running:
+        assert other.read_text() != first
+        for token in (first, other.read_text()):
+            assert (await whoami(running.stubs(token.strip()))).role == ADMIN
+
+
 async def test_a_token_file_older_than_the_database_is_taken(tmp_path: Path) -> None:
     (tmp_path / "admin-token").write_text("ekb_" + "a" * 43)
     async with run_registry(tmp_path) as running:

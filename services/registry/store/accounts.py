@@ -149,9 +149,10 @@ async def add_token(
     )
 
 
-async def delete_first_tokens(connection: AsyncConnection, organization: str) -> None:
-    """Delete the tokens that were made for the admin token's file."""
-    await connection.execute(api_tokens.delete().where(api_tokens.c.organization == organization, api_tokens.c.first))
+async def delete_first_tokens(connection: AsyncConnection, organization: str, description: str) -> None:
+    """Delete the tokens that were made for one admin token's file, by the description that names it."""
+    mine = (api_tokens.c.organization == organization, api_tokens.c.first, api_tokens.c.description == description)
+    await connection.execute(api_tokens.delete().where(*mine))
 
 
 async def by_hash(connection: AsyncConnection, token_hash: str) -> tuple[str, ApiToken, User] | None:
