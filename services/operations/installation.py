@@ -1,6 +1,7 @@
 """Where everything of an installation is, by the settings that its services read."""
 
 import os
+import pwd
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,9 +43,12 @@ def find(data: Path | None, *, may_make: bool = False, env: Mapping[str, str] = 
     when absent.
 
     Raises:
-        SettingsError: nothing says where anything is.
+        SettingsError: nothing says where anything is, or the data directory is another user's.
     """
     there = data is not None and (may_make or (data / "registry").is_dir())
+    if there and data is not None and data.is_dir() and (owner := data.stat().st_uid) != os.geteuid():
+        # Files that another user leaves here, SQLite's among them, would stop the platform.
+        raise SettingsError([f"{data} belongs to the user {_user(owner)}: run this as that user (sudo -u)."])
     databases = {}
     for service in SERVICES:
         prefix = f"EKIBEN_{service.upper()}_DATABASE"
@@ -53,8 +57,10 @@ def find(data: Path | None, *, may_make: bool = False, env: Mapping[str, str] = 
         if not url and (shared := env.get("EKIBEN_DATABASE_URL", "")):
             url = postgres.with_schema(shared, service)
             password = password or env.get("EKIBEN_DATABASE_PASSWORD_FILE", "")
-        if not url and there:
-            url = f"sqlite+aiosqlite:///{quote(str(data))}/{service}/{service}.db"
+        if not url and there and data is not None:
+            file = data / service / f"{service}.db"
+            # One that is not there is not made by looking.
+            url = f"sqlite+aiosqlite:///{quote(str(file))}" if may_make or file.is_file() else ""
         if url:
             databases[service] = DatabaseSettings(
                 database_url=url, database_password_file=Path(password) if password else None
@@ -76,3 +82,10 @@ def find(data: Path | None, *, may_make: bool = False, env: Mapping[str, str] = 
     named = env.get("EKIBEN_REGISTRY_SECRETS_KEY_FILE", "")
     key_file = Path(named) if named else data / "registry" / "secrets.key" if there and data is not None else None
     return Installation(databases, blobs, key_file, data if there else None)
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)

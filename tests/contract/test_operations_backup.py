@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ekiben.errors import Aborted, DataLoss, EkibenError, FailedPrecondition
+from ekiben.errors import Aborted, DataLoss, EkibenError, FailedPrecondition, Unavailable
 from services.content.digest import Digest
 from services.kernel.clock import ManualClock
 from services.kernel.db import open_database
@@ -27,7 +27,7 @@ from services.registry.app import MIGRATIONS
 from services.registry.domain import ContentState, Draft, Kind
 from services.registry.identities import SecretItem
 from tests.fixtures_operations import ME, Crash, installation_at, opened
-from tests.postgres import PostgresServer
+from tests.postgres import PostgresServer, running_postgres
 from tests.s3 import S3Server
 
 
@@ -442,3 +442,26 @@ async def test_rows_of_an_older_release_are_brought_forward(
         assert await registry.check() == {"v1": "READY"}
         assert await registry.database.schema_differences(MIGRATIONS, metadata) == []
     assert collection_holds is not None and Packer and write_rows
+
+
+async def test_a_postgresql_that_restarts_ends_a_backup_and_the_next_is_whole(
+    tmp_path: Path, manual_clock: ManualClock, vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running_postgres() as server:
+        source = installation_at(server.create("one"), tmp_path / "source").without(*OTHERS)
+        async with opened(source, tmp_path / "source", manual_clock) as registry:
+            await registry.push("v1", b"one")
+            real, restarts = FolderVault.write, []
+
+            async def write(vault: FolderVault, path: str, chunks: AsyncIterator[bytes]) -> int:
+                if not restarts:
+                    restarts.append(path)
+                    server.restart()
+                return await real(vault, path, chunks)
+
+            monkeypatch.setattr(FolderVault, "write", write)
+            with pytest.raises(Unavailable):
+                await back_up(source, vault, clock=manual_clock)
+            assert await snapshots(vault) == []
+            made = await back_up(source, vault, clock=manual_clock)
+    assert (made.snapshot.blob_count, await verify(vault, made.snapshot, deep=True)) == (1, [])

@@ -1,12 +1,13 @@
 """Where backups lie: a folder and a bucket alike."""
 
+import errno
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from ekiben.errors import FailedPrecondition, InvalidArgument, NotFound
-from services.operations.vaults import Vault, open_vault
+from ekiben.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
+from services.operations.vaults import Vault, folder, open_vault
 from tests.s3 import S3Server
 
 LARGE = bytes(range(256)) * (12 << 12)
@@ -82,3 +83,17 @@ async def test_a_folder_has_one_writer_who_cleans_up(tmp_path: Path) -> None:
         assert left.exists()
         assert await vault.sizes("") == {"x/one": 1}
         assert not left.exists()
+
+
+async def test_a_full_disk_leaves_nothing_and_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_vault(str(tmp_path / "vault"), may_make=True) as vault:
+        with monkeypatch.context() as patch:
+            patch.setattr(folder, "_write_all", _full)
+            with pytest.raises(ResourceExhausted, match="Free some, then go on"):
+                await vault.write("x/one", chunks(LARGE))
+        assert await vault.sizes("") == {}
+        await vault.write("x/one", chunks(b"1"))
+
+
+def _full(fd: int, chunk: bytes) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")

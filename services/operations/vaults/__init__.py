@@ -19,7 +19,7 @@ class Vault(Protocol):
         """Keep a file; its size. An error of `chunks` leaves nothing.
 
         Raises:
-            ResourceExhausted: no space left (STORAGE_FULL).
+            ResourceExhausted: no space left (VAULT_FULL).
         """
         ...
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ekiben.errors import FailedPrecondition, NotFound
+from ekiben.errors import FailedPrecondition, NotFound, ResourceExhausted
 from services.content.files import make_folder, storage_error, sync_folder
 from services.operations.vaults.files import no_file
 
@@ -37,7 +37,13 @@ class FolderVault:
                 await asyncio.to_thread(os.fsync, file.fileno())
             await asyncio.to_thread(_put, temporary, target)
         except OSError as exc:
-            raise storage_error(exc) from exc
+            if isinstance(storage_error(exc), ResourceExhausted):
+                raise ResourceExhausted(
+                    f"There is no space left in {str(self._root)!r}: {path} was not kept. Free some, then go on.",
+                    reason="VAULT_FULL",
+                    vault=self._root,
+                ) from exc
+            raise
         finally:
             temporary.unlink(missing_ok=True)
         return size
