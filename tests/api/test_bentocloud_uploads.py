@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 
 from services.gateway.bentocloud import uploads as gateway_uploads
-from services.registry import uploads as registry_uploads
+from services.registry import listings
 from tests.fixtures_http import Front, front, running_front
 from tests.fixtures_registry import until
 
@@ -173,13 +173,13 @@ async def test_parts_are_joined_and_a_missing_one_is_refused(wire: Wire) -> None
 
 async def test_a_client_is_not_kept_waiting_for_a_long_check(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
     """It gives any request a minute, and the registry may have to read many gigabytes back."""
-    gate, real = threading.Event(), registry_uploads.check_archive
+    gate, real = threading.Event(), listings.check_archive
 
     def slow(file: Any, kind: Any) -> None:
         assert gate.wait(60)
         real(file, kind)
 
-    monkeypatch.setattr(registry_uploads, "check_archive", slow)
+    monkeypatch.setattr(listings, "check_archive", slow)
     monkeypatch.setattr(gateway_uploads, "_PATIENCE_S", 0.3)
     await wire.register()
     _, started = await wire.ask("PATCH", f"{X}/start_multipart_upload")

@@ -19,7 +19,7 @@ from ekiben.errors import DeadlineExceeded, EkibenError, FailedPrecondition, Inv
 from ekiben.registry.v1 import registry_pb2 as pb
 from services.content.archives import fetch_content
 from services.kernel.clock import SystemClock
-from services.registry import bodies, sending, uploads
+from services.registry import bodies, listings, sending
 from tests.fixtures_cli import model_folder
 from tests.fixtures_registry import (
     Registry,
@@ -148,13 +148,13 @@ async def test_a_part_sent_twice_is_replaced_at_once(running: Registry) -> None:
 async def test_an_upload_is_completed_although_its_caller_left(
     running: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate, real = threading.Event(), uploads.check_archive
+    gate, real = threading.Event(), listings.check_archive
 
     def slow(file: Any, kind: Any) -> None:
         assert gate.wait(60)
         real(file, kind)
 
-    monkeypatch.setattr(uploads, "check_archive", slow)
+    monkeypatch.setattr(listings, "check_archive", slow)
     await running.new_model(running.admin, "iris", "v1")
     upload = await open_upload(running)
     _, etag, _ = await running.put(await url_of(running, upload, 1), model_archive())
