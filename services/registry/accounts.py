@@ -105,8 +105,7 @@ class Accounts:
         )
 
     async def _by_hash(self, token_hash: str) -> Found | None:
-        async with self._database.read() as connection:
-            return await rows.by_hash(connection, token_hash)
+        return await rows.by_hash(self._database.lookups, token_hash)
 
     @asynccontextmanager
     async def _changing(self) -> AsyncIterator[AsyncConnection]:

@@ -45,8 +45,7 @@ class Aliases:
         self, caller: Principal, kind: Kind, repository: str, alias: str, at: datetime | None = None
     ) -> AliasChange:
         """What an alias names, or named at a time. Raises NotFound (ALIAS_NOT_FOUND)."""
-        async with self._database.read() as connection:
-            found = await rows.newest_change(connection, organization_of(caller), kind, repository, alias, at)
+        found = await rows.newest_change(self._database.lookups, organization_of(caller), kind, repository, alias, at)
         if found is None or not found.version:
             raise no_alias(kind, repository, alias, at)
         return found

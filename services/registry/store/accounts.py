@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from ekiben.api.v1.annotations_pb2 import Role
-from services.kernel.db import AsyncConnection, insert_into
+from services.kernel.db import AsyncConnection, Executor, insert_into
 from services.registry.identities import ApiToken, Organization, User
 from services.registry.store.tables import api_tokens, logins, organizations, users
 
@@ -155,19 +155,20 @@ async def delete_first_tokens(connection: AsyncConnection, organization: str, de
     await connection.execute(api_tokens.delete().where(*mine))
 
 
-async def by_hash(connection: AsyncConnection, token_hash: str) -> tuple[str, ApiToken, User] | None:
-    """Organization, token and user of a token's hash, or None."""
-    join = sa.and_(users.c.organization == api_tokens.c.organization, users.c.user_id == api_tokens.c.user_id)
-    statement = (
-        sa.select(
-            api_tokens,
-            *(users.c[name].label(f"owner_{name}") for name in ("uid", "email", "first_name", "last_name", "role")),
-            *(users.c[name].label(f"owner_{name}") for name in ("disabled", "create_time", "update_time", "revision")),
-        )
-        .join(users, join)
-        .where(api_tokens.c.token_hash == token_hash)
+_BY_HASH = (
+    sa.select(
+        api_tokens,
+        *(users.c[name].label(f"owner_{name}") for name in ("uid", "email", "first_name", "last_name", "role")),
+        *(users.c[name].label(f"owner_{name}") for name in ("disabled", "create_time", "update_time", "revision")),
     )
-    row = (await connection.execute(statement)).first()
+    .join(users, sa.and_(users.c.organization == api_tokens.c.organization, users.c.user_id == api_tokens.c.user_id))
+    .where(api_tokens.c.token_hash == sa.bindparam("token_hash"))
+)
+
+
+async def by_hash(connection: Executor, token_hash: str) -> tuple[str, ApiToken, User] | None:
+    """Organization, token and user of a token's hash, or None."""
+    row = (await connection.execute(_BY_HASH, {"token_hash": token_hash})).first()
     if row is None:
         return None
     owner = User(

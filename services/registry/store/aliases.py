@@ -11,7 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from services.kernel.db import AsyncConnection, insert_into
+from services.kernel.db import AsyncConnection, Executor, insert_into
 from services.registry.domain import AliasChange, Kind
 from services.registry.store.tables import alias_changes, aliases
 
@@ -34,17 +34,22 @@ def _change(row: sa.Row[Any]) -> AliasChange:
     )
 
 
+_NEWEST_CHANGE = (
+    sa.select(alias_changes)
+    .where(*(alias_changes.c[name] == sa.bindparam(name) for name in ("organization", "kind", "repository", "alias")))
+    .order_by(alias_changes.c.number.desc())
+    .limit(1)
+)
+_CHANGE_BY = _NEWEST_CHANGE.where(alias_changes.c.create_time <= sa.bindparam("at"))
+
+
 async def newest_change(
-    connection: AsyncConnection, organization: str, kind: Kind, repository: str, alias: str, at: datetime | None = None
+    connection: Executor, organization: str, kind: Kind, repository: str, alias: str, at: datetime | None = None
 ) -> AliasChange | None:
     """The newest change of an alias, or the newest that was made by a time; None where there was none."""
-    table = alias_changes.c
-    where = [table.organization == organization, table.kind == kind]
-    where += [table.repository == repository, table.alias == alias]
-    if at is not None:
-        where.append(table.create_time <= at)
-    statement = sa.select(alias_changes).where(*where).order_by(alias_changes.c.number.desc()).limit(1)
-    row = (await connection.execute(statement)).first()
+    named: dict[str, Any] = {"organization": organization, "kind": kind, "repository": repository, "alias": alias}
+    statement, values = (_NEWEST_CHANGE, named) if at is None else (_CHANGE_BY, {**named, "at": at})
+    row = (await connection.execute(statement, values)).first()
     return None if row is None else _change(row)
 
 
