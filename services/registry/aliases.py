@@ -98,7 +98,7 @@ class Aliases:
             )
         organization = organization_of(caller)
         async with self._database.transaction() as connection:
-            if not await catalog_rows.lock_repository(connection, organization, kind, repository):
+            if await catalog_rows.lock_repository(connection, organization, kind, repository) is None:
                 raise no_repository(kind, repository)
             if await catalog_rows.version(connection, organization, kind, repository, alias) is not None:
                 raise FailedPrecondition(
@@ -138,7 +138,7 @@ class Aliases:
         check_text("reason", reason, MAX_REASON_BYTES, "REASON_INVALID")
         organization = organization_of(caller)
         async with self._database.transaction() as connection:
-            if not await catalog_rows.lock_repository(connection, organization, kind, repository):
+            if await catalog_rows.lock_repository(connection, organization, kind, repository) is None:
                 raise no_repository(kind, repository)
             current = await self._current(connection, organization, kind, repository, alias, expected)
             if not current.version:

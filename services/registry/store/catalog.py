@@ -168,8 +168,8 @@ async def repository(
     connection: AsyncConnection, organization: str, kind: Kind, name: str, *, lock: bool = False
 ) -> tuple[int, Repository] | None:
     """Row id and repository, or None. `lock` keeps other writers of the row out until the transaction ends."""
-    if lock:
-        await lock_repository(connection, organization, kind, name)
+    if lock and await lock_repository(connection, organization, kind, name) is None:
+        return None
     statement = sa.select(*_REPOSITORY).where(_this_repository(organization, kind, name))
     row = (await connection.execute(statement)).first()
     return None if row is None else (row.id, _repository(row))
@@ -181,10 +181,19 @@ async def has_repository(connection: AsyncConnection, organization: str, kind: K
     return (await connection.execute(statement)).first() is not None
 
 
-async def lock_repository(connection: AsyncConnection, organization: str, kind: Kind, name: str) -> bool:
-    """Keep other writers of the row, and other new ids in the repository, out until the transaction ends."""
-    locked = sa.select(repositories.c.id).where(_this_repository(organization, kind, name)).with_for_update()
-    return (await connection.execute(locked)).first() is not None
+async def lock_repository(connection: AsyncConnection, organization: str, kind: Kind, name: str) -> int | None:
+    """Keep other writers of the row, and other new ids in the repository, out until the transaction ends: its row id.
+
+    None where there is none. Then look no further: on PostgreSQL this may have waited for a transaction that deleted
+    it, and the next statement may see another of the same name, which nobody has locked.
+
+    NO KEY: a second update of a version in one transaction checks its foreign key, which must not wait for who holds
+    this lock and waits for that version.
+    """
+    locked = sa.select(repositories.c.id).where(_this_repository(organization, kind, name))
+    locked = locked.with_for_update(key_share=True)
+    row_id: int | None = (await connection.execute(locked)).scalar_one_or_none()
+    return row_id
 
 
 async def version(
@@ -193,7 +202,9 @@ async def version(
     """Row id and version of this very id, or None: see `meant` for aliases. `lock` as of `repository`."""
     named = {"organization": organization, "kind": kind, "repository": repository, "version": name}
     if lock:
-        await connection.execute(sa.select(versions.c.id).where(_THIS_VERSION).with_for_update(), named)
+        locked = sa.select(versions.c.id).where(_THIS_VERSION).with_for_update()
+        if (await connection.execute(locked, named)).first() is None:
+            return None  # see lock_repository
     row = (await connection.execute(_ONE_VERSION, named)).first()
     return None if row is None else (row.id, _version(row))
 
@@ -240,6 +251,16 @@ async def add_repository(
     if row_id is not None:
         await set_labels(connection, "repository", row_id, json.loads(row["labels"]))
     return row_id is not None
+
+
+async def ensure_repository(
+    connection: AsyncConnection, organization: str, kind: Kind, name: str, values: Mapping[str, Any]
+) -> tuple[int, bool]:
+    """Row id of a repository, locked, and whether it was made for that."""
+    while True:  # until nobody has deleted it between the two
+        made = await add_repository(connection, organization, kind, name, values)
+        if (row_id := await lock_repository(connection, organization, kind, name)) is not None:
+            return row_id, made
 
 
 async def add_version(
@@ -326,11 +347,12 @@ async def delete_version(connection: AsyncConnection, row_id: int) -> None:
     await delete_versions(connection, versions.c.id == row_id)
 
 
-async def delete_repository(connection: AsyncConnection, row_id: int) -> None:
-    """Delete a repository and all in it."""
-    await delete_versions(connection, versions.c.repository_id == row_id)
+async def delete_repository(connection: AsyncConnection, row_id: int) -> int:
+    """Delete a repository and all in it; how many versions that were."""
+    count = await delete_versions(connection, versions.c.repository_id == row_id)
     await connection.execute(labels.delete().where(labels.c.owner == "repository", labels.c.owner_id == row_id))
     await connection.execute(repositories.delete().where(repositories.c.id == row_id))
+    return count
 
 
 async def list_repositories(
