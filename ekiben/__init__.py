@@ -11,6 +11,7 @@ The promised surface is what this module lists; everything else may change betwe
                                         ├─ .traces        what each hop of a request did
                                         ├─ .tokens        API tokens
                                         ├─ .secrets       values that replicas and builds get
+                                        ├─ .quotas        what the organization may keep, and keeps
                                         ├─ .users         users, organization, who the caller is
                                         ├─ .audit         what was done, by whom, and what was refused
                                         └─ .clusters      where replicas run, and the sizes they may have

@@ -21,6 +21,7 @@ from ekiben.garbage import Garbage
 from ekiben.lineage import Lineage
 from ekiben.models import Models
 from ekiben.predictions import Predictions
+from ekiben.quotas import Quotas
 from ekiben.secrets import Secrets
 from ekiben.tokens import Tokens
 from ekiben.traces import Traces
@@ -55,6 +56,7 @@ class Client:
         self.lineage = Lineage(self._channel, self.predictions)
         self.traces = Traces(self._channel)
         self.tokens = Tokens(self._channel)
+        self.quotas = Quotas(self._channel)
         self.secrets = Secrets(self._channel)
         self.users = Users(self._channel)
         self.audit = Audit(self._channel)

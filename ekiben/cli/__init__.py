@@ -49,6 +49,7 @@ SECTIONS = (
         "Manage",
         Entry("users", "Users and their roles."),
         Entry("tokens", "API tokens."),
+        Entry("quotas", "What the organization may keep, and keeps."),
         Entry("secrets", "Values that replicas and builds get."),
         Entry("admin", "The installation as a whole: backup, restore, check."),
     ),

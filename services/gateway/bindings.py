@@ -27,6 +27,7 @@ from ekiben.registry.v1 import (
     files_pb2,
     garbage_pb2,
     lineage_pb2,
+    quotas_pb2,
     registry_pb2,
 )
 
@@ -39,6 +40,7 @@ API_FILES: tuple[FileDescriptor, ...] = tuple(
         files_pb2,
         garbage_pb2,
         lineage_pb2,
+        quotas_pb2,
         identity_pb2,
         builder_pb2,
         deployer_pb2,

@@ -13,6 +13,7 @@ from ekiben.registry.v1 import (
     files_pb2_grpc,
     garbage_pb2_grpc,
     lineage_pb2_grpc,
+    quotas_pb2_grpc,
 )
 from ekiben.registry.v1 import registry_pb2_grpc as registry
 from services.content import open_blobs
@@ -31,6 +32,7 @@ from services.registry.first_start import ensure_admin
 from services.registry.lineage import Lineage
 from services.registry.lister import Lister
 from services.registry.logins import Logins
+from services.registry.quotas import Quotas
 from services.registry.sealing import open_key_file
 from services.registry.secrets import Secrets
 from services.registry.servicer.accounts import Accounts as AccountsServicer
@@ -42,6 +44,7 @@ from services.registry.servicer.files import Files as FilesServicer
 from services.registry.servicer.garbage import Garbage as GarbageServicer
 from services.registry.servicer.lineage import Lineage as LineageServicer
 from services.registry.servicer.models import Models as ModelsServicer
+from services.registry.servicer.quotas import Quotas as QuotasServicer
 from services.registry.servicer.secrets import Audit as AuditServicer
 from services.registry.servicer.secrets import Secrets as SecretsServicer
 from services.registry.servicer.uploads import Uploads as UploadsServicer
@@ -113,6 +116,11 @@ async def open_registry(settings: Settings, *, clock: Clock = SYSTEM) -> AsyncIt
                     ),
                     Servicer(
                         "ekiben.registry.v1.Bentos", registry.add_BentosServicer_to_server, BentosServicer(catalog)
+                    ),
+                    Servicer(
+                        "ekiben.registry.v1.Quotas",
+                        quotas_pb2_grpc.add_QuotasServicer_to_server,
+                        QuotasServicer(Quotas(database, clock)),
                     ),
                     Servicer(
                         "ekiben.registry.v1.Aliases",

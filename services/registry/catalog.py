@@ -5,6 +5,7 @@ Both kinds of repository go the same way; `kind` says which is meant.
 
 import json
 import uuid
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from services.registry.domain import (
     Facts,
     Kind,
     Repository,
+    Usage,
     Version,
     read_manifest,
 )
@@ -28,6 +30,7 @@ from services.registry.store import aliases as alias_rows
 from services.registry.store import blobs as held
 from services.registry.store import catalog as rows
 from services.registry.store import deletions
+from services.registry.store import quotas as quota_rows
 from services.registry.store import uses as use_rows
 from services.registry.store.catalog import Found
 from services.registry.store.searches import Position
@@ -81,7 +84,12 @@ class Catalog:
             return await rows.list_repositories(connection, organization_of(caller), kind, search, size, after)
 
     async def create_repository(self, caller: Principal, kind: Kind, repository: str, draft: Draft) -> Repository:
-        """A new repository. Raises AlreadyExists (MODEL_REPOSITORY_EXISTS, BENTO_REPOSITORY_EXISTS)."""
+        """A new repository.
+
+        Raises:
+            AlreadyExists: MODEL_REPOSITORY_EXISTS, BENTO_REPOSITORY_EXISTS.
+            ResourceExhausted: the organization has as many as it may (QUOTA_EXCEEDED).
+        """
         draft.check()
         organization = organization_of(caller)
         async with self._database.transaction() as connection:
@@ -94,6 +102,7 @@ class Catalog:
                     kind.repository_name(repository),
                 )
             created = await rows.repository(connection, organization, kind, repository)
+            await quota_rows.charge(connection, organization, Usage(repositories=1))
         assert created is not None
         return created[1]
 
@@ -138,8 +147,8 @@ class Catalog:
                     count=count,
                 )
             for alias in await alias_rows.list_aliases(connection, organization, kind, repository, None, None):
-                gone = alias.next(self._clock.now(), caller.user, None, "The repository was deleted.")
-                await alias_rows.add_change(connection, organization, gone, None)
+                change = alias.next(self._clock.now(), caller.user, None, "The repository was deleted.")
+                await alias_rows.add_change(connection, organization, change, None)
             inside = await rows.lock_versions(connection, found[0])
             used = [kind.version_name(repository, version) for version, _ in inside]
             what = f"{_title(kind)} repository {repository!r} holds what is"
@@ -148,13 +157,17 @@ class Catalog:
             )
             here = versions.c.repository_id == found[0]
             await use_rows.end_of(connection, organization, [uid for _, uid in inside], self._clock.now())
-            if not self._delete_grace:
-                await self._let_go(connection, here)
-                await rows.delete_repository(connection, found[0])
-                return
-            await self._keep(connection, caller, here)
-            now = self._clock.now()
-            await deletions.keep_repository(connection, found[0], now=now, expire_time=now + self._delete_grace)
+            freed = 0
+            if self._delete_grace:
+                count = await self._keep(connection, caller, here)
+                now = self._clock.now()
+                await deletions.keep_repository(connection, found[0], now=now, expire_time=now + self._delete_grace)
+            else:
+                contents = await self._let_go(connection, here)
+                count = await rows.delete_repository(connection, found[0])
+                freed = await quota_rows.freed(connection, organization, contents)
+            gone = Usage(bytes=-freed, versions=-count, repositories=-1)
+            await quota_rows.charge(connection, organization, gone)
 
     # Versions
 
@@ -191,6 +204,7 @@ class Catalog:
         Raises:
             AlreadyExists: MODEL_EXISTS, BENTO_EXISTS.
             FailedPrecondition: the id is that of an alias (VERSION_IS_ALIAS).
+            ResourceExhausted: the organization has as many versions or repositories as it may (QUOTA_EXCEEDED).
             InvalidArgument: the id is `latest` (VERSION_RESERVED), or see Draft.check.
         """
         if version == LATEST:
@@ -207,19 +221,18 @@ class Catalog:
         values["manifest"] = draft.manifest or ""
         values["build_time"] = draft.build_time
         values["state"] = ContentState.EXTERNAL if external else ContentState.PENDING
-        empty = Draft(description="", labels={})
         async with self._database.transaction() as connection:
-            await rows.add_repository(connection, organization, kind, repository, self._new(caller, empty))
-            parent = await rows.repository(connection, organization, kind, repository, lock=True)
-            assert parent is not None
+            new = self._new(caller, Draft(description="", labels={}))
+            parent, made = await rows.ensure_repository(connection, organization, kind, repository, new)
             if await alias_rows.exists(connection, organization, kind, repository, version):
                 raise is_alias(kind, repository, version)
-            added = await rows.add_version(connection, organization, kind, parent[0], repository, version, values)
+            added = await rows.add_version(connection, organization, kind, parent, repository, version, values)
             if not added:
                 raise version_exists(kind, repository, version)
             created = await rows.version(connection, organization, kind, repository, version)
             assert created is not None
             await self._tell_uses(connection, organization, created[1])
+            await quota_rows.charge(connection, organization, Usage(versions=1, repositories=int(made)))
         return created[1]
 
     async def update_version(
@@ -282,23 +295,28 @@ class Catalog:
                 what, todo = f"{_title(kind)} '{repository}:{version}' is", "Delete that first, or set force."
                 await refuse_used(connection, organization, kind, what, [found[1].name], todo)
             await use_rows.end_of(connection, organization, [found[1].uid], self._clock.now())
+            freed = 0
             if self._delete_grace:
                 await self._keep(connection, caller, versions.c.id == found[0])
             else:
-                await self._let_go(connection, versions.c.id == found[0])
+                contents = await self._let_go(connection, versions.c.id == found[0])
                 await rows.delete_version(connection, found[0])
+                freed = await quota_rows.freed(connection, organization, contents)
+            await quota_rows.charge(connection, organization, Usage(bytes=-freed, versions=-1))
 
     async def _tell_uses(self, connection: AsyncConnection, organization: str, version: Version) -> None:
         if version.kind is Kind.BENTO:
             models, now = version.facts.models, self._clock.now()
             await tell_bento(connection, organization, version.name, version.uid, models, now)
 
-    async def _let_go(self, connection: AsyncConnection, where: Any) -> None:
+    async def _let_go(self, connection: AsyncConnection, where: Any) -> Mapping[str, int]:
+        contents = await quota_rows.contents(connection, where)
         await held.let_go(connection, await rows.contents(connection, where), self._clock.now())
+        return contents
 
-    async def _keep(self, connection: AsyncConnection, caller: Principal, where: Any) -> None:
+    async def _keep(self, connection: AsyncConnection, caller: Principal, where: Any) -> int:
         now = self._clock.now()
-        await deletions.keep_versions(
+        return await deletions.keep_versions(
             connection, where, now=now, expire_time=now + self._delete_grace, deleter=caller.user
         )
 
@@ -372,7 +390,7 @@ async def not_itself(
 ) -> EkibenError:
     """Why there is no version of this very id to change: it is another name of one, or of none."""
     found = await rows.meant(connection, organization, kind, repository, version)
-    if found is None:
+    if found is None or found[1].version == version:  # the one that was asked for went, and another came just now
         return no_version(kind, repository, version)
     return FailedPrecondition(
         f"'{repository}:{version}' means {found[1].name} now, and may mean another {kind} soon. "

@@ -13,11 +13,12 @@ from services.kernel.clock import Clock
 from services.kernel.db import AsyncConnection, Database
 from services.kernel.identity import Principal
 from services.registry.catalog import is_alias, organization_of, version_exists
-from services.registry.domain import Deleted, Kind
+from services.registry.domain import Deleted, Kind, Usage
 from services.registry.store import aliases as alias_rows
 from services.registry.store import blobs as held
 from services.registry.store import catalog as catalog_rows
 from services.registry.store import deletions as rows
+from services.registry.store import quotas as quota_rows
 from services.registry.store.deletions import Position
 from services.registry.uses import tell_bento
 
@@ -74,6 +75,7 @@ class Deletions:
             NotFound: it is not there, or its time is over (DELETED_VERSION_NOT_FOUND).
             AlreadyExists: another version has the name (MODEL_EXISTS, BENTO_EXISTS); nothing changed.
             FailedPrecondition: the name is an alias by now (VERSION_IS_ALIAS).
+            ResourceExhausted: the organization has as many versions or repositories as it may (QUOTA_EXCEEDED).
         """
         organization, now = organization_of(caller), self._clock.now()
         async with self._database.transaction() as connection:
@@ -81,7 +83,7 @@ class Deletions:
             if found is None:
                 raise _not_there(uid)
             row_id, deleted = found
-            repository_id = await self._repository(connection, caller, deleted)
+            repository_id, made = await self._repository(connection, caller, deleted)
             if await alias_rows.exists(connection, organization, deleted.kind, deleted.repository, deleted.version):
                 raise is_alias(deleted.kind, deleted.repository, deleted.version)
             if await rows.restore_version(connection, row_id, repository_id, now) is None:
@@ -90,6 +92,7 @@ class Deletions:
                 )
             if deleted.kind is Kind.BENTO:
                 await tell_bento(connection, organization, deleted.resource, uid, deleted.models, now)
+            await quota_rows.charge(connection, organization, Usage(versions=1, repositories=int(made)))
         return deleted
 
     async def purge(self, caller: Principal, uid: str) -> Deleted:
@@ -111,29 +114,34 @@ class Deletions:
         """Delete for good some of those whose time is over; which. Call it until it gives none."""
         now = self._clock.now()
         async with self._database.transaction() as connection:
-            found = await rows.expired(connection, now, _PURGED_AT_ONCE)
-            gone = await self._purge(connection, found)
             await rows.forget_repositories(connection, now)
-        return gone
+            found = await rows.expired(connection, now, _PURGED_AT_ONCE)
+            return await self._purge(connection, found)
 
     async def _purge(self, connection: AsyncConnection, found: Sequence[tuple[int, Deleted]]) -> Sequence[Deleted]:
+        await quota_rows.lock_blobs(connection, (deleted.digest for _, deleted in found))
         gone = [deleted for row_id, deleted in found if await rows.purge(connection, row_id)]
         former = [(deleted.digest, deleted.organization, deleted.resource) for deleted in gone if deleted.digest]
         await held.let_go(connection, former, self._clock.now())
+        for organization in sorted({deleted.organization for deleted in gone}):
+            contents = {d.digest: d.size_bytes for d in gone if d.digest and d.organization == organization}
+            freed = await quota_rows.freed(connection, organization, contents)
+            await quota_rows.charge(connection, organization, Usage(bytes=-freed))
         return gone
 
-    async def _repository(self, connection: AsyncConnection, caller: Principal, deleted: Deleted) -> int:
+    async def _repository(self, connection: AsyncConnection, caller: Principal, deleted: Deleted) -> tuple[int, bool]:
+        """Row id of the version's repository, and whether it had to be made or brought back."""
         organization, kind, name = organization_of(caller), deleted.kind, deleted.repository
-        found = await catalog_rows.repository(connection, organization, kind, name, lock=True)
-        if found is None:
-            if not await rows.restore_repository(connection, organization, kind, name):
+        made = False
+        while True:  # until nobody has deleted it between the two
+            if (row_id := await catalog_rows.lock_repository(connection, organization, kind, name)) is not None:
+                return row_id, made
+            made = await rows.restore_repository(connection, organization, kind, name)
+            if not made:
                 now = self._clock.now()
                 values = {"uid": str(uuid.uuid4()), "description": "", "labels": "{}", "creator": caller.user}
                 values |= {"updater": caller.user, "create_time": now, "update_time": now}  # type: ignore[dict-item]
-                await catalog_rows.add_repository(connection, organization, kind, name, values)
-            found = await catalog_rows.repository(connection, organization, kind, name, lock=True)
-        assert found is not None
-        return found[0]
+                made = await catalog_rows.add_repository(connection, organization, kind, name, values)
 
 
 def _not_there(uid: str) -> NotFound:

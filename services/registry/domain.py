@@ -7,12 +7,12 @@ an *upload* brings it, and what was there before stays until the upload is whole
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 from ekiben import names
-from ekiben.errors import InvalidArgument
+from ekiben.errors import InvalidArgument, ResourceExhausted
 
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_DESCRIPTION_BYTES = 3 << 20
@@ -374,6 +374,75 @@ class File:
     offset: int
     mode: int
     digest: str
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What an organization keeps, or what is added to that: see `Quota` of the proto."""
+
+    bytes: int = 0
+    versions: int = 0
+    repositories: int = 0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most that it may keep; None is no limit."""
+
+    bytes: int | None = None
+    versions: int | None = None
+    repositories: int | None = None
+
+    def check(self) -> None:
+        """Refuse what cannot be a limit (QUOTA_INVALID)."""
+        faults = [(f.name, v) for f in fields(self) if (v := getattr(self, f.name)) is not None and v < 0]
+        if faults:
+            raise InvalidArgument(
+                f"A quota cannot be negative: {', '.join(f'{name} is {value}' for name, value in faults)}.",
+                reason="QUOTA_INVALID",
+                violations=[(name, "must not be negative") for name, _ in faults],
+            )
+
+
+@dataclass(frozen=True)
+class Quota:
+    """What an organization keeps and may keep. `revision` counts changes of the limits."""
+
+    organization: str
+    used: Usage = Usage()
+    limits: Limits = Limits()
+    updater: str = ""
+    update_time: datetime | None = None
+    revision: int = 0
+
+    def check(self, added: Usage) -> None:
+        """Refuse what was added, `used` already holding it, where that is more than a limit.
+
+        What takes nothing away of what is scarce passes, also where a limit was set below what is kept.
+
+        Raises:
+            ResourceExhausted: QUOTA_EXCEEDED.
+        """
+        for what, todo in _QUOTAS.items():
+            more, used, limit = getattr(added, what), getattr(self.used, what), getattr(self.limits, what)
+            if more > 0 and limit is not None and used > limit:
+                raise ResourceExhausted(
+                    f"The organization keeps {used - more:,} {what} and may keep {limit:,}: {more:,} more do not fit. "
+                    f"{todo}, or have an admin raise the quota: `ekiben quotas set --{what} …`.",
+                    reason="QUOTA_EXCEEDED",
+                    organization=f"organizations/{self.organization}",
+                    quota=what,
+                    used=used - more,
+                    added=more,
+                    limit=limit,
+                )
+
+
+_QUOTAS = {
+    "bytes": "Delete and purge models or bentos (`ekiben models purge`; what can be restored counts)",
+    "versions": "Delete models or bentos",
+    "repositories": "Delete repositories",
+}
 
 
 @dataclass(frozen=True)

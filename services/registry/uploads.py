@@ -34,15 +34,16 @@ from services.content.blobs import MAX_PART_NUMBER, WHOLE, Assembly, BlobStore, 
 from services.content.blobs.source import Source
 from services.content.digest import Digest
 from services.kernel.clock import Clock
-from services.kernel.db import Database
+from services.kernel.db import AsyncConnection, Database
 from services.kernel.identity import Principal
 from services.registry import listings
 from services.registry.catalog import no_version, not_itself, organization_of
-from services.registry.domain import ContentState, File, Kind, Upload, UploadState, Version
+from services.registry.domain import Content, ContentState, File, Kind, Upload, UploadState, Usage, Version
 from services.registry.listings import CheckedListing
 from services.registry.signing import Signer
 from services.registry.store import blobs as held
 from services.registry.store import catalog as catalog_rows
+from services.registry.store import quotas as quota_rows
 from services.registry.store import uploads as rows
 
 log = logging.getLogger(__name__)
@@ -115,6 +116,7 @@ class Uploads:
         Raises:
             NotFound: no such model or bento.
             FailedPrecondition: it is an alias, and not the version's own id (VERSION_REQUIRED).
+            ResourceExhausted: content of this size is more than the organization may keep (QUOTA_EXCEEDED).
             InvalidArgument: DIGEST_INVALID, SIZE_INVALID; or the stored content does not fit (SIZE_MISMATCH,
                 ARCHIVE_INVALID).
         """
@@ -145,15 +147,20 @@ class Uploads:
             found = await catalog_rows.version(connection, organization, kind, repository, version, lock=True)
             if found is None:
                 raise await not_itself(connection, organization, kind, repository, version)
-            upload = replace(upload, replaces=found[1].content.state.usable)
+            there = found[1].content
+            upload = replace(upload, replaces=there.state.usable)
             await rows.add(connection, upload, found[0])
             await rows.set_opened(connection, found[0], now)
             until = now + self._garbage_grace
-            if stored is not None and await held.store(connection, digest, until, only_if_stored=True):
-                await rows.leave_open(connection, upload.upload, UploadState.COMPLETED)
-                await rows.set_content(connection, found[0], digest, stored, now)
             alike = wanted is None and size_bytes is not None
             alike = alike and await rows.content_of_size(connection, organization, kind, size_bytes or 0)
+            if stored is not None:
+                await quota_rows.lock_blobs(connection, (digest, there.digest))
+            if stored is not None and await held.store(connection, digest, until, only_if_stored=True):
+                await rows.leave_open(connection, upload.upload, UploadState.COMPLETED)
+                await _set_content(connection, organization, found[0], there, digest, stored, now)
+            else:
+                await _check_room(connection, organization, digest, size_bytes)
         self._named()
         return replace(await self._row(caller, upload.upload), digest_wanted=alike)
 
@@ -234,6 +241,8 @@ class Uploads:
         self._must_be_open(row)
         check = None
         if part_number == WHOLE:
+            async with self._database.read() as connection:
+                await _check_room(connection, row.organization, row.digest, size_bytes)
             check = _check_of(parse_resource(row.resource)[0])
             self._check_size(row, size_bytes)
             digest = digest or (Digest.parse(row.digest) if row.digest else None)
@@ -252,7 +261,8 @@ class Uploads:
             InvalidArgument: SIZE_MISMATCH, DIGEST_MISMATCH, ARCHIVE_INVALID; the upload is FAILED by that.
             Aborted: another upload, opened like this one before there was content, has brought other bytes first
                 (CONTENT_EXISTS); the upload is FAILED by that.
-            ResourceExhausted: STORAGE_FULL, and nothing changed.
+            ResourceExhausted: STORAGE_FULL, or more than the organization may keep (QUOTA_EXCEEDED), and nothing
+                changed: complete it again once there is room.
         """
         await self._row(caller, upload)  # the caller's own
         task = self._completing.get(upload)
@@ -334,6 +344,9 @@ class Uploads:
 
     async def _commit(self, row: Upload, assembly: Assembly, files: Sequence[File] | None) -> None:
         digest = str(assembly.digest)
+        # Before anything changes, so that the upload can be completed once there is room; `_name` counts exactly.
+        async with self._database.read() as connection:
+            await _check_room(connection, row.organization, digest, assembly.size_bytes)
         await self._claim(digest)
         if files is not None:
             await listings.keep(self._database, digest, files)
@@ -359,6 +372,8 @@ class Uploads:
             found = await rows.get(connection, row.upload, lock=True)
             if found is None:
                 raise no_upload(row.upload)
+            there = await rows.content_of(connection, found[0])
+            await quota_rows.lock_blobs(connection, (digest or "", there.digest))
             if digest is not None and not await held.store(connection, digest, now + self._garbage_grace):
                 raise Aborted(
                     "The content was collected before it was named: the registry's clock jumped. Push again.",
@@ -366,16 +381,15 @@ class Uploads:
                 )
             if not await rows.leave_open(connection, row.upload, UploadState.COMPLETED, digest=digest or ""):
                 self._must_be_open(found[1])
-            there = await rows.current_digest(connection, found[0])
-            if there and there != digest and not found[1].replaces:
+            if there.digest and there.digest != digest and not found[1].replaces:
                 raise Aborted(
                     f"Another push gave {row.resource} its content first. Push it again with --force to replace that, "
                     "or under another version.",
                     reason="CONTENT_EXISTS",
                     resource=row.resource,
-                    digest=there,
+                    digest=there.digest,
                 )
-            await rows.set_content(connection, found[0], digest, size_bytes, now)
+            await _set_content(connection, row.organization, found[0], there, digest, size_bytes, now)
         self._named()
 
     async def _end(self, upload: str, state: UploadState, failure: str) -> None:
@@ -435,6 +449,40 @@ class Uploads:
                 del self._turns[upload]
             else:
                 self._turns[upload] = (lock, waiting - 1)
+
+
+async def _set_content(
+    connection: AsyncConnection,
+    organization: str,
+    version_id: int,
+    before: Content,
+    digest: str | None,
+    size_bytes: int,
+    now: datetime,
+) -> None:
+    """Name the content of a locked version, and count what that adds; the locks of both blobs are held."""
+    new = digest is not None and not await quota_rows.held(connection, organization, [digest])
+    await rows.set_content(connection, version_id, digest, size_bytes, now)
+    old = {before.digest: before.size_bytes} if before.digest and before.digest != digest else {}
+    added = (size_bytes if new else 0) - await quota_rows.freed(connection, organization, old)
+    await quota_rows.charge(connection, organization, Usage(bytes=added))
+
+
+async def _check_room(connection: AsyncConnection, organization: str, digest: str, size_bytes: int | None) -> None:
+    """Refuse early what is certain not to fit; content that may be there already (an empty digest: unknown) passes.
+
+    Raises:
+        ResourceExhausted: QUOTA_EXCEEDED.
+    """
+    quota = await quota_rows.get(connection, organization)
+    if not size_bytes or quota.limits.bytes is None or quota.used.bytes + size_bytes <= quota.limits.bytes:
+        return
+    if digest:
+        there = bool(await quota_rows.held(connection, organization, [digest]))
+    else:
+        there = await quota_rows.any_of_size(connection, organization, size_bytes)
+    if not there:
+        replace(quota, used=replace(quota.used, bytes=quota.used.bytes + size_bytes)).check(Usage(bytes=size_bytes))
 
 
 def no_upload(upload: str) -> NotFound:

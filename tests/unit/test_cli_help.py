@@ -58,6 +58,7 @@ See:
 Manage:
   users           Users and their roles.
   tokens          API tokens.
+  quotas          What the organization may keep, and keeps.
   secrets         Values that replicas and builds get.
   admin           The installation as a whole: backup, restore, check.
 

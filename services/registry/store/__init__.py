@@ -3,6 +3,7 @@
 - `tables.py`: the tables; `metadata` is what migrations are compared with.
 - `catalog.py`: repositories, versions, labels; `searches.py` turns a filter into SQL.
 - `aliases.py`: aliases and their history.
+- `quotas.py`: what organizations keep, and may keep.
 - `uploads.py`, `blobs.py`: uploads, and which blobs are held.
 - `accounts.py`: organizations, users, API tokens, logins; `secrets.py`; `audit.py`.
 """

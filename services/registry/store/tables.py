@@ -291,6 +291,19 @@ deleted_repositories = sa.Table(
     sa.Index(None, "organization", "kind", "repository"),
 )
 
+# What an organization keeps, counted as it changes, and the most that it may keep (NULL: no limit). No row: nothing.
+quotas = sa.Table(
+    "quotas",
+    metadata,
+    sa.Column("organization", sa.String(63), primary_key=True),
+    *(sa.Column(name, sa.BigInteger, nullable=False) for name in ("bytes", "versions", "repositories")),
+    *(sa.Column(f"max_{name}", sa.BigInteger) for name in ("bytes", "versions", "repositories")),
+    # Of the limits.
+    sa.Column("updater", sa.String(128), nullable=False),
+    sa.Column("update_time", UtcDateTime),
+    sa.Column("revision", sa.Integer, nullable=False),
+)
+
 labels = sa.Table(
     "labels",
     metadata,

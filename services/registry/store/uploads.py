@@ -6,7 +6,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from services.kernel.db import AsyncConnection
-from services.registry.domain import ContentState, Kind, Upload, UploadState
+from services.registry.domain import Content, ContentState, Kind, Upload, UploadState
 from services.registry.store import blobs, files
 from services.registry.store.tables import uploads, versions
 
@@ -144,10 +144,11 @@ async def content_of_size(connection: AsyncConnection, organization: str, kind: 
     return (await connection.execute(statement.limit(1))).first() is not None
 
 
-async def current_digest(connection: AsyncConnection, version_id: int) -> str:
-    """Digest of a version's content, empty where there is none."""
-    statement = sa.select(versions.c.digest).where(versions.c.id == version_id)
-    return (await connection.execute(statement)).scalar_one() or ""
+async def content_of(connection: AsyncConnection, version_id: int) -> Content:
+    """What content a version has; the digest is empty where it has none."""
+    statement = sa.select(versions.c.state, versions.c.digest, versions.c.size_bytes).where(versions.c.id == version_id)
+    row = (await connection.execute(statement)).one()
+    return Content(ContentState(row.state), row.digest or "", row.size_bytes)
 
 
 async def expired(connection: AsyncConnection, now: datetime, limit: int) -> list[str]:
