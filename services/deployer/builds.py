@@ -30,6 +30,8 @@ class Progress:
     build: str = ""
     environment: str = ""
     """Its place, once it is there."""
+    digest: str = ""
+    """`sha256:<hex>` of the environment, once it is there."""
     message: str = ""
     failed: bool = False
     reason: str = "BUILD_FAILED"
@@ -109,6 +111,7 @@ class Builds:
             else:
                 if build.state == builder_pb2.Build.SUCCEEDED:
                     progress.environment, progress.failed = build.environment.path, False
+                    progress.digest = build.environment.digest
                     self._changed()
                     return
                 cancelled = build.state == builder_pb2.Build.CANCELLED

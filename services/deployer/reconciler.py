@@ -266,7 +266,8 @@ class Reconciler:
         if version.target == MAIN:
             view.build = progress.build
         if progress.environment:
-            self._uses.built(view.deployment.uid, view.revision.number, progress.build, version.bento, version.digest)
+            made = (progress.build, version.bento, version.digest, progress.digest)
+            self._uses.built(view.deployment.uid, view.revision.number, *made)
         if progress.failed:
             view.problem = Condition("Built", False, progress.reason, progress.message)
         elif not progress.environment:

@@ -28,8 +28,8 @@ SWEEP_S = 600.0
 REVISIONS = 50
 """Of each deployment so many are reported; older ones have ended long ago."""
 
-Built = Mapping[str, tuple[str, str]]
-"""By build: name and digest of the bento that it was made from."""
+Built = Mapping[str, tuple[str, str, str]]
+"""By build: name and digest of the bento that it was made from, and the digest of the environment that it made."""
 
 
 class Uses:
@@ -39,18 +39,18 @@ class Uses:
         self._store, self._lineage, self._clock = store, lineage, clock
         self._signal = Signal()
         self._told: dict[str, tuple[object, float]] = {}
-        self._builds: dict[tuple[str, int], dict[str, tuple[str, str]]] = {}
+        self._builds: dict[tuple[str, int], dict[str, tuple[str, str, str]]] = {}
         self._builds_told: set[str] = set()
 
     def wake(self) -> None:
         """Something about a deployment changed."""
         self._signal.notify()
 
-    def built(self, deployment_uid: str, revision: int, build: str, bento: str, digest: str) -> None:
-        """A revision runs what a build made."""
+    def built(self, deployment_uid: str, revision: int, build: str, bento: str, digest: str, environment: str) -> None:
+        """A revision runs the environment, by its digest, that a build made of a bento with this digest."""
         known = self._builds.setdefault((deployment_uid, revision), {})
         if build and build not in known:
-            known[build] = (bento, digest)
+            known[build] = (bento, digest, environment)
             self._signal.notify()
 
     async def claim(self, deployment: Deployment, revision: Revision) -> None:
@@ -116,7 +116,9 @@ class Uses:
             uses += uses_of(deployment.name, revision, live=live, builds=builds.get(revision.number, {}))
         owner = _owner(deployment)
         await self._lineage.ReportUses(pb.ReportUsesRequest(owner=owner, generation=deployment.generation, uses=uses))
-        for build, (bento, digest) in {build: made for some in builds.values() for build, made in some.items()}.items():
+        for build, (bento, digest, _) in {
+            build: made for some in builds.values() for build, made in some.items()
+        }.items():
             if build not in self._builds_told:
                 use = pb.Use(consumer=build, consumer_uid=build, resource=bento, digest=digest)
                 owner = pb.UseOwner(organization=deployment.organization, name=build, uid=build)
@@ -150,7 +152,7 @@ def uses_of(deployment: str, revision: Revision, *, live: bool, builds: Built | 
     for bento in revision.bentos.values():
         found[bento.name] = use(bento.name, bento.digest)
         found.update({model: use(model, digest) for model, digest in bento.models})
-    found.update({build: use(build) for build in builds or {}})
+    found.update({build: use(build, environment) for build, (_, _, environment) in (builds or {}).items()})
     return list(found.values())
 
 

@@ -56,6 +56,8 @@ def test_from_a_model_to_its_predictions_and_back(platform: Platform, tags: dict
         return build in names(platform.ekiben_json("lineage", "traced"))
 
     wait_for("the build of the revision", told, 15)
+    made = [use for use in platform.ekiben_json("lineage", "traced")["uses"] if use["resource"] == build]
+    assert {use["digest"] for use in made} == {platform.ekiben_json("builds", "get", build)["environment"]["digest"]}
     for start in (tags["model"], tags["bento"], "traced", prediction["name"]):
         found = platform.ekiben_json("lineage", start, "--live")
         assert wanted <= set(names(found)), start

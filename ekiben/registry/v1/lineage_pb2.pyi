@@ -40,7 +40,9 @@ class Use(_message.Message):
     resource: _builtins.str
     """Required. What is used: a model, a bento or a build."""
     digest: _builtins.str
-    """Optional. `sha256:<hex>` of the resource's content as it is used; empty where it is not known."""
+    """Optional. `sha256:<hex>` of the resource's content as it is used, of a build that of what it made; empty where it
+    is not known.
+    """
     live: _builtins.bool
     """Optional. True while the consumer may still read the resource."""
     @_builtins.property
