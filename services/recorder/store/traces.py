@@ -5,14 +5,14 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, and_, bindparam, delete, insert, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, and_, delete, or_, select, tuple_
 from sqlalchemy import Row as SqlRow
 
 from services.kernel.db import AsyncConnection, Database
 from services.recorder import domain
 from services.recorder.domain import Span, Step, TraceFilter, TraceSummary, root_of
 from services.recorder.store.tables import spans, trace_services, traces
-from services.recorder.store.writes import TRACES, Writer, add_usage, upsert
+from services.recorder.store.writes import TRACES, Writer, add_usage, write_rows
 
 # Pairs of an IN list: two parameters each, of the 32,766 that SQLite takes.
 _CHUNK = 500
@@ -71,7 +71,7 @@ class TraceStore:
                         summary, root_has_parent = summary.with_root(root_of([*steps[key], *new])), False
                     (search if root_has_parent else summaries).append(summary)
             if rows:
-                await connection.execute(insert(spans), [_row(span) for span in rows])
+                await write_rows(connection, spans, [_row(span) for span in rows])
                 for summary in search:
                     all_steps = await _steps(connection, [(summary.organization, summary.trace_id)])
                     summaries += [summary.with_root(root_of(found)) for found in all_steps.values()]
@@ -196,53 +196,40 @@ async def _spans(connection: AsyncConnection, organization: str, trace_id: str) 
 
 
 async def _save(connection: AsyncConnection, summaries: Sequence[TraceSummary], now_us: int) -> None:
-    values = [
-        {
-            "organization": summary.organization,
-            "trace_id": summary.trace_id,
-            "start_ns": summary.start_ns,
-            "end_ns": summary.end_ns,
-            "span_count": summary.span_count,
-            "error_count": summary.error_count,
-            "failed": summary.error_count > 0,
-            "root_span_id": summary.root_span_id,
-            "root_parent_span_id": summary.root_parent_span_id,
-            "root_start_ns": summary.root_start_ns,
-            "root": summary.root,
-            "updated_us": now_us,
-        }
+    rows = [
+        (
+            summary.organization,
+            summary.trace_id,
+            summary.start_ns,
+            summary.end_ns,
+            summary.span_count,
+            summary.error_count,
+            summary.error_count > 0,
+            summary.root_span_id,
+            summary.root_parent_span_id,
+            summary.root_start_ns,
+            summary.root,
+            now_us,
+        )
         for summary in summaries
     ]
-    statement = upsert(connection.dialect, traces)
-    changed = {name: statement.excluded[name] for name in values[0] if name not in ("organization", "trace_id")}
-    await connection.execute(
-        statement.on_conflict_do_update(index_elements=[traces.c.organization, traces.c.trace_id], set_=changed), values
-    )
+    await write_rows(connection, traces, rows, merge=True)
 
 
 async def _save_services(
     connection: AsyncConnection, before: dict[Key, TraceSummary], summaries: Sequence[TraceSummary]
 ) -> None:
-    added: list[dict[str, Any]] = []
-    moved: list[dict[str, Any]] = []
+    added: list[tuple[str, str, str, int]] = []
+    moved: list[tuple[str, str, str, int]] = []
     for summary in summaries:
         old = before.get((summary.organization, summary.trace_id))
+        known = old.services if old else frozenset()
         if old is not None and old.start_ns != summary.start_ns:
-            moved.append({"o": summary.organization, "t": summary.trace_id, "start_ns": summary.start_ns})
-        for service in summary.services - (old.services if old else frozenset()):
-            added.append(
-                {
-                    "organization": summary.organization,
-                    "trace_id": summary.trace_id,
-                    "service": service,
-                    "start_ns": summary.start_ns,
-                }
-            )
-    if moved:
-        of_trace = and_(trace_services.c.organization == bindparam("o"), trace_services.c.trace_id == bindparam("t"))
-        await connection.execute(update(trace_services).where(of_trace), moved)
-    if added:
-        await connection.execute(insert(trace_services), added)
+            moved += [(summary.organization, summary.trace_id, service, summary.start_ns) for service in known]
+        new = summary.services - known
+        added += [(summary.organization, summary.trace_id, service, summary.start_ns) for service in new]
+    await write_rows(connection, trace_services, moved, merge=True)
+    await write_rows(connection, trace_services, added)
 
 
 def _summary(row: SqlRow[Any], services: set[str]) -> TraceSummary:
@@ -261,21 +248,21 @@ def _summary(row: SqlRow[Any], services: set[str]) -> TraceSummary:
     )
 
 
-def _row(span: Span) -> dict[str, Any]:
-    return {
-        "organization": span.organization,
-        "trace_id": span.trace_id,
-        "span_id": span.span_id,
-        "parent_span_id": span.parent_span_id,
-        "service": span.service,
-        "display_name": span.display_name,
-        "kind": span.kind,
-        "start_ns": span.start_ns,
-        "end_ns": span.end_ns,
-        "error": span.error,
-        "status_message": span.status_message,
-        "attributes": json.dumps(dict(span.attributes), separators=(",", ":"), ensure_ascii=True),
-    }
+def _row(span: Span) -> tuple[Any, ...]:
+    return (
+        span.organization,
+        span.trace_id,
+        span.span_id,
+        span.parent_span_id,
+        span.service,
+        span.display_name,
+        span.kind,
+        span.start_ns,
+        span.end_ns,
+        span.error,
+        span.status_message,
+        json.dumps(dict(span.attributes), separators=(",", ":"), ensure_ascii=True),
+    )
 
 
 def _span(row: SqlRow[Any]) -> Span:

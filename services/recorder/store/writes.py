@@ -1,12 +1,12 @@
 """What every write of the recorder shares: one writer at a time per log, a reserve of disk space, usage."""
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Dialect, text
+from sqlalchemy import Dialect, Table, text
 
 from ekiben.errors import ResourceExhausted
 from services.kernel.db import AsyncConnection, Database, insert_into
@@ -79,6 +79,34 @@ async def _check_free_pages(connection: AsyncConnection) -> None:
 def upsert(dialect: Dialect, table: Any) -> Any:
     """An INSERT of this dialect which knows ON CONFLICT."""
     return insert_into(dialect.name, table)
+
+
+async def write_rows(
+    connection: AsyncConnection, table: Table, rows: Sequence[tuple[Any, ...]], *, merge: bool = False
+) -> None:
+    """Insert rows, given as values in the order of the table's columns; with `merge` a row of the same key is replaced.
+
+    As the driver takes them: SQLAlchemy would look up the name and the type of each value anew, which took longer than
+    SQLite does. So the columns must be of types that both drivers know, as text, numbers and booleans are.
+    """
+    if rows:
+        await connection.exec_driver_sql(_insertion(connection.dialect, table, merge), list(rows))
+
+
+_insertions: dict[tuple[str, str, bool], str] = {}
+
+
+def _insertion(dialect: Dialect, table: Table, merge: bool) -> str:
+    key = (dialect.name, table.name, merge)
+    if key not in _insertions:
+        statement = upsert(dialect, table)
+        if merge:
+            changed = {column.name: statement.excluded[column.name] for column in table.c if not column.primary_key}
+            statement = statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=changed)
+        compiled = statement.compile(dialect=dialect)
+        assert compiled.positiontup == [column.name for column in table.c]
+        _insertions[key] = str(compiled)
+    return _insertions[key]
 
 
 async def add_usage(connection: AsyncConnection, log: str, now_us: int, size_bytes: int) -> None:
