@@ -249,7 +249,7 @@ async def add_repository(
     row = {**values, "organization": organization, "kind": kind, "repository": name, "revision": 1}
     row_id = await _insert(connection, repositories, row)
     if row_id is not None:
-        await set_labels(connection, "repository", row_id, json.loads(row["labels"]))
+        await _add_labels(connection, "repository", row_id, row)
     return row_id is not None
 
 
@@ -286,7 +286,7 @@ async def add_version(
     }
     row_id = await _insert(connection, versions, row)
     if row_id is not None:
-        await set_labels(connection, "version", row_id, json.loads(row["labels"]))
+        await _add_labels(connection, "version", row_id, row)
     return row_id is not None
 
 
@@ -311,21 +311,28 @@ async def set_labels(connection: AsyncConnection, owner: str, row_id: int, wante
     if not wanted:
         return
     table = repositories if owner == "repository" else versions
-    statement = sa.select(table.c.organization, table.c.kind, table.c.create_time).where(table.c.id == row_id)
-    of = (await connection.execute(statement)).one()
+    statement = sa.select(table.c.organization, table.c.kind, table.c.create_time)
+    row = (await connection.execute(statement.where(table.c.id == row_id))).mappings().one()
+    await _add_labels(connection, owner, row_id, {**row, "labels": json.dumps(dict(wanted))})
+
+
+async def _add_labels(connection: AsyncConnection, owner: str, row_id: int, row: Mapping[str, Any]) -> None:
+    """Write the labels of a row that has none yet, as they are searched."""
+    scope = (row["organization"], owner, row["kind"])
     rows = [
         {
             "owner": owner,
             "owner_id": row_id,
             "key": key,
             "value": value,
-            "key_term": label_term(of.organization, owner, of.kind, key),
-            "value_term": label_term(of.organization, owner, of.kind, key, value),
-            "create_time": of.create_time,
+            "key_term": label_term(*scope, key),
+            "value_term": label_term(*scope, key, value),
+            "create_time": row["create_time"],
         }
-        for key, value in wanted.items()
+        for key, value in json.loads(row["labels"]).items()
     ]
-    await connection.execute(labels.insert(), rows)
+    if rows:
+        await connection.execute(labels.insert(), rows)
 
 
 async def delete_versions(connection: AsyncConnection, where: sa.ColumnElement[bool]) -> int:
