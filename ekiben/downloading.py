@@ -27,7 +27,7 @@ class Source:
     """`sha256:<hex>`."""
     size_bytes: int
     """0 where it is not known."""
-    stopped: Callable[[], bool]
+    stop: signed.Stop
     progress: Callable[[int], None]
     parallel: Callable[[str], bool]
     """Whether what is at this URL comes faster over several connections."""
@@ -46,7 +46,7 @@ def fetch(source: Source, into: Path, *, unpack: bool, work: Path | None = None)
         with _opened(source, received.there_bytes) as readinto:
 
             def counted(buffer: memoryview) -> int:
-                if source.stopped():
+                if source.stop.is_set():
                     raise signed.Stopped
                 got = readinto(buffer)
                 source.progress(got)
@@ -55,11 +55,11 @@ def fetch(source: Source, into: Path, *, unpack: bool, work: Path | None = None)
             received.take(counted)
 
 
-def read_file(file: files_pb2.File, sign: Callable[[], str], write: Write, stopped: Callable[[], bool]) -> None:
+def read_file(file: files_pb2.File, sign: Callable[[], str], write: Write, stop: signed.Stop) -> None:
     """Write one file of a content, and check its digest at the end. See `Files.read`."""
     hashed, buffer = hashlib.sha256(), memoryview(bytearray(CHUNK_BYTES))
     end = file.offset + file.size_bytes
-    with ranges.Ranges(sign, end, offset=file.offset, stopped=stopped, patience_s=patience.PATIENCE_S) as reading:
+    with ranges.Ranges(sign, end, offset=file.offset, stop=stop, patience_s=patience.PATIENCE_S) as reading:
         while got := reading.readinto(buffer):
             hashed.update(buffer[:got])
             write(buffer[:got])
@@ -80,7 +80,7 @@ def _opened(source: Source, offset: int) -> Iterator[receiving.ReadInto]:
             return first.pop() if first else source.sign()
 
         with ranges.Ranges(
-            sign, source.size_bytes, offset=offset, stopped=source.stopped, patience_s=patience.PATIENCE_S
+            sign, source.size_bytes, offset=offset, stop=source.stop, patience_s=patience.PATIENCE_S
         ) as read:
             yield read.readinto
         return
@@ -123,16 +123,18 @@ class _Stream:
         if 0 < self._source.size_bytes <= self._offset:
             return 0
         while True:
-            if self._source.stopped():
+            if self._source.stop.is_set():
                 raise signed.Stopped
             try:
                 if self._read is None:
-                    self._read = self._connection.enter_context(signed.get(self._source.sign(), self._offset))
+                    self._read = self._connection.enter_context(
+                        signed.get(self._source.sign(), self._offset, stop=self._source.stop)
+                    )
                 got = self._read(buffer)
             except Unavailable:
                 self._connection.close()
                 self._read = None
-                if self._source.stopped() or time.monotonic() - self._seen > patience.PATIENCE_S:
+                if self._source.stop.is_set() or time.monotonic() - self._seen > patience.PATIENCE_S:
                     raise
                 time.sleep(self._pause_s)
                 self._pause_s = min(self._pause_s * 2, 5.0)

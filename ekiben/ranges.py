@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
 
 from ekiben.errors import EkibenError, PermissionDenied, Unavailable
-from ekiben.signed import Getter, Stopped
+from ekiben.signed import Getter, Stop, Stopped
 
 RANGE_BYTES = 16 << 20
 """Fetched at once by one worker: at a gigabit a tenth of a second, so that asking for it does not show."""
@@ -32,10 +32,10 @@ class Ranges:
         size_bytes: int,
         *,
         offset: int = 0,
-        stopped: Callable[[], bool],
+        stop: Stop,
         patience_s: float,
     ) -> None:
-        self._sign, self._stopped, self._patience_s = sign, stopped, patience_s
+        self._sign, self._stop, self._patience_s = sign, stop, patience_s
         self._next, self._end = offset, size_bytes
         self._pool = ThreadPoolExecutor(WORKERS, "ekiben-get")
         self._own = threading.local()
@@ -53,10 +53,14 @@ class Ranges:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._closed.set()
-        for getter in list(self._getters):  # wakes who waits for a server
-            getter.close()
+        self._wake()
         self._pool.shutdown(cancel_futures=True)
+
+    def _wake(self) -> None:
+        """Wake who waits for a server."""
+        self._closed.set()
+        for getter in list(self._getters):
+            getter.close()
 
     def readinto(self, buffer: memoryview) -> int:
         """Fill the buffer as far as can be without an error, which the next call raises; no bytes mean the end."""
@@ -84,7 +88,8 @@ class Ranges:
                 raise self._error
             return None
         if self._waiting:
-            self._here, self._error = self._waiting.popleft().result()
+            with self._stop.ending(self._wake):
+                self._here, self._error = self._waiting.popleft().result()
             if self._error is not None and not self._here:
                 return self._range(fresh=fresh)
         return self._here
@@ -120,7 +125,7 @@ class Ranges:
         return buffer, None
 
     def _check(self) -> None:
-        if self._closed.is_set() or self._stopped():
+        if self._closed.is_set() or self._stop.is_set():
             raise Stopped
 
     def _signed(self, *, not_this: str) -> str:

@@ -9,6 +9,7 @@ import json
 import re
 import socket
 import ssl
+import threading
 from collections.abc import Callable, Iterator
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from urllib.parse import unquote, urlsplit
@@ -44,6 +45,40 @@ class Stopped(Exception):
     """The caller asked to stop."""
 
 
+class Stop:
+    """Ends transfers from another thread, also those that wait for a server which says nothing."""
+
+    def __init__(self) -> None:
+        self._set = False
+        self._lock = threading.Lock()
+        self._ends: set[Callable[[], None]] = set()
+
+    def is_set(self) -> bool:
+        """Whether to stop."""
+        return self._set
+
+    def set(self) -> None:
+        """Stop all that goes on, and what begins from now on."""
+        with self._lock:
+            self._set = True
+            ends = list(self._ends)
+        for end in ends:
+            end()
+
+    @contextlib.contextmanager
+    def ending(self, end: Callable[[], None]) -> Iterator[None]:
+        """Call `end` on `set` while inside. Raises Stopped where that has been."""
+        with self._lock:
+            if self._set:
+                raise Stopped
+            self._ends.add(end)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._ends.discard(end)
+
+
 def put(
     url: str,
     archive: Archive,
@@ -51,7 +86,7 @@ def put(
     end: int,
     *,
     progress: Callable[[int], None],
-    stopped: Callable[[], bool],
+    stop: Stop,
     headers: dict[str, str] | None = None,
 ) -> str:
     """PUT the bytes from `start` to `end` of an archive; returns the entity tag of the answer, quotes included.
@@ -61,9 +96,9 @@ def put(
     Raises:
         Unavailable: the connection broke, or the server answered 5xx; may be tried again.
         EkibenError: the server refused the bytes, as the class of its status.
-        Stopped: `stopped` said so.
+        Stopped: by `stop`.
     """
-    with _connection(url) as (connection, path):
+    with _connection(url, stop) as (connection, path):
         try:
             connection.putrequest("PUT", path, skip_accept_encoding=True)
             connection.putheader("Content-Length", str(end - start))
@@ -71,7 +106,7 @@ def put(
                 connection.putheader(name, value)
             connection.endheaders()
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # a refusal may come before the last byte
-                _send(connection, archive, start, end, progress, stopped)
+                _send(connection, archive, start, end, progress, stop)
             response = connection.getresponse()
             body = response.read(1 << 16)
         except (OSError, HTTPException) as error:
@@ -82,7 +117,7 @@ def put(
 
 
 @contextlib.contextmanager
-def get(url: str, offset: int = 0) -> Iterator[Callable[[memoryview], int]]:
+def get(url: str, offset: int = 0, *, stop: Stop) -> Iterator[Callable[[memoryview], int]]:
     """GET a URL from `offset` on; gives a function that fills a buffer, to be used inside.
 
     It returns how many bytes it put there, none at the end, and raises the same errors.
@@ -91,7 +126,7 @@ def get(url: str, offset: int = 0) -> Iterator[Callable[[memoryview], int]]:
         Unavailable: the connection broke or the server answered 5xx; may be tried again from where it broke.
         EkibenError: the server refused, as the class of its status.
     """
-    with _connection(url) as (connection, path):
+    with _connection(url, stop) as (connection, path):
         response = _ask(connection, path, url, {"Range": f"bytes={offset}-"} if offset else {})
         left = int(response.headers.get("Content-Length") or -1)
 
@@ -144,8 +179,7 @@ class Getter:
         """End the connection; a `fill` under way raises Unavailable."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            with contextlib.suppress(OSError, AttributeError):
-                connection.sock.shutdown(socket.SHUT_RDWR)
+            _shut_down(connection)
             connection.close()
 
 
@@ -166,12 +200,19 @@ def _path(url: str) -> str:
 
 
 @contextlib.contextmanager
-def _connection(url: str) -> Iterator[tuple[HTTPConnection, str]]:
+def _connection(url: str, stop: Stop) -> Iterator[tuple[HTTPConnection, str]]:
     connection = _connect(url)
     try:
-        yield connection, _path(url)
+        with stop.ending(lambda: _shut_down(connection)):
+            yield connection, _path(url)
     finally:
         connection.close()
+
+
+def _shut_down(connection: HTTPConnection) -> None:
+    """Wake whoever reads or writes there. The socket itself is closed by its owner."""
+    with contextlib.suppress(OSError, AttributeError):
+        connection.sock.shutdown(socket.SHUT_RDWR)
 
 
 def _connect(url: str) -> HTTPConnection:
@@ -209,7 +250,7 @@ def _send(
     start: int,
     end: int,
     progress: Callable[[int], None],
-    stopped: Callable[[], bool],
+    stop: Stop,
 ) -> None:
     plain = not isinstance(connection, HTTPSConnection)
     for part in archive.ranges(start, end):
@@ -217,22 +258,20 @@ def _send(
             connection.send(part)
             progress(len(part))
         elif plain:
-            _sendfile(connection.sock, part, progress, stopped)
+            _sendfile(connection.sock, part, progress, stop)
         else:
             for chunk in part.chunks():
                 connection.send(chunk)
                 progress(len(chunk))
-                if stopped():
+                if stop.is_set():
                     raise Stopped
 
 
-def _sendfile(
-    sock: socket.socket, part: FileRange, progress: Callable[[int], None], stopped: Callable[[], bool]
-) -> None:
+def _sendfile(sock: socket.socket, part: FileRange, progress: Callable[[int], None], stop: Stop) -> None:
     offset, left = part.offset, part.size_bytes
     with part.path.open("rb", buffering=0) as file:
         while left:
-            if stopped():
+            if stop.is_set():
                 raise Stopped
             sent = sock.sendfile(file, offset, min(left, _SENDFILE_BYTES))
             if not sent:

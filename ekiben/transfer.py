@@ -6,13 +6,13 @@ that restarts and a URL that expires in between are tried again for a while; a r
 """
 
 import asyncio
-import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import grpc.aio
 
 from ekiben import archives, downloading
+from ekiben import signed as signed_urls
 from ekiben.downloading import Write
 from ekiben.endpoints import Endpoint
 from ekiben.errors import FailedPrecondition
@@ -93,7 +93,7 @@ class Transfer:
         if unpack and into.exists():
             raise FailedPrecondition(f"{into} exists already.", reason="TARGET_EXISTS", path=str(into))
         into.parent.mkdir(parents=True, exist_ok=True)
-        loop, stop, address = asyncio.get_running_loop(), threading.Event(), self._addresses()
+        loop, stop, address = asyncio.get_running_loop(), signed_urls.Stop(), self._addresses()
 
         def sign() -> str:
             async def ask() -> pb.SignedUrl:
@@ -105,7 +105,7 @@ class Transfer:
             sign=sign,
             digest=digest,
             size_bytes=size_bytes,
-            stopped=stop.is_set,
+            stop=stop,
             progress=progress,
             parallel=lambda url: not self._endpoint.is_near(url),
         )
@@ -118,7 +118,7 @@ class Transfer:
         self, signed: files_pb2.SignedFile, again: Callable[[], Awaitable[files_pb2.SignedFile]], write: Write
     ) -> None:
         """Read what a signed file is, once more signed by `again` where it breaks. See `Files.read`."""
-        loop, stop, address = asyncio.get_running_loop(), threading.Event(), self._addresses()
+        loop, stop, address = asyncio.get_running_loop(), signed_urls.Stop(), self._addresses()
         first = [signed]
 
         def sign() -> str:
@@ -127,7 +127,7 @@ class Transfer:
             return address(asyncio.run_coroutine_threadsafe(_awaited(again()), loop).result(60).content)
 
         try:
-            await asyncio.to_thread(downloading.read_file, signed.file, sign, write, stop.is_set)
+            await asyncio.to_thread(downloading.read_file, signed.file, sign, write, stop)
         finally:
             stop.set()
 

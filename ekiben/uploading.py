@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -46,13 +45,16 @@ class Uploading:
     progress: Progress
     near: bool
     """Whether the registry is on this machine."""
-    stop: threading.Event = field(default_factory=threading.Event)
+    stop: signed.Stop = field(default_factory=signed.Stop)
 
     async def run(self, *, resume: bool, open_upload: str) -> tuple[pb.Upload, str]:
         """See `Transfer.upload`."""
-        hashing = asyncio.ensure_future(asyncio.to_thread(self.archive.digest, self.stop.is_set))
+        kept = pending.load(self.server, self.resource) if resume else None
+        if kept is not None and kept.fingerprint != self.archive.fingerprint():
+            kept = None
+        hashing = asyncio.ensure_future(self._digest(kept.digest if kept else ""))
         try:
-            begun = await self._begun(hashing, open_upload) if resume else None
+            begun = await self._begun(hashing, kept, open_upload) if resume else None
             if begun is None:
                 begun = await self._begin(hashing, whole_is_fine=self.near and not resume)
             return await self._send(*begun, hashing)
@@ -60,11 +62,15 @@ class Uploading:
             self.stop.set()
             hashing.cancel()
 
-    async def _begun(self, hashing: "asyncio.Future[str]", open_upload: str) -> tuple[pb.Upload, int] | None:
+    async def _digest(self, known: str) -> str:
+        return known or await asyncio.to_thread(self.archive.digest, self.stop.is_set)
+
+    async def _begun(
+        self, hashing: "asyncio.Future[str]", kept: Pending | None, open_upload: str
+    ) -> tuple[pb.Upload, int] | None:
         """An upload of these bytes that did not end, with the size of its parts: what this machine remembers, else
         what the registry has, whoever began it."""
-        kept = pending.load(self.server, self.resource)
-        if kept is not None and kept.fingerprint == self.archive.fingerprint():
+        if kept is not None:
             with contextlib.suppress(NotFound):
                 upload = await self.stub.GetUpload(pb.GetUploadRequest(name=kept.upload))
                 if upload.state in (pb.Upload.OPEN, pb.Upload.COMPLETED):
@@ -104,7 +110,8 @@ class Uploading:
             return upload, await hashing
         remembering: asyncio.Future[None] | None = None
         if part_bytes:
-            kept = Pending(self.resource, upload.name, part_bytes, self.archive.fingerprint(), upload.digest)
+            digest = hashing.result() if hashing.done() else upload.digest
+            kept = Pending(self.resource, upload.name, part_bytes, self.archive.fingerprint(), digest)
             pending.save(self.server, kept)
             remembering = asyncio.ensure_future(self._remember(kept, hashing))
         try:
@@ -147,7 +154,7 @@ class Uploading:
         return await patiently(lambda: self.stub.CompleteUpload(request, timeout=timeout_s))
 
     async def _remember(self, kept: Pending, hashing: "asyncio.Future[str]") -> None:
-        """The digest too, once it is known: the next one to resume need not wait for it to ask who else has it."""
+        """The digest too, once it is known: whoever resumes need not read all files for it again."""
         pending.save(self.server, replace(kept, digest=await asyncio.shield(hashing)))
 
     async def _abort(self, name: str, failure: str) -> None:
@@ -192,7 +199,7 @@ class Uploading:
                     start,
                     end,
                     progress=counted,
-                    stopped=self.stop.is_set,
+                    stop=self.stop,
                 )
             except BaseException as error:
                 if isinstance(error, asyncio.CancelledError):

@@ -16,7 +16,7 @@ from ekiben.registry.v1 import registry_pb2 as pb
 from tests.client_process import Elsewhere
 from tests.cutting import Cutting, cutting
 from tests.fixtures_cli import model_folder
-from tests.fixtures_registry import Registry, run_registry, running_registry
+from tests.fixtures_registry import Registry, run_registry, running_registry, until
 
 __all__ = ["running_registry"]
 
@@ -87,6 +87,7 @@ async def test_a_push_that_another_machine_began_is_taken_up_by_its_digest(
     running: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(uploading, "HASH_FIRST_BYTES", 1 << 30)
+    monkeypatch.setattr(uploading, "PARALLEL_PARTS", 1)
     source = model_folder(tmp_path, weights=os.urandom(100_000))
     async with reached(running) as (client, proxy):
         proxy.most_connections = 3
@@ -98,6 +99,31 @@ async def test_a_push_that_another_machine_began_is_taken_up_by_its_digest(
         model, _ = await client.models.push(source, resume=True)
         assert model.content.state == pb.Content.READY
         assert proxy.up_bytes - before < archives.of_folder(source).size_bytes - 2 * uploading.PART_BYTES
+
+
+async def test_a_push_that_is_cancelled_goes_on_without_hashing_again(
+    running: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Ctrl-C does."""
+    monkeypatch.setattr(patience, "PATIENCE_S", 60.0)
+    source = model_folder(tmp_path, weights=os.urandom(200_000))
+    async with reached(running) as (client, proxy):
+        proxy.hold_at = 100_000
+        pushing = asyncio.ensure_future(client.models.push(source))
+        await proxy.held.wait()
+        await until(lambda: (pending.load(running.address, NAME) or pending.Pending("", "", 0, "")).digest)
+        pushing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await pushing
+    kept = pending.load(running.address, NAME)
+    assert kept is not None
+    upload = await running.admin.uploads.GetUpload(pb.GetUploadRequest(name=kept.upload))
+    assert upload.state == pb.Upload.OPEN
+    monkeypatch.setattr(archives.Archive, "digest", None)  # hashing again would fail
+    async with reached(running) as (client, proxy):
+        model, _ = await client.models.push(source, resume=True)
+        monkeypatch.undo()
+        assert model.content.digest == archives.of_folder(source).digest()
 
 
 async def test_changed_files_begin_a_new_upload(running: Registry, tmp_path: Path) -> None:
@@ -274,7 +300,10 @@ async def test_what_is_kept_of_a_pull_and_was_damaged_is_not_taken(running: Regi
         assert files_of(target) == files_of(source)
 
 
-async def test_a_push_goes_on_at_a_registry_that_was_started_anew(tmp_path: Path) -> None:
+async def test_a_push_goes_on_at_a_registry_that_was_started_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploading, "PARALLEL_PARTS", 1)
     source = model_folder(tmp_path, weights=os.urandom(200_000))
     data = tmp_path / "registry"
     data.mkdir()
@@ -288,4 +317,4 @@ async def test_a_push_goes_on_at_a_registry_that_was_started_anew(tmp_path: Path
         client.models._transfer._endpoint = Elsewhere("always", tls=False, bytes_url=proxy.url)
         model, _ = await client.models.push(source, resume=True)
         assert model.content.digest == archives.of_folder(source).digest()
-        assert proxy.connections <= -(-archives.of_folder(source).size_bytes // uploading.PART_BYTES) - 4
+        assert proxy.connections <= -(-archives.of_folder(source).size_bytes // uploading.PART_BYTES) - 9

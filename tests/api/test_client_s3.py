@@ -98,7 +98,7 @@ async def test_what_the_object_store_refuses_is_told_in_its_words(s3: S3Server, 
         assert url.startswith("http")
 
         def put(url: str) -> str:
-            return signed.put(url, source, 0, source.size_bytes, progress=lambda _: None, stopped=lambda: False)
+            return signed.put(url, source, 0, source.size_bytes, progress=lambda _: None, stop=signed.Stop())
 
         with pytest.raises(PermissionDenied, match="The object store refused"):
             await asyncio.to_thread(put, url.replace("Signature=", "Signature=0"))
