@@ -54,14 +54,14 @@ class Ownership:
             if owner != self._me:
                 free = not owner or bool(self._vigil.silent({owner: sign}))
                 if free and await self._store.take_cluster(self._cluster, self._me, owner, sign):
-                    await self._set(True)
+                    await self._set(True, expected=not owner)
                 elif owner != self._behind:
                     self._behind = owner
                     log.warning("another deployer has the cluster; standing by", extra={"cluster": self._cluster})
                 return
             await self._set(True)  # before the sign, which a full disk does not take: what runs is looked after
         if not await self._store.renew_cluster(self._cluster, self._me):
-            await self._set(False)
+            await self._set(False, expected=False)
 
     async def run(self) -> None:
         """Look again and again, for ever."""
@@ -98,11 +98,12 @@ class Ownership:
         async with self._changed:
             await self._changed.wait_for(lambda: self.held is held)
 
-    async def _set(self, held: bool) -> None:
+    async def _set(self, held: bool, *, expected: bool = True) -> None:
         if held is self.held:
             return
         self.held = held
-        log.warning("cluster taken" if held else "cluster given up", extra={"cluster": self._cluster})
+        level = logging.INFO if expected else logging.WARNING
+        log.log(level, "cluster taken" if held else "cluster given up", extra={"cluster": self._cluster})
         async with self._changed:
             self._changed.notify_all()
         self.changed()
