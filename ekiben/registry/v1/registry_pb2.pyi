@@ -648,7 +648,9 @@ class Upload(_message.Message):
         part_number: _builtins.int
         """Output only. From 1 to 10,000."""
         etag: _builtins.str
-        """Output only. The entity tag that the PUT answered, quotes included."""
+        """Output only. The entity tag that the PUT answered, quotes included. On S3 it is the MD5 of the part as a rule, by
+        which a client that resumes can tell one that was cut off.
+        """
         size_bytes: _builtins.int
         """Output only. Size in bytes."""
         def __init__(

@@ -1036,14 +1036,17 @@ class UploadsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SignUpload(self, request, context):
-        """Signs a URL to which a client PUTs one part, or the whole content with `part_number` 0.
+        """Signs a URL to which a client PUTs one part, or the whole content with `part_number` 0. Where the registry keeps
+        its blobs on S3, that is a URL of the bucket: one PUT takes at most 5 GiB, each part but the last needs at least
+        5 MiB (else PART_TOO_SMALL when the upload is completed), and what is wrong with the bytes is told then, too.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CompleteUpload(self, request, context):
-        """Joins the parts, checks size, digest and archive, and makes the content visible. Completing a
+        """Joins the parts, checks size, digest and archive, and makes the content visible. It goes on when the caller
+        leaves or its deadline ends: complete again to wait for the same. Completing a
         completed upload again changes nothing. Content that is READY is replaced only by an upload that was
         opened when it was: of two that began before there was any, the first to complete wins, and the other
         is ABORTED (CONTENT_EXISTS) unless its bytes are the same. For a bento whose manifest says `"dev": true`, an upload

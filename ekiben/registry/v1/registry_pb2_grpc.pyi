@@ -341,9 +341,13 @@ class UploadsStub:
     GetUpload: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetUploadRequest, _registry_pb2.Upload]
     """Returns an upload with the parts received so far, so that a client can resume."""
     SignUpload: _grpc.UnaryUnaryMultiCallable[_registry_pb2.SignUploadRequest, _registry_pb2.SignedUrl]
-    """Signs a URL to which a client PUTs one part, or the whole content with `part_number` 0."""
+    """Signs a URL to which a client PUTs one part, or the whole content with `part_number` 0. Where the registry keeps
+    its blobs on S3, that is a URL of the bucket: one PUT takes at most 5 GiB, each part but the last needs at least
+    5 MiB (else PART_TOO_SMALL when the upload is completed), and what is wrong with the bytes is told then, too.
+    """
     CompleteUpload: _grpc.UnaryUnaryMultiCallable[_registry_pb2.CompleteUploadRequest, _registry_pb2.Upload]
-    """Joins the parts, checks size, digest and archive, and makes the content visible. Completing a
+    """Joins the parts, checks size, digest and archive, and makes the content visible. It goes on when the caller
+    leaves or its deadline ends: complete again to wait for the same. Completing a
     completed upload again changes nothing. Content that is READY is replaced only by an upload that was
     opened when it was: of two that began before there was any, the first to complete wins, and the other
     is ABORTED (CONTENT_EXISTS) unless its bytes are the same. For a bento whose manifest says `"dev": true`, an upload
@@ -364,9 +368,13 @@ class UploadsAsyncStub(UploadsStub):
     GetUpload: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetUploadRequest, _registry_pb2.Upload]  # type: ignore[assignment]
     """Returns an upload with the parts received so far, so that a client can resume."""
     SignUpload: _aio.UnaryUnaryMultiCallable[_registry_pb2.SignUploadRequest, _registry_pb2.SignedUrl]  # type: ignore[assignment]
-    """Signs a URL to which a client PUTs one part, or the whole content with `part_number` 0."""
+    """Signs a URL to which a client PUTs one part, or the whole content with `part_number` 0. Where the registry keeps
+    its blobs on S3, that is a URL of the bucket: one PUT takes at most 5 GiB, each part but the last needs at least
+    5 MiB (else PART_TOO_SMALL when the upload is completed), and what is wrong with the bytes is told then, too.
+    """
     CompleteUpload: _aio.UnaryUnaryMultiCallable[_registry_pb2.CompleteUploadRequest, _registry_pb2.Upload]  # type: ignore[assignment]
-    """Joins the parts, checks size, digest and archive, and makes the content visible. Completing a
+    """Joins the parts, checks size, digest and archive, and makes the content visible. It goes on when the caller
+    leaves or its deadline ends: complete again to wait for the same. Completing a
     completed upload again changes nothing. Content that is READY is replaced only by an upload that was
     opened when it was: of two that began before there was any, the first to complete wins, and the other
     is ABORTED (CONTENT_EXISTS) unless its bytes are the same. For a bento whose manifest says `"dev": true`, an upload
@@ -402,7 +410,10 @@ class UploadsServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.SignUploadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.SignedUrl, _abc.Awaitable[_registry_pb2.SignedUrl]]:
-        """Signs a URL to which a client PUTs one part, or the whole content with `part_number` 0."""
+        """Signs a URL to which a client PUTs one part, or the whole content with `part_number` 0. Where the registry keeps
+        its blobs on S3, that is a URL of the bucket: one PUT takes at most 5 GiB, each part but the last needs at least
+        5 MiB (else PART_TOO_SMALL when the upload is completed), and what is wrong with the bytes is told then, too.
+        """
 
     @_abc_1.abstractmethod
     def CompleteUpload(
@@ -410,7 +421,8 @@ class UploadsServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.CompleteUploadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.Upload, _abc.Awaitable[_registry_pb2.Upload]]:
-        """Joins the parts, checks size, digest and archive, and makes the content visible. Completing a
+        """Joins the parts, checks size, digest and archive, and makes the content visible. It goes on when the caller
+        leaves or its deadline ends: complete again to wait for the same. Completing a
         completed upload again changes nothing. Content that is READY is replaced only by an upload that was
         opened when it was: of two that began before there was any, the first to complete wins, and the other
         is ABORTED (CONTENT_EXISTS) unless its bytes are the same. For a bento whose manifest says `"dev": true`, an upload
