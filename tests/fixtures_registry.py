@@ -57,11 +57,15 @@ class Registry:
     http: aiohttp.ClientSession
     admin: Stubs = field(init=False)
 
-    def stubs(self, token: str) -> Stubs:
-        """Stubs of whoever holds the token."""
+    def channel(self, token: str) -> aio.Channel:
+        """A channel of whoever holds the token."""
         channel = open_channel(self.address, token=token, timeout_s=20)
         self.stack.push_async_callback(channel.close)
-        return Stubs(channel)
+        return channel
+
+    def stubs(self, token: str) -> Stubs:
+        """Stubs of whoever holds the token."""
+        return Stubs(self.channel(token))
 
     async def stubs_of_role(self, name: str, role: int) -> Stubs:
         """Stubs of a new user with this role."""

@@ -1,8 +1,13 @@
 """Deleting and restoring over gRPC."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from ekiben.api.v1.annotations_pb2 import Role
+from ekiben.cli import deletions as commands
+from ekiben.deletions import Deletions
 from ekiben.errors import AlreadyExists, InvalidArgument, NotFound, PermissionDenied
 from ekiben.registry.v1 import deletions_pb2 as dpb
 from ekiben.registry.v1 import registry_pb2 as pb
@@ -130,3 +135,25 @@ async def test_what_is_purged_cannot_be_restored_and_only_admins_purge(running: 
         with pytest.raises(NotFound) as caught:
             await restore(admin, name)
         assert caught.value.reason == "DELETED_VERSION_NOT_FOUND"
+
+
+async def test_what_the_command_restores_and_purges(running: Registry, capsys: pytest.CaptureFixture[str]) -> None:
+    admin = running.admin
+    channel = running.channel(running.settings.admin_token_file.read_text().strip())
+    client: Any = SimpleNamespace(deletions=Deletions(channel))
+    for version in ("v1", "v2", "v1"):  # v1 was deleted twice
+        await running.new_model(admin, "iris", version)
+        await delete(admin, f"modelRepositories/iris/models/{version}")
+    await running.new_model(admin, "iris", "v2", description="newer")
+    restored = await commands.restore_all(client, "modelRepositories/iris")
+    assert [one.resource for one in restored] == [NAME]
+    assert "iris:v2 exists; the deleted one is left." in capsys.readouterr().err
+    assert sorted(one.resource[-2:] for one in await deleted(admin)) == ["v1", "v2"]
+    await commands.purge(client, "modelRepositories/iris/models/v2", "")
+    await commands.print_deleted(client, "modelRepositories/-", 0, "table")
+    shown = capsys.readouterr().out
+    assert "iris:v1" in shown
+    assert "iris:v2" not in shown
+    with pytest.raises(NotFound) as caught:
+        await commands.restore(client, None, "modelRepositories/iris/models/v2", "")
+    assert caught.value.reason == "DELETED_VERSION_NOT_FOUND"

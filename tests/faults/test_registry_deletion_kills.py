@@ -54,6 +54,12 @@ async def exactly_one_has_it(parts: Parts) -> bool:
     return bool(there)
 
 
+def once_on_postgresql(database_url: str, *, before: bool) -> None:
+    """Each step is within one transaction: before it or after it is the same to the database."""
+    if before and "postgresql" in database_url:
+        pytest.skip("the rows go the same way as after the step")
+
+
 DELETE = [(rows, "keep_versions"), (rows, "delete_versions"), (rows, "keep_repository")]
 RESTORE = [
     (rows, "version"),
@@ -74,6 +80,7 @@ async def test_a_delete_or_a_restore_that_is_killed_at_any_step(
     step: tuple[Any, str],
     before: bool,
 ) -> None:
+    once_on_postgresql(database_url, before=before)
     async with opened(database_url, tmp_path, manual_clock, delete_grace=WEEK) as parts:
         await parts.catalog.create_version(ME, Kind.MODEL, "m", "v1", Draft(labels={"team": "risk"}))
         await send(parts, "v1", ONE)
@@ -109,6 +116,7 @@ async def test_a_purge_that_is_killed_at_any_step(
     step: str,
     before: bool,
 ) -> None:
+    once_on_postgresql(database_url, before=before)
     async with opened(database_url, tmp_path, manual_clock, delete_grace=WEEK) as parts:
         await parts.catalog.create_version(ME, Kind.MODEL, "m", "v1", Draft(labels={"team": "risk"}))
         await send(parts, "v1", ONE)
@@ -275,6 +283,7 @@ async def test_uses_are_as_their_bento_is_whatever_is_killed(
     step: tuple[Any, str],
     before: bool,
 ) -> None:
+    once_on_postgresql(database_url, before=before)
     bento, model = "bentoRepositories/b/bentos/v1", NAME.format("v1")
     draft = Draft(manifest=json.dumps({"models": ["m:v1"]}))
 
