@@ -69,6 +69,21 @@ async def test_pages_follow_one_another_and_tokens_are_bound_to_their_filters(re
             await recorder.predictions.ListPredictions(wrong)
 
 
+async def test_a_list_of_one_revision(recorder: Recorder) -> None:
+    first, second = (f"deployments/iris/revisions/{number}" for number in (1, 2))
+    await record(recorder, *(captured(n, revision=first if n % 2 else second) for n in range(4)))
+    await record(recorder, captured(9, revision="deployments/other/revisions/1", deployment="deployments/other"))
+    for deployment in ("", "deployments/iris"):
+        request = pb.ListPredictionsRequest(revision=first, deployment=deployment)
+        found = (await recorder.predictions.ListPredictions(request)).predictions
+        assert [each.name for each in found] == ["predictions/p3", "predictions/p1"]
+    for wrong, reason in (("iris/1", "NAME_INVALID"), ("deployments/other/revisions/1", "REVISION_OF_ANOTHER")):
+        with pytest.raises(InvalidArgument) as caught:
+            request = pb.ListPredictionsRequest(revision=wrong, deployment="deployments/iris")
+            await recorder.predictions.ListPredictions(request)
+        assert caught.value.reason == reason
+
+
 async def test_a_page_with_bodies_ends_before_it_outgrows_a_message(recorder: Recorder) -> None:
     body = messages.prediction_to_proto(prediction(0), bodies=True)
     body.request.body = b"x" * (1 << 20)
