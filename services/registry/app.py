@@ -19,7 +19,7 @@ from ekiben.registry.v1 import registry_pb2_grpc as registry
 from services.content import open_blobs
 from services.kernel.app import Component, Servicer
 from services.kernel.clock import SYSTEM, Clock
-from services.kernel.db import open_database
+from services.kernel.db import Database, open_database
 from services.registry.accounts import Accounts
 from services.registry.aliases import Aliases
 from services.registry.audit import Audit
@@ -33,7 +33,7 @@ from services.registry.lineage import Lineage
 from services.registry.lister import Lister
 from services.registry.logins import Logins
 from services.registry.quotas import Quotas
-from services.registry.sealing import open_key_file
+from services.registry.sealing import KeyFile, open_key_file
 from services.registry.secrets import Secrets
 from services.registry.servicer.accounts import Accounts as AccountsServicer
 from services.registry.servicer.accounts import Logins as LoginsServicer
@@ -50,6 +50,7 @@ from services.registry.servicer.secrets import Secrets as SecretsServicer
 from services.registry.servicer.uploads import Uploads as UploadsServicer
 from services.registry.settings import Settings
 from services.registry.signing import Signer
+from services.registry.store.accounts import any_user
 from services.registry.store.secrets import used_keys
 from services.registry.uploads import Uploads
 
@@ -61,23 +62,15 @@ async def open_registry(settings: Settings, *, clock: Clock = SYSTEM) -> AsyncIt
     """Everything the registry needs, opened in order and closed in reverse; the bytes endpoint listens by then."""
     async with open_database(settings) as database, open_blobs(settings.blobs_url) as blobs:
         await database.migrate(MIGRATIONS)
-        async with database.read() as connection:
-            used = await used_keys(connection)
-        keys = await asyncio.to_thread(open_key_file, settings.secrets_key_file, may_make=not used)
-        if used and not used & set(keys.keys.ids):
-            raise FailedPrecondition(
-                f"The key file {str(settings.secrets_key_file)!r} has none of the keys that the secrets here are "
-                f"sealed with: {', '.join(sorted(used))}. Copy the file of the registry that runs.",
-                reason="SECRETS_KEY_INVALID",
-                path=settings.secrets_key_file,
+        async with database.alone("keys"):  # of two that start first, the second must find that there was a first
+            keys = await _open_keys(database, settings)
+            await ensure_admin(
+                database,
+                clock,
+                organization=settings.organization,
+                admin=settings.admin_user,
+                admin_token_file=settings.admin_token_file,
             )
-        await ensure_admin(
-            database,
-            clock,
-            organization=settings.organization,
-            admin=settings.admin_user,
-            admin_token_file=settings.admin_token_file,
-        )
         grace = timedelta(seconds=settings.garbage_grace_s)
         signer = Signer(keys.signing_keys)
         catalog = Catalog(database, clock, delete_grace=timedelta(seconds=settings.delete_grace_s))
@@ -173,3 +166,34 @@ async def open_registry(settings: Settings, *, clock: Clock = SYSTEM) -> AsyncIt
                 auditor=audit,
                 drain=accounts.write_uses,
             )
+
+
+async def _open_keys(database: Database, settings: Settings) -> KeyFile:
+    """The keys, of which every registry on a database has the same.
+
+    Raises:
+        FailedPrecondition: the file has others, or is missing where it must not be made (SECRETS_KEY_INVALID).
+    """
+    path = settings.secrets_key_file
+    async with database.read() as connection:
+        used = await used_keys(connection)
+        started_before = await any_user(connection, settings.organization)
+    if database.dialect == "postgresql" and started_before and not used and not path.exists():
+        # Likely a second machine: a key of its own would refuse the URLs that the first one signs, and its new admin
+        # token would end the first one's.
+        raise FailedPrecondition(
+            f"The key file {str(path)!r} is missing, and this database has a registry with one. Copy it "
+            "from there, and the admin token's file too. Where it is lost, no secret is: make a new one with "
+            f"printf 'k1:%s\\n' \"$(openssl rand -base64 32)\" > {path}",
+            reason="SECRETS_KEY_INVALID",
+            path=path,
+        )
+    keys = await asyncio.to_thread(open_key_file, path, may_make=not used)
+    if used and not used & set(keys.keys.ids):
+        raise FailedPrecondition(
+            f"The key file {str(path)!r} has none of the keys that the secrets here are sealed with: "
+            f"{', '.join(sorted(used))}. Copy the file of the registry that runs.",
+            reason="SECRETS_KEY_INVALID",
+            path=path,
+        )
+    return keys

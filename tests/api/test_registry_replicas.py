@@ -118,6 +118,22 @@ async def test_a_token_that_is_deleted_at_one_ends_at_the_other_within_seconds(
         await until(refused, 8)
 
 
+async def test_a_second_machine_without_the_first_ones_key_file_does_not_start_and_ends_no_token(
+    postgres: PostgresServer, tmp_path: Path
+) -> None:
+    url = f"{postgres.create(f'r{os.urandom(6).hex()}')}&schema=ekiben_registry"
+    one_folder, two_folder = tmp_path / "one", tmp_path / "two"
+    one_folder.mkdir()
+    two_folder.mkdir()
+    async with run_registry(one_folder, database_url=url) as one:
+        with pytest.raises(BaseExceptionGroup) as caught:
+            async with run_registry(two_folder, database_url=url):
+                pass
+        assert "Copy it from there" in str(caught.value.exceptions[0])
+        assert not (two_folder / "secrets-key").exists()
+        assert (await one.admin.accounts.GetCaller(ipb.GetCallerRequest())).user == "users/admin"
+
+
 @pytest.mark.parametrize("hours", [1, -1])
 async def test_a_clock_that_is_set_in_the_middle_of_an_upload_breaks_nothing(
     database_url: str, tmp_path: Path, hours: int
