@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import os
 import tarfile
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -168,9 +169,35 @@ async def until(condition: Callable[[], Any], timeout_s: float = 10) -> None:
             await asyncio.sleep(0.01)
 
 
+@asynccontextmanager
+async def _at(request: pytest.FixtureRequest, folder: Path) -> AsyncIterator[Registry]:
+    places: dict[str, Any] = {}
+    if "postgresql" in request.param:
+        database = request.getfixturevalue("postgres").create(f"registry_{os.urandom(6).hex()}")
+        places["database_url"] = f"{database}&schema=ekiben_registry"
+    if "s3" in request.param:
+        places["blobs_url"] = request.getfixturevalue("s3").new_url()
+    async with run_registry(folder, garbage_grace_s=0.0, **places) as running:
+        yield running
+
+
+@pytest.fixture(name="running", params=["sqlite-files", "postgresql-s3"])
+async def running_registry(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Registry]:
+    """A registry, once on a file and a folder and once on servers, with the collector standing by."""
+    async with _at(request, tmp_path) as running:
+        yield running
+
+
+@pytest.fixture(name="running", params=["sqlite-files", "postgresql-files"])
+async def running_on_files(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Registry]:
+    """The same for tests of what the registry itself does with bytes, which S3 would do otherwise."""
+    async with _at(request, tmp_path) as running:
+        yield running
+
+
 @pytest.fixture(name="running")
-async def running_registry(tmp_path: Path) -> AsyncIterator[Registry]:
-    """A registry on SQLite, with the collector standing by."""
+async def running_embedded(tmp_path: Path) -> AsyncIterator[Registry]:
+    """A registry on a file and a folder, for tests of who speaks to it."""
     async with run_registry(tmp_path, garbage_grace_s=0.0) as running:
         yield running
 

@@ -16,9 +16,9 @@ from ekiben.registry.v1 import registry_pb2 as pb
 from tests.client_process import Elsewhere
 from tests.cutting import Cutting, cutting
 from tests.fixtures_cli import model_folder
-from tests.fixtures_registry import Registry, run_registry, running_registry, until
+from tests.fixtures_registry import Registry, run_registry, running_embedded, until
 
-__all__ = ["running_registry"]
+__all__ = ["running_embedded"]
 
 NAME = "modelRepositories/iris/models/v1"
 

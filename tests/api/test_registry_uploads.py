@@ -27,7 +27,7 @@ from tests.fixtures_registry import (
     bento_archive,
     model_archive,
     run_registry,
-    running_registry,  # noqa: F401
+    running_on_files,  # noqa: F401
     until,
 )
 

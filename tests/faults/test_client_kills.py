@@ -12,9 +12,9 @@ from ekiben.registry.v1 import registry_pb2 as pb
 from tests.client_process import NAME, PART_BYTES, RANGE_BYTES
 from tests.cutting import Cutting, cutting
 from tests.fixtures_cli import model_folder
-from tests.fixtures_registry import Registry, running_registry
+from tests.fixtures_registry import Registry, running_embedded
 
-__all__ = ["running_registry"]
+__all__ = ["running_embedded"]
 
 SIZE = 400_000
 
