@@ -66,7 +66,7 @@ RESTORE = [
     (rows, "restore_repository"),
     (rows, "restore_version"),
     (rows, "set_labels"),
-    (catalog_rows, "repository"),
+    (catalog_rows, "lock_repository"),
 ]
 
 
@@ -186,7 +186,11 @@ async def test_deletes_restores_purges_and_collectors_at_once(
                     await chance.choice(choices)()
                 except EkibenError as exc:
                     allowed = {"CLAIM_LOST", "MODEL_NOT_FOUND", "MODEL_EXISTS", "UPLOAD_NOT_FOUND", "UPLOAD_ENDED"}
-                    assert exc.reason in allowed | {"DELETED_VERSION_NOT_FOUND", "UPLOAD_INCOMPLETE"}, exc
+                    assert exc.reason in allowed | {
+                        "DELETED_VERSION_NOT_FOUND",
+                        "UPLOAD_INCOMPLETE",
+                        "CONTENT_EXISTS",
+                    }, exc
                 await asyncio.sleep(0)
 
         await asyncio.gather(*(work([push, delete, undelete]) for _ in range(3)), work([collect]))
