@@ -302,6 +302,11 @@ class Uploads:
             except (InvalidArgument, Aborted) as exc:
                 await self._end(upload, UploadState.FAILED, exc.message)
                 raise
+            except FailedPrecondition:
+                row = await self._row(caller, upload)
+                if row.state is UploadState.COMPLETED:  # by another registry, meanwhile
+                    return row
+                raise
             await self._blobs.discard(upload)
             return await self._row(caller, upload)
 

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import os
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
@@ -213,6 +214,19 @@ async def test_a_blob_is_replaced_by_its_equal_and_healed_by_it(store: BlobStore
         assert [found async for found in store.blobs()] == [blob]
         assert await stored(store, blob.digest) == b"hello"
         damage(b"hello", b"hellO")
+    assert await store.uploads() == []
+
+
+async def test_what_comes_late_for_an_upload_takes_no_blob_away(store: BlobStore) -> None:
+    await write(store, WHOLE, b"hello")
+    async with store.assemble("u1", []) as assembly:
+        blob = await assembly.commit()
+    await store.discard("u1")
+    for number in (0, 1):
+        await store.write_url("u1", number, expire_time=datetime.now(UTC) + timedelta(hours=1))
+    for upload in await store.uploads():
+        await store.discard(upload)
+    assert await stored(store, blob.digest) == b"hello"
     assert await store.uploads() == []
 
 

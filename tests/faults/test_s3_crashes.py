@@ -61,13 +61,14 @@ def die_before(monkeypatch: pytest.MonkeyPatch, count: int) -> Callable[[], bool
 
 
 def no_orphans(client: Any, blobs_url: str) -> None:
-    """Each object belongs to a blob, and each blob has its two."""
+    """Each object belongs to a blob, and each blob has its three."""
     bucket = urlsplit(blobs_url).netloc
     keys = {item["Key"] for item in client.list_objects_v2(Bucket=bucket)["Contents"]} - {"ekiben-blobs"}
     contents = {key.removeprefix("content/") for key in keys if key.startswith("content/")}
     names = {key.rpartition("/")[2].partition(".")[0] for key in keys if key.startswith("sha256/")}
-    assert contents == names
-    assert len(keys) == 2 * len(names), keys
+    ends = {key.removeprefix("ends/") for key in keys if key.startswith("ends/")}
+    assert contents == names == ends
+    assert len(keys) == 3 * len(names), keys
     assert not client.list_multipart_uploads(Bucket=bucket).get("Uploads")
 
 

@@ -5,8 +5,9 @@
   Two registries that begin one at once agree, because an object is written only where there is none.
 - `small-<number>`: a part too small for S3, until its upload is joined.
 - `joined`: the parts of which `content/<upload>` is or will be made.
-- `end`: what becomes of it. Written once: either `commit <hex> <size>`, or `discard`; later perhaps `delete <hex>`.
-  Goes last.
+
+What becomes of an upload is in `ends/<upload>`, written once: either `commit <hex> <size>`, or `discard`; later perhaps
+`delete <hex>`. It stays as long as the blob: a record that somebody writes late would else make garbage of its content.
 
 All multipart uploads write the object `content/<upload>`, and only by being completed, which nobody else may do.
 A URL that a client still holds is for a part of one that has ended: it cannot change content that was checked.
@@ -53,6 +54,11 @@ def content_key(upload: str) -> str:
 def record_key(upload: str, name: str) -> str:
     """One of its records."""
     return f"uploads/{upload}/{name}"
+
+
+def end_key(upload: str) -> str:
+    """What becomes of it."""
+    return f"ends/{upload}"
 
 
 class Records:
@@ -117,14 +123,16 @@ class Records:
                 state.small[int(name.removeprefix("small-"))] = found
         for key in state.keys:
             name = key.rpartition("/")[2]
-            if name in ("parts", "whole", "joined", "end") and (body := await self._read(key)) is not None:
+            if name in ("parts", "whole", "joined") and (body := await self._read(key)) is not None:
                 _fill(state, name, body)
+        state.end = tuple((await self._read(end_key(upload)) or b"").decode().split())
         return state
 
-    async def forget(self, upload: str, state: State) -> None:
-        """Remove all records, last what became of the upload: without that, its content would be taken for garbage."""
-        last = [record_key(upload, "open"), record_key(upload, "end")]
-        for key in [*(key for key in state.keys if key not in last), *last]:
+    async def forget(self, upload: str, state: State, *, ended: bool) -> None:
+        """Remove all records; also what became of it, when it has no content any more. `open` goes last."""
+        last = record_key(upload, "open")
+        keys = [key for key in state.keys if key != last]
+        for key in [*keys, *([end_key(upload)] if ended else []), last]:
             self._ids.pop(key, None)
             await self._bucket.delete(key)
 
@@ -145,9 +153,6 @@ class Records:
 
 
 def _fill(state: State, name: str, body: bytes) -> None:
-    if name == "end":
-        state.end = tuple(body.decode().split())
-        return
     found = json.loads(body)
     if name == "parts":
         state.parts_id = found["id"]

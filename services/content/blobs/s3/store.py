@@ -4,9 +4,9 @@ The second is an empty object, whose key says all: a blob is named without copyi
 one listing tells all blobs. Where equal bytes were uploaded twice, the newest name counts whose content is there; who
 writes it removes the older ones. What is on its way is in `records.py`.
 
-What ends an upload is decided by one object that is written once (`end`). So of two registries, one of which completes
-an upload while the other gives it up, one wins; who finds that it shall be a blob makes it one, since that is always
-right: a blob without a name in the database is garbage, which is collected in its turn.
+What ends an upload is decided by one object that is written once (`ends/<upload>`). So of two registries, one of which
+completes an upload while the other gives it up, one wins; who finds that it shall be a blob makes it one, since that is
+always right: a blob without a name in the database is garbage, which is collected in its turn.
 
     commit   end = commit → name → remove older names of the digest
     delete   end = delete → remove name → remove content → remove records
@@ -28,7 +28,7 @@ from services.content.blobs.s3.gates import Gates
 from services.content.blobs.s3.joining import join, received
 from services.content.blobs.s3.location import MAX_PART_BYTES, Location
 from services.content.blobs.s3.reading import Seeking, Windows, examine
-from services.content.blobs.s3.records import Records, content_key, record_key
+from services.content.blobs.s3.records import Records, content_key, end_key, record_key
 from services.content.blobs.s3.sending import Sending
 from services.content.blobs.source import Source
 from services.content.digest import Digest
@@ -253,11 +253,10 @@ class S3BlobStore:
             if not state.keys:
                 return
             if not state.end:
-                key = record_key(upload, "end")
-                if not await self._bucket.put_once(key, b"discard"):
-                    state = await self._records.load(upload)
+                if await self._bucket.put_once(end_key(upload), b"discard"):
+                    state.end = ("discard",)
                 else:
-                    state.keys.append(key)
+                    state = await self._records.load(upload)
             match state.end:
                 case ("commit", hexdigest, size):
                     with contextlib.suppress(Aborted):
@@ -269,7 +268,7 @@ class S3BlobStore:
                     # In this order: what was being joined meanwhile is content by now, or never will be.
                     await self._bucket.abort_all(content_key(upload))
                     await self._bucket.delete(content_key(upload))
-            await self._records.forget(upload, state)
+            await self._records.forget(upload, state, ended=not await self._has_content(upload))
 
     async def uploads(self) -> list[str]:
         """Uploads that hold anything but a blob."""
@@ -278,10 +277,9 @@ class S3BlobStore:
     async def commit(self, upload: str, digest: Digest, size_bytes: int) -> Blob:
         """Make checked content a blob."""
         decision = f"commit {digest.hex} {size_bytes}".encode()
-        end = record_key(upload, "end")
-        if not await self._bucket.put_once(end, decision):
+        if not await self._bucket.put_once(end_key(upload), decision):
             try:
-                decided = await self._bucket.get(end)
+                decided = await self._bucket.get(end_key(upload))
             except Missing:
                 decided = b""
             if decided != decision:
@@ -313,11 +311,19 @@ class S3BlobStore:
         return mine.blob
 
     async def _remove(self, name: _Name) -> None:
-        """Remove a blob's name and content; the record tells of a content whose name is gone already."""
-        await self._bucket.put(record_key(name.upload, "end"), f"delete {name.digest.hex}".encode())
+        """Remove a blob's name and content; the records tell of a content whose name is gone already."""
+        await self._bucket.put(record_key(name.upload, "open"), b"")
+        await self._bucket.put(end_key(name.upload), f"delete {name.digest.hex}".encode())
         await self._bucket.delete(name.found.key)
         await self._bucket.delete(content_key(name.upload))
-        await self._records.forget(name.upload, await self._records.load(name.upload))
+        await self._records.forget(name.upload, await self._records.load(name.upload), ended=True)
+
+    async def _has_content(self, upload: str) -> bool:
+        try:
+            await self._bucket.head(content_key(upload))
+        except Missing:
+            return False
+        return True
 
     async def _has_name(self, upload: str, digest: Digest) -> bool:
         return any([name.upload == upload async for name in self._names(_names_of(digest))])
