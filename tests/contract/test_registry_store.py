@@ -221,10 +221,11 @@ async def test_a_claim_and_a_condemnation_exclude_one_another(database: Database
             await held.delete(connection, digest)
 
 
+@pytest.mark.parametrize("ahead", [timedelta(0), timedelta(hours=1)])
 async def test_a_condemnation_waits_for_a_naming_and_sees_it(
-    database: Database, catalog: Catalog, manual_clock: ManualClock
+    database: Database, catalog: Catalog, manual_clock: ManualClock, ahead: timedelta
 ) -> None:
-    """The collector decides by a snapshot from before the naming; the blob's row must tell it otherwise."""
+    """The collector decides by a snapshot from before the naming, perhaps with a clock that is ahead of the other's."""
     digest = "sha256:" + "b" * 64
     now = manual_clock.now()
     await catalog.create_version(ME, Kind.MODEL, "m", "v1", Draft())
@@ -235,7 +236,7 @@ async def test_a_condemnation_waits_for_a_naming_and_sees_it(
     async def condemn() -> bool:
         await naming.wait()
         async with database.transaction() as connection:
-            return await held.condemn(connection, digest, now)
+            return await held.condemn(connection, digest, now + ahead)
 
     waiting = asyncio.ensure_future(condemn())
     async with database.transaction() as connection:

@@ -9,9 +9,9 @@ A row says what the registry intends with a blob:
 `claim_end_time` keeps a blob from the collector whoever names it. An upload claims before it stores, and the
 transaction that names the blob moves the time too; both write the same row that the collector's `condemn`
 writes. So one of them comes first: either `condemn` sees a claim that has not ended, or the upload sees
-DELETING and waits until the row is gone. `condemn` alone looks at `versions`, and a naming that its snapshot does
-not show has moved the row's time, which PostgreSQL reads anew before it writes (READ COMMITTED, 13.2.1). A version
-that is deleted or restored moves between two tables in one transaction: each snapshot shows it in one of them.
+DELETING and waits until the row is gone. `condemn` alone looks at `versions`, and looks again once it has the row's
+lock, whatever the clocks of two registries say (READ COMMITTED, 13.2.1). A version that is deleted or restored moves
+between two tables in one transaction: each snapshot shows it in one of them.
 
 A *hold* stops `condemn` as a whole until it ends: whoever reads rows and then copies the bytes that they name (a
 backup) takes one before it reads. What was condemned before was named by no row then, and nobody names it again
@@ -125,7 +125,12 @@ async def condemn(connection: AsyncConnection, digest: str, now: datetime, size_
             size_bytes=sa.func.coalesce(sa.literal(size_bytes, sa.BigInteger), blobs.c.size_bytes),
         )
     )
-    return await lock_condemned(connection, digest) is not None
+    if await lock_condemned(connection, digest) is None:
+        return False
+    # Once more, now that the row's lock is held: PostgreSQL answered `is_named` above by a snapshot from before it
+    # waited for the lock, and a claim that had ended by this clock did not tell of the naming meanwhile.
+    named = blobs.update().where(blobs.c.digest == digest, is_named()).values(state=BlobState.STORED)
+    return (await connection.execute(named)).rowcount == 0
 
 
 async def lock_condemned(connection: AsyncConnection, digest: str) -> Unnamed | None:
