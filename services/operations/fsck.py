@@ -7,7 +7,8 @@ no finding. With `repair`, what loses nothing is mended; bytes come back out of 
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,40 +73,59 @@ async def check(
     Raises:
         Unavailable: a database or the blob store is away.
     """
-    report = Report()
-    async with open_databases(installation) as databases:
-        good = {}
-        for service, database in databases.items():
-            if (finding := await _revision(service, database)) is None:
-                good[service] = database
-            else:
-                report.findings.append(finding)
-        report.services = list(good)
-        named: dict[str, int] = {}
-        async with one_moment(good) as moment:
-            for service, connection in moment.items():
-                say(f"Checking the rows of the {service}")
-                report.findings += [f async for f in tables.of_any(connection, service, deep=deep)]
-            if "registry" in moment:
-                keys = await asyncio.to_thread(_keys, installation.key_file, report)
-                found = registry.of_registry(moment["registry"], good["registry"], clock.now(), keys)
-                report.findings += [f async for f in found]
-                named = {digest: size async for digest, size in held.named(moment["registry"])}
-            if "deployer" in moment:
-                found = others.of_deployer(moment["deployer"], moment.get("registry"))
-                report.findings += [f async for f in found]
-            if "builder" in moment:
-                report.findings += [f async for f in others.of_builder(moment["builder"])]
-            if "recorder" in moment:
-                report.findings += [f async for f in others.of_recorder(moment["recorder"], deep=deep)]
-        if "registry" in good:
-            say(f"Checking {len(named):,} blobs")
-            async with open_blobs_to_read(installation.blobs) as blobs:
-                bytes_of = _Bytes(good["registry"], blobs, clock, report, progress)
-                await bytes_of.check(named, deep=deep)
+    async with AsyncExitStack() as stack:
+        databases = await stack.enter_async_context(open_databases(installation))
+        blobs = None
+        if "registry" in databases:
+            blobs = await stack.enter_async_context(open_blobs_to_read(installation.blobs))
+        report = await look(databases, blobs, installation.key_file, deep=deep, clock=clock, say=say, progress=progress)
         if repair:
             say("Repairing")
             await _repair(report, installation, source)
+    return report
+
+
+async def look(
+    databases: Mapping[str, Database],
+    blobs: BlobReader | None,
+    key_file: Path | None = None,
+    *,
+    deep: bool = False,
+    schema: bool = True,
+    clock: Clock = SYSTEM,
+    say: Say = _silent,
+    progress: copies.Progress = copies.no_progress,
+) -> Report:
+    """Look at what is open already, and change nothing; see `check`. `schema`: also at the tables themselves."""
+    report = Report()
+    good = {}
+    for service, database in databases.items():
+        if (finding := await _revision(service, database)) is None:
+            good[service] = database
+        else:
+            report.findings.append(finding)
+    report.services = list(good)
+    named: dict[str, int] = {}
+    async with one_moment(good) as moment:
+        for service, connection in moment.items():
+            say(f"Checking the rows of the {service}")
+            if schema:
+                report.findings += [f async for f in tables.of_any(connection, service, deep=deep)]
+        if "registry" in moment:
+            keys = await asyncio.to_thread(_keys, key_file, report)
+            found = registry.of_registry(moment["registry"], good["registry"], clock.now(), keys)
+            report.findings += [f async for f in found]
+            named = {digest: size async for digest, size in held.named(moment["registry"])}
+        if "deployer" in moment:
+            found = others.of_deployer(moment["deployer"], moment.get("registry"))
+            report.findings += [f async for f in found]
+        if "builder" in moment:
+            report.findings += [f async for f in others.of_builder(moment["builder"])]
+        if "recorder" in moment:
+            report.findings += [f async for f in others.of_recorder(moment["recorder"], deep=deep)]
+    if "registry" in good and blobs is not None:
+        say(f"Checking {len(named):,} blobs")
+        await _Bytes(good["registry"], blobs, clock, report, progress).check(named, deep=deep)
     order = list(Severity)
     report.findings.sort(key=lambda f: (order.index(f.severity), f.service, f.check, f.resource))
     return report

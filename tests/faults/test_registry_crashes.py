@@ -25,6 +25,7 @@ from services.content.digest import Digest
 from services.kernel.clock import ManualClock
 from services.kernel.db import Database, open_database
 from services.kernel.identity import Principal
+from services.operations.fsck import look
 from services.registry.app import MIGRATIONS
 from services.registry.catalog import Catalog
 from services.registry.collector import Collector
@@ -117,6 +118,13 @@ async def only_named_blobs_are_left(parts: Parts) -> None:
     named = {version.content.digest for version in found.items if version.content.digest}
     assert {str(blob.digest) async for blob in parts.blobs.blobs()} == named
     assert await parts.blobs.uploads() == []
+    await the_check_is_clean(parts)
+
+
+async def the_check_is_clean(parts: Parts) -> None:
+    """Nothing that `ekiben admin fsck --deep` would tell."""
+    report = await look({"registry": parts.database}, parts.blobs, deep=True, schema=False, clock=parts.clock)
+    assert report.findings == []
 
 
 def failpoint(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, *, before: bool) -> None:
