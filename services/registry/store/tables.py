@@ -1,5 +1,6 @@
 """The registry's tables. Lists and maps are kept as JSON text, states as words, times as microseconds."""
 
+import functools
 import hashlib
 
 import sqlalchemy as sa
@@ -182,19 +183,6 @@ versions = sa.Table(
     sa.Index("ix_versions_by_module", "organization", "kind", "module", "create_time", "id"),
 )
 
-_NOT_READY = sa.text("state != 'READY'")
-sa.Index(
-    "ix_versions_not_ready",
-    *(versions.c[name] for name in ("organization", "kind", "state", "create_time", "id")),
-    sqlite_where=_NOT_READY,
-    postgresql_where=_NOT_READY,
-)
-sa.Index(
-    "ix_versions_in_development",
-    *(versions.c[name] for name in ("organization", "kind", "create_time", "id")),
-    sqlite_where=versions.c.development,
-    postgresql_where=versions.c.development,
-)
 sa.Index(
     "ix_versions_by_build_time",
     versions.c.organization,
@@ -385,13 +373,6 @@ blob_listings = sa.Table(
     sa.Column("failure", sa.Text, nullable=False),
     sa.CheckConstraint("state IN ('WAITING', 'WORKING', 'DONE', 'FAILED')", name="state"),
 )
-_NOT_DONE = sa.text("state IN ('WAITING', 'WORKING')")
-sa.Index(
-    "ix_blob_listings_not_done",
-    blob_listings.c.lease_end_time,
-    sqlite_where=_NOT_DONE,
-    postgresql_where=_NOT_DONE,
-)
 
 blob_files = sa.Table(
     "blob_files",
@@ -408,3 +389,31 @@ blob_files = sa.Table(
     sa.Column("file_digest", sa.String(71), nullable=False),
     sa.UniqueConstraint("digest", "path_key"),
 )
+
+
+@functools.cache
+def declare_partial_indexes() -> None:
+    """Add the indexes that have a condition to the tables, for who migrates these or compares them.
+
+    Not when this module is loaded: SQLAlchemy loads the dialect of PostgreSQL to read such a condition, and a start on
+    SQLite, or on tables that are there, does without.
+    """
+    not_ready, not_done = sa.text("state != 'READY'"), sa.text("state IN ('WAITING', 'WORKING')")
+    sa.Index(
+        "ix_versions_not_ready",
+        *(versions.c[name] for name in ("organization", "kind", "state", "create_time", "id")),
+        sqlite_where=not_ready,
+        postgresql_where=not_ready,
+    )
+    sa.Index(
+        "ix_versions_in_development",
+        *(versions.c[name] for name in ("organization", "kind", "create_time", "id")),
+        sqlite_where=versions.c.development,
+        postgresql_where=versions.c.development,
+    )
+    sa.Index(
+        "ix_blob_listings_not_done",
+        blob_listings.c.lease_end_time,
+        sqlite_where=not_done,
+        postgresql_where=not_done,
+    )
