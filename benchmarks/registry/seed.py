@@ -224,6 +224,7 @@ async def seed_mlflow(connection: asyncpg.Connection, seed: Seed) -> None:
             for key, value in seed.labels_of(number).items():
                 yield "default", seed.model(model), version, key, value
 
+    await connection.execute("SET session_replication_role = replica")  # foreign keys are not checked, row by row
     copy = connection.copy_records_to_table
     models = (("default", seed.model(n), _FIRST // 1000 + n, _FIRST // 1000 + n, "") for n in range(seed.models))
     columns = "workspace name creation_time last_updated_time description"

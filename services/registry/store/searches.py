@@ -17,6 +17,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.sql.visitors import InternalTraversal
 
 from services.registry.domain import ContentState, Kind
 from services.registry.search import Label, Search
@@ -96,7 +97,10 @@ def matches(search: Search, organization: str, kind: Kind, owner: str, repositor
 class Explained(sa.Executable, sa.ClauseElement):
     """The plan that PostgreSQL has for a statement, as its JSON."""
 
-    inherit_cache = False
+    # As SQLAlchemy's own statements say it: kept once compiled. A sixth of a search went into compiling this one.
+    inherit_cache = True
+    _traverse_internals = [("statement", InternalTraversal.dp_clauseelement)]  # noqa: RUF012
+    _all_selected_columns: Sequence[Any] = ()
 
     def __init__(self, statement: sa.Select[Any]) -> None:
         self.statement = statement
