@@ -118,8 +118,11 @@ class _Run:
         if done.blobs.damaged:
             lines.append(f"{len(done.blobs.damaged)} blobs are not in the backup: `ekiben admin fsck` says whose.")
         key_file = installation.key_file
-        if snapshot.key_ids and (key_file is None or not key_file.exists()):
-            lines.append(f"Before you start it put the key file of the secrets ({', '.join(snapshot.key_ids)}) back.")
+        shared = any(not one.database_url.startswith("sqlite") for one in installation.databases.values())
+        if (snapshot.key_ids or shared) and (key_file is None or not key_file.exists()):
+            # On PostgreSQL a registry makes no key but at the very first start: a second machine's would be another.
+            ids = f" ({', '.join(snapshot.key_ids)})" if snapshot.key_ids else ""
+            lines.append(f"Before you start it put the key file of the secrets{ids} back.")
         self.answer({"snapshot": asdict(snapshot), "blobs": asdict(done.blobs)}, *lines)
         return 1 if done.blobs.damaged else 0
 
