@@ -213,6 +213,11 @@ async def an_upload_is_gone(place: Place) -> None:
     )
 
 
+@case("QUOTA_MISCOUNTED", "organizations/default/quota", mends=True)
+async def a_count_is_wrong(place: Place) -> None:
+    await place.run("registry", t.quotas.update().values(bytes=t.quotas.c.bytes + 1))
+
+
 @case("LABELS_DIFFER", V1, mends=True)
 async def an_indexed_label_is_deleted(place: Place) -> None:
     await place.run("registry", t.labels.delete().where(t.labels.c.key == "team"))
@@ -325,7 +330,8 @@ async def test_each_damage_has_a_name(place: Place, name: str) -> None:
     assert [finding.resource for finding in found] == [resource], told(report)
     assert found[0].what and found[0].then
     others = {finding.check for finding in report.findings if finding.failed} - {check_name}
-    assert not others - {"LABELS_DIFFER"}, others  # which the orphaned ones are missing from
+    # Orphaned labels are missing from their owner, and rows that were changed by hand are not counted.
+    assert not others - {"LABELS_DIFFER", "QUOTA_MISCOUNTED"}, others
     repaired = await place.check(repair=True)
     again = await place.check()
     if mends:
@@ -364,7 +370,8 @@ async def test_damage_is_found_and_repaired_on_postgresql_and_s3_while_the_regis
         await sabotage(cloud)
     wanted = {CASES[sabotage.__name__][1] for sabotage in TOGETHER} - {"DEPLOYED_VERSION_MISSING"}
     report = await cloud.check(repair=True)
-    assert {finding.check for finding in report.findings if finding.severity is not Severity.NOTE} == wanted
+    found = {finding.check for finding in report.findings if finding.severity is not Severity.NOTE}
+    assert found == wanted | {"QUOTA_MISCOUNTED"}
     left = {finding.check for finding in (await cloud.check()).findings if finding.severity is not Severity.NOTE}
     assert left == wanted - {"LABELS_DIFFER"}
 

@@ -13,6 +13,7 @@ from services.kernel.db import AsyncConnection, Database
 from services.operations.findings import Finding, Severity
 from services.operations.store.checks.files import of_files
 from services.operations.store.checks.labels import of_labels
+from services.operations.store.checks.quotas import of_quotas
 from services.registry.domain import BlobState, ContentState, Kind, UploadState
 from services.registry.store import catalog, files, uploads
 from services.registry.store.blobs import is_named
@@ -47,6 +48,8 @@ async def of_registry(
         async for finding in of_labels(connection, database, table, owner):
             yield finding
     async for finding in of_files(connection, database):
+        yield finding
+    async for finding in of_quotas(connection, database):
         yield finding
     async for finding in _secrets(connection, keys):
         yield finding
