@@ -31,7 +31,7 @@ def operation(request: web.Request) -> str:
 class FaultyS3:
     """The proxy. `choose` says what goes wrong with a request: the name of a fault, or nothing.
 
-    Faults: a status (`500`, `503`) instead of passing the request on; `after:500`, that status after it was carried out;
+    Faults: a status (`500`, `503`, `507`) instead of passing the request on; `after:500`, that status after it was carried out;
     `cut`, the connection ends before; `after:cut`, it ends after it was carried out; `after:hang`, no answer after it was
     carried out; `half`, half of the answer's body; `half:request`, half of the request's body, then the end.
     """
@@ -98,7 +98,7 @@ class FaultyS3:
     def _go_wrong(self, request: web.Request, what: str) -> web.StreamResponse:
         if not what.isdigit():
             return self._cut(request)
-        code = {"500": "InternalError", "503": "SlowDown"}[what]
+        code = {"500": "InternalError", "503": "SlowDown", "507": "InsufficientStorage"}[what]
         text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>injected</Message></Error>"
         return web.Response(
             status=int(what), text="" if request.method == "HEAD" else text, content_type="application/xml"

@@ -10,7 +10,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from ekiben.errors import EkibenError, FailedPrecondition, Unavailable
+from ekiben.errors import EkibenError, FailedPrecondition, ResourceExhausted, Unavailable
 from ekiben.registry.v1 import registry_pb2 as pb
 from services.content import open_blobs
 from services.content.archives import fetch_content
@@ -116,6 +116,16 @@ async def test_a_server_that_stays_away_is_told_and_nothing_is_lost(
         assert await store.parts("u1") == [part]
         async with store.assemble("u1", [(1, part.etag)]) as assembly:
             await assembly.commit()
+
+
+async def test_a_full_bucket_is_told_and_has_room_again(store: BlobStore, proxy: FaultyS3) -> None:
+    proxy.choose = lambda operation, count: "507" if operation in ("Put", "UploadPart") else ""
+    for number, data in ((WHOLE, DATA), (1, DATA), (1, b"small")):
+        call = store.write("u1", number, Chunks(chunks(data)), len(data))
+        await refused(call, ResourceExhausted, "STORAGE_FULL")
+    proxy.choose = lambda operation, count: ""
+    assert (await push(store, "u1", DATA, pieces=1)).digest.hex == hashlib.sha256(DATA).hexdigest()
+    assert await store.uploads() == []
 
 
 @pytest.mark.parametrize("hours", [-1, 1])
