@@ -19,7 +19,7 @@ from ekiben.errors import FailedPrecondition
 from services.builder.domain import RECIPE_VERSION
 from services.builder.requirements import Option, Requirement, parse, parse_arguments
 
-DEFAULT_INDEX = "https://pypi.org/simple"
+_USUAL_INDEX = re.compile(r"https?://pypi\.[a-z]+/simple/?")
 """Clients write this line into every lock. It means "the usual index", which here an operator may have set."""
 
 TRACING = ("opentelemetry-exporter-otlp", "opentelemetry-exporter-otlp-proto-http")
@@ -209,7 +209,7 @@ def _options_of(python: Mapping[str, Any]) -> list[Option]:
 def _index_options(options: Sequence[Option], notes: list[str]) -> list[Option]:
     kept = []
     for option in options:
-        if option.name == "--index-url" and option.value.rstrip("/") == DEFAULT_INDEX:
+        if option.name == "--index-url" and _USUAL_INDEX.fullmatch(option.value):
             continue
         if option.name in TO_UV or option.name in ("--pre", "--trusted-host"):
             kept.append(option)

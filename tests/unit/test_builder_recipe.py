@@ -39,7 +39,10 @@ def test_digests_follow_what_is_resolved_and_nothing_else() -> None:
 
 
 def test_the_usual_index_is_the_operator_s() -> None:
-    assert make_recipe(files("--index-url https://pypi.org/simple\n\nbentoml==1.4.39\n")).options == ()
+    usual = "https://" + ".".join(("pypi", "org"))
+    for url in (f"{usual}/simple", f"{usual}/simple/"):
+        assert make_recipe(files(f"--index-url {url}\n\nbentoml==1.4.39\n")).options == ()
+    assert make_recipe(files(f"--index-url {usual}/other\n\nbentoml==1.4.39\n")).options
     recipe = make_recipe(
         files("--index-url https://x/simple\n--extra-index-url https://y\n--trusted-host x\n--pre\na\n")
     )
