@@ -2,11 +2,11 @@
 
 import asyncio
 import contextlib
-import hashlib
 import io
 from collections import deque
 from typing import BinaryIO, cast
 
+from ekiben.hashing import Hasher
 from services.content.blobs import Check
 from services.content.blobs.s3.bucket import Bucket, Found
 from services.content.digest import Digest
@@ -56,16 +56,19 @@ async def examine(bucket: Bucket, found: Found, check: Check | None) -> Digest:
         Missing: it was removed or replaced.
     """
     windows = Windows(bucket, found)
-    passing = Passing(windows, found.size_bytes, asyncio.get_running_loop())
+    hasher = Hasher()
+    passing = Passing(windows, found.size_bytes, asyncio.get_running_loop(), hasher)
 
-    def work() -> str:
-        if check is not None:
-            check(cast("BinaryIO", passing))
-        return passing.finish()
+    def work() -> Digest:
+        with hasher:  # In a thread of its own: the check hashes too, each file for itself.
+            if check is not None:
+                check(cast("BinaryIO", passing))
+            passing.finish()
+            return Digest.parse(hasher.digest())
 
     working = asyncio.ensure_future(asyncio.to_thread(work))
     try:
-        return Digest(await asyncio.shield(working))
+        return await asyncio.shield(working)
     finally:
         passing.stop()
         # A thread cannot be cancelled: it is waited for, so that it never reads from what is closed.
@@ -80,14 +83,14 @@ async def examine(bucket: Bucket, found: Found, check: Check | None) -> Digest:
 class Passing(io.RawIOBase):
     """An object that passes once, as a file of which a check reads headers: it may seek forward, and back to its start.
 
-    Used in a thread, while the event loop `loop` reads ahead. Every byte goes through the hash, in order.
+    Used in a thread, while the event loop `loop` reads ahead. Every byte goes to the hasher, in order.
     """
 
-    def __init__(self, windows: Windows, size_bytes: int, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, windows: Windows, size_bytes: int, loop: asyncio.AbstractEventLoop, hasher: Hasher) -> None:
         self._windows = windows
         self._size_bytes = size_bytes
         self._loop = loop
-        self._sha256 = hashlib.sha256()
+        self._hasher = hasher
         self._head = b""
         self._window = b""
         self._window_at = 0
@@ -98,11 +101,10 @@ class Passing(io.RawIOBase):
         """Let the next read fail."""
         self._stopped = True
 
-    def finish(self) -> str:
-        """Let the rest pass; the hex digest of all."""
+    def finish(self) -> None:
+        """Let the rest pass."""
         while self._advance():
             pass
-        return self._sha256.hexdigest()
 
     def readable(self) -> bool:
         """Always."""
@@ -151,7 +153,7 @@ class Passing(io.RawIOBase):
         self._window_at += len(self._window)
         self._window = window
         self._head = self._head or window
-        self._sha256.update(window)
+        self._hasher.update(window)
         return bool(window)
 
 
