@@ -263,7 +263,8 @@ class Watcher:
         if why is None:
             self._refused.pop(port, None)
             return True
-        log.error("a deployment's own port cannot be bound", extra={"port": port, "error": why})
+        if port not in self._refused:  # Once: it is tried again every few seconds.
+            log.error("a deployment's own port cannot be bound", extra={"port": port, "error": why})
         self._refuse(port)
         return False
 
