@@ -46,7 +46,8 @@ def write_whole(path: Path, content: bytes, mode: int = 0o600, *, durable: bool 
     except BaseException as exc:
         temporary.unlink(missing_ok=True)
         if isinstance(exc, OSError):
-            exc.filename, exc.filename2 = str(path), None  # a failed write names no file
+            exc.filename = str(path)  # a failed write names no file, a failed rename the temporary one too
+            del exc.filename2
         raise
     if durable:
         sync_folder(path.parent)
