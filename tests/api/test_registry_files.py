@@ -150,10 +150,11 @@ async def test_what_has_no_content_has_no_files(running: Registry) -> None:
             [file async for file in client.files.list("modelRepositories/iris/models/v9")]
 
 
-async def test_damaged_content_is_found_when_its_files_are_listed(running: Registry, tmp_path: Path) -> None:
+async def test_damaged_content_is_found_when_its_files_are_listed(tmp_path: Path) -> None:
     import sqlite3
 
-    async with connected(running) as client:
+    # On files and SQLite, where a test can do damage.
+    async with run_registry(tmp_path) as running, connected(running) as client:
         await push(running, model_archive(b"weights"))
         await read(client, "weights.bin")
         digest = (await client.models.get(NAME)).content.digest

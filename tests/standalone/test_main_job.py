@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.platform import BentoMl, Platform, http, wait_for
+from tests.platform import BentoMl, Platform, http, process_tree_of, wait_for
 from tests.standalone.load import Load
 
 
@@ -206,7 +206,15 @@ def test_no_dependency_listens_on_tcp(platform: Platform, bentoml: BentoMl, bent
     assert counts["Words"]["ready"] == 1
     listening = subprocess.run(["ss", "-ltnpH"], capture_output=True, text=True, check=True).stdout
     pickled = b"\x80\x04."
-    for port in {int(match) for match in re.findall(r"127\.0\.0\.1:(\d+)\s", listening)}:
+    ours = set(process_tree_of(str(platform.data)))
+    ports = {
+        int(port)
+        for line in listening.splitlines()
+        for port in re.findall(r"(?:127\.0\.0\.1|0\.0\.0\.0|\*|\[::\]):(\d+)\s", line)
+        if ours & {int(pid) for pid in re.findall(r"pid=(\d+)", line)}
+    }
+    assert platform.port in ports
+    for port in ports:
         try:
             answer = http(
                 "POST",
