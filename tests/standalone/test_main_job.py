@@ -142,7 +142,8 @@ def test_a_prediction_is_captured_traced_and_monitored(platform: Platform, every
         entries = platform.ekiben_json("predictions", "show", row["name"].removeprefix("predictions/"))
         return any(json.loads(entry["data"]).get("keys") == 2 for entry in entries.get("monitorEntries", []))
 
-    wait_for("the monitored value", monitored, 15)
+    # BentoML's exporter sends in batches, and one that was not taken only after a pause that grows.
+    wait_for("the monitored value", monitored, 60)
 
     def spans() -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = platform.ekiben_json("traces", "show", trace)["spans"]
