@@ -77,7 +77,8 @@ def test_an_organization_moves_to_another_installation(platform: Platform, other
     assert "exported" in told.removeprefix("Write these secrets by hand: ").rstrip(".").split(", ")
     source, target = (asyncio.run(_everything(one)) for one in (platform, other))
     assert {name: one for name, one in source.items() if name in target} == target
-    assert set(source) - set(target) == {"modelRepositories/ops/models/empty"}
+    left = {name for name in set(source) - set(target) if name.startswith("modelRepositories/ops/")}
+    assert left == {"modelRepositories/ops/models/empty"}
     assert target["modelRepositories/ops/models/e1"][1] == "é \u2028 one"
     again = asyncio.run(_import(other, folder))
     assert (again.made, again.there, again.failures) == (0, len(target), {})

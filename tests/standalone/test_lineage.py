@@ -15,7 +15,7 @@ def tags(platform: Platform, bentoml: BentoMl, bentos: Path, tmp_path: Path) -> 
     """A deployment `traced` of a bento with a model, both of names of their own; the tags of the two."""
     project = tmp_path / "traced"
     shutil.copytree(bentos / "modelled", project)
-    for path in project.iterdir():
+    for path in (path for path in project.iterdir() if path.is_file()):
         path.write_text(
             path.read_text().replace("weights:latest", "traced-weights:latest").replace("Modelled", "Traced")
         )
