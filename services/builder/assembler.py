@@ -11,14 +11,11 @@ import hashlib
 import json
 import os
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import yaml
-
-from ekiben.errors import FailedPrecondition
 from services.builder import bases, images
 from services.builder.images import BENTO_PATH, HOME, VENV, Layer, Names
 from services.builder.layers import USER, Entry, entries_of, gzip, tar
@@ -49,6 +46,8 @@ class Parts:
     environment_digest: str
     python_version: str
     bentoml_version: str
+    manifest: Mapping[str, Any]
+    """bento.yaml."""
     models: Sequence[Model] = ()
 
 
@@ -100,7 +99,6 @@ class Assembler:
                 into, f"bento {_looks(parts.bento)}", f"bento {parts.tag}", _of_bento(parts.bento), packed=True
             )
         )
-        manifest = await asyncio.to_thread(_manifest, parts.bento)
         names = Names(
             parts.tag,
             parts.bentoml_version,
@@ -108,7 +106,7 @@ class Assembler:
             base_name,
             str(base_descriptor.digest),
         )
-        config, image = images.image_of(base, layers, names, images.envs_of(manifest))
+        config, image = images.image_of(base, layers, names, images.envs_of(parts.manifest))
         digest, size_bytes = await into.write(_of([config]))
         content = images.manifest_of(image, images.config_descriptor(digest, size_bytes))
         return await into.tag(reference, content, MANIFEST, images.platform_of(base))
@@ -243,11 +241,3 @@ def _looks(folder: Path) -> str:
     for block in tar(entries_of(folder, "bento", without=("models",))):
         hashed.update(block)
     return hashed.hexdigest()
-
-
-def _manifest(bento: Path) -> Any:
-    try:
-        found = yaml.safe_load((bento / "bento.yaml").read_text())
-    except (OSError, yaml.YAMLError) as exc:
-        raise FailedPrecondition(f"bento.yaml cannot be read: {exc}", reason="BENTO_INCOMPLETE") from exc
-    return found if isinstance(found, dict) else {}

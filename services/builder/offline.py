@@ -74,6 +74,7 @@ async def build(bento: str, *, base: str, output: str, cache: Path, reference: s
         environment.digest,
         interpreter.version,
         environment.bentoml_version,
+        files.manifest,
         [_model(each) for each in localstore.read_bento(folder).models],
     )
     into, named = open_images(output)

@@ -62,7 +62,7 @@ class Settings:
     """How long Envoy serves on when this process vanished, for the next one to adopt it."""
 
     capture_with: str = "auto"
-    """What captures inside Envoy: `module` (compiled, at a fifth of the cost), `script` (Lua, on any machine), or
+    """What captures inside Envoy: `module` (compiled, at less than half the cost), `script` (Lua, on any machine), or
     `auto`: the module where it was built."""
     capture_backlog_bytes: int = 1 << 30
     """Most captures that may wait for the recorder on disk; beyond it the oldest are dropped, and counted."""
