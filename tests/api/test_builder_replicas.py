@@ -101,9 +101,11 @@ async def test_a_clock_that_is_an_hour_off_takes_no_build_from_anybody(
     async with (
         running_builder(registry, folder, hold, database_url=url, lease_s=3) as one,
         running_builder(
-            registry, folder, name="c", database_url=url, lease_s=3, clock=Skewed(timedelta(hours=1))
+            registry, folder, hold, name="c", database_url=url, lease_s=3, clock=Skewed(timedelta(hours=1))
         ) as two,
-        running_builder(registry, folder, name="d", database_url=url, lease_s=3, clock=Skewed(timedelta(hours=-1))),
+        running_builder(
+            registry, folder, hold, name="d", database_url=url, lease_s=3, clock=Skewed(timedelta(hours=-1))
+        ),
     ):
         build = await one.builds.CreateBuild(pb.CreateBuildRequest(bento=bento))
         await asyncio.wait_for(held.wait(), 30)
