@@ -9,21 +9,18 @@ files look like. Under that key `layers/<key>.json` remembers the layer, as long
 import asyncio
 import hashlib
 import json
-import os
-import subprocess
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from services.builder import bases, images
-from services.builder.images import BENTO_PATH, HOME, VENV, Layer, Names
+from services.builder.environment_layers import EnvironmentLayers
+from services.builder.images import BENTO_PATH, HOME, Layer, Names
 from services.builder.layers import USER, Entry, entries_of, gzip, tar
 from services.content.digest import Digest
 from services.content.files import make_folder, write_whole
 from services.content.images import LAYER, LAYER_GZIP, MANIFEST, Descriptor, ImageStore, Platform
-
-_NOT_IN_IMAGE = ("__pycache__", ".lock", ".gitignore", "complete.json", "lock.txt")
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class Assembler:
 
     def __init__(self, cache: Path, say: Callable[[str], None]) -> None:
         self._layers = cache / "layers"
-        self._bytecode = cache / "bytecode"
+        self._environments = EnvironmentLayers(cache)
         self._bases = cache / "bases"
         self._say = say
 
@@ -86,7 +83,7 @@ class Assembler:
                 into,
                 f"environment {parts.environment_digest} {python}",
                 f"Python environment {parts.environment_digest[:19]}",
-                lambda: self._environment(parts, python),
+                lambda: self._environments.entries(parts.environment, parts.environment_digest, python),
                 packed=True,
             )
         )
@@ -141,48 +138,6 @@ class Assembler:
         self._say(f"Made the layer of {what} ({size_bytes / (1 << 20):.1f} MiB).")
         return Layer(Descriptor(media_type, digest, size_bytes), diff_id, what)
 
-    def _environment(self, parts: Parts, python: str) -> Iterator[Entry]:
-        """The virtual environment, its interpreter the base's, its modules compiled for where they will lie."""
-        compiled = self._compile(parts)
-        for entry in entries_of(parts.environment, VENV.strip("/"), without=_NOT_IN_IMAGE):
-            name = entry.name.removeprefix(f"{VENV.strip('/')}/")
-            if name == "pyvenv.cfg":
-                yield Entry(entry.name, data=_at_home(parts.environment / name, python).encode())
-            elif name == "bin/python":
-                yield Entry(entry.name, link=python)
-            else:
-                yield entry
-        for path in sorted(compiled.rglob("*.pyc")):
-            inside = path.relative_to(compiled)
-            yield Entry(f"{VENV.strip('/')}/{inside.parent.as_posix()}/__pycache__/{path.name}", path=path)
-
-    def _compile(self, parts: Parts) -> Path:
-        """Bytecode that is never compared with its source: without times, the same wherever it is made."""
-        found = self._bytecode / parts.environment_digest.removeprefix("sha256:")
-        if not found.is_dir():
-            make_folder(self._bytecode)
-            fresh = self._bytecode / f".{os.getpid()}"
-            python = [str(parts.environment / "bin" / "python"), "-I", "-X", f"pycache_prefix={fresh}"]
-            options = [
-                "-q",
-                "-j",
-                "0",
-                "--invalidation-mode",
-                "unchecked-hash",
-                "-s",
-                str(parts.environment),
-                "-p",
-                VENV,
-            ]
-            # Some packages hold files that are no Python of this version: those are left as sources.
-            subprocess.run(
-                [*python, "-m", "compileall", *options, str(parts.environment / "lib")],
-                check=False,
-                capture_output=True,
-            )
-            (fresh / str(parts.environment).lstrip("/")).rename(found)
-        return found
-
 
 class _Hashing:
     """Chunks on their way, and the digest of those that have passed."""
@@ -225,14 +180,6 @@ def _of_bento(bento: Path) -> Callable[[], Iterable[Entry]]:
             yield Entry(entry.name, entry.path, entry.data, entry.link, entry.executable or script, entry.owner)
 
     return entries
-
-
-def _at_home(config: Path, python: str) -> str:
-    lines = config.read_text().splitlines()
-    kept = [
-        f"home = {PurePosixPath(python).parent}" if line.split("=")[0].strip() == "home" else line for line in lines
-    ]
-    return "\n".join(line for line in kept if not line.startswith(("uv =", "prompt ="))) + "\n"
 
 
 def _looks(folder: Path) -> str:
