@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,13 @@ from services.content.images import LAYER, LAYER_GZIP, MANIFEST, Descriptor, Ima
 
 @dataclass(frozen=True)
 class Model:
-    """A model as it lies on this machine."""
+    """A model, on this machine or to be had."""
 
     tag: str
-    folder: Path
     key: str
     """The digest of its content, or anything else that changes with it."""
+    folder: Callable[[], AbstractAsyncContextManager[Path]]
+    """Has the model's files lie in a folder; entered only where its layer is not there already."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,7 @@ class Assembler:
             )
         )
         for model in sorted(parts.models, key=lambda model: model.tag):
-            layers.append(
-                await self._layer(into, f"model {model.tag} {model.key}", f"model {model.tag}", _of_model(model))
-            )
+            layers.append(await self._model(into, model))
         layers.append(
             await self._layer(
                 into, f"bento {_looks(parts.bento)}", f"bento {parts.tag}", _of_bento(parts.bento), packed=True
@@ -118,25 +118,43 @@ class Assembler:
         self, into: ImageStore, key: str, what: str, entries: Callable[[], Iterable[Entry]], *, packed: bool = False
     ) -> Layer:
         """A layer, made unless the store has the one that is remembered under `key`."""
+        known = await self._known(into, key, what, packed=packed)
+        return known or await self._make(into, key, what, entries, packed=packed)
+
+    async def _model(self, into: ImageStore, model: Model) -> Layer:
+        """A model's layer; its files are not asked for where the store has it."""
+        key, what = f"model {model.tag} {model.key}", f"model {model.tag}"
+        if (known := await self._known(into, key, what, packed=False)) is not None:
+            return known
+        async with model.folder() as folder:
+            return await self._make(into, key, what, _of_model(model.tag, folder), packed=False)
+
+    def _remembered(self, key: str, *, packed: bool) -> Path:
         hashed = hashlib.sha256(f"{images.ASSEMBLER_VERSION} {packed} {key}".encode()).hexdigest()
-        remembered = self._layers / f"{hashed}.json"
-        media_type = LAYER_GZIP if packed else LAYER
+        return self._layers / f"{hashed}.json"
+
+    async def _known(self, into: ImageStore, key: str, what: str, *, packed: bool) -> Layer | None:
         try:
-            known = json.loads(await asyncio.to_thread(remembered.read_text))
+            known = json.loads(await asyncio.to_thread(self._remembered(key, packed=packed).read_text))
             digest, diff_id, size_bytes = Digest.parse(known["digest"]), Digest.parse(known["diff_id"]), known["size"]
-            if await into.size(digest) == size_bytes:
-                self._say(f"The layer of {what} is there already.")
-                return Layer(Descriptor(media_type, digest, size_bytes), diff_id, what)
+            if await into.size(digest) != size_bytes:
+                return None
         except (OSError, ValueError, KeyError, TypeError):
-            pass
+            return None
+        self._say(f"The layer of {what} is there already.")
+        return Layer(Descriptor(LAYER_GZIP if packed else LAYER, digest, size_bytes), diff_id, what)
+
+    async def _make(
+        self, into: ImageStore, key: str, what: str, entries: Callable[[], Iterable[Entry]], *, packed: bool
+    ) -> Layer:
         plain = _Hashing(tar(await asyncio.to_thread(lambda: list(entries()))))
         digest, size_bytes = await into.write(_of(gzip(plain) if packed else plain))
         diff_id = Digest(plain.hashed.hexdigest())
         make_folder(self._layers)
         known = {"digest": str(digest), "diff_id": str(diff_id), "size": size_bytes}
-        await asyncio.to_thread(write_whole, remembered, json.dumps(known).encode())
+        await asyncio.to_thread(write_whole, self._remembered(key, packed=packed), json.dumps(known).encode())
         self._say(f"Made the layer of {what} ({size_bytes / (1 << 20):.1f} MiB).")
-        return Layer(Descriptor(media_type, digest, size_bytes), diff_id, what)
+        return Layer(Descriptor(LAYER_GZIP if packed else LAYER, digest, size_bytes), diff_id, what)
 
 
 class _Hashing:
@@ -159,14 +177,14 @@ async def _of(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
         yield chunk
 
 
-def _of_model(model: Model) -> Callable[[], Iterable[Entry]]:
-    repository, _, version = model.tag.partition(":")
+def _of_model(tag: str, folder: Path) -> Callable[[], Iterable[Entry]]:
+    repository, _, version = tag.partition(":")
     at = f"{BENTO_PATH.strip('/')}/models/{repository}"
 
     def entries() -> Iterator[Entry]:
         for above in (HOME, BENTO_PATH, f"{BENTO_PATH}/models", f"{BENTO_PATH}/models/{repository}"):
             yield Entry(above.strip("/"), owner=USER)
-        yield from entries_of(model.folder, f"{at}/{version}", owner=USER)
+        yield from entries_of(folder, f"{at}/{version}", owner=USER)
         yield Entry(f"{at}/latest", data=version.encode(), owner=USER)
 
     return entries

@@ -6,6 +6,7 @@ folder of the user.
 
 import argparse
 import asyncio
+import contextlib
 import platform as machine
 import sys
 import tempfile
@@ -13,11 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ekiben import archives, localstore
-from ekiben.errors import EkibenError, FailedPrecondition
+from ekiben.errors import EkibenError
 from services.builder import bento as bentos
-from services.builder import images
-from services.builder.assembler import Assembler, Model, Parts
+from services.builder import image_builds
+from services.builder.assembler import Model
 from services.builder.environments import Environments
+from services.builder.image_builds import Source
 from services.builder.interpreters import Interpreters
 from services.builder.locks import Locks, Work
 from services.builder.recipe import make_recipe
@@ -40,17 +42,11 @@ async def build(bento: str, *, base: str, output: str, cache: Path, reference: s
     """Build the image of a bento, by its tag in the local store or its folder; what names it in the output.
 
     Raises:
-        EkibenError: it cannot be built; reasons are those of builds and of `Assembler.assemble`.
+        EkibenError: it cannot be built; reasons are those of builds and of `image_builds.build_image`.
     """
     folder = Path(bento) if Path(bento, "bento.yaml").is_file() else localstore.folder("bentos", bento)
     files = await asyncio.to_thread(bentos.read, folder)
-    if files.scripts or images.commands_of(files.manifest):
-        raise FailedPrecondition(
-            "The bento runs commands while its image is built (apt packages, scripts or a Dockerfile template). "
-            "Images of such bentos are not built here yet: use `bentoml containerize`.",
-            reason="IMAGE_NEEDS_COMMANDS",
-        )
-    tag = f"{files.manifest.get('name')}:{files.manifest.get('version')}"
+    image_builds.check(files)
     recipe = make_recipe(files)
     for note in recipe.notes:
         _say(note)
@@ -67,27 +63,34 @@ async def build(bento: str, *, base: str, output: str, cache: Path, reference: s
         lock = await locks.make(recipe, interpreter, folder, work)
         environments = Environments(cache, programs, locks)
         environment, _ = await environments.make(lock, recipe, interpreter, work)
-    parts = Parts(
-        tag,
+    source = Source(
         folder,
+        files,
+        lock,
+        environment,
         environments.path(environment.digest),
-        environment.digest,
-        interpreter.version,
-        environment.bentoml_version,
-        files.manifest,
         [_model(each) for each in localstore.read_bento(folder).models],
     )
     into, named = open_images(output)
-    base_store, base_name = open_images(base)
-    return await Assembler(cache, _say).assemble(
-        parts, base_store, base_name, into, reference or named or tag.partition(":")[2], here()
+    return await image_builds.build_image(
+        source,
+        here(),
+        base=base,
+        into=into,
+        reference=reference or named or source.tag.partition(":")[2],
+        cache=cache,
+        say=_say,
     )
 
 
 def _model(tag: str) -> Model:
     folder = localstore.folder("models", tag)
     repository, version = folder.parent.name, folder.name
-    return Model(f"{repository}:{version}", folder, archives.of_folder(folder).fingerprint())
+    return Model(
+        f"{repository}:{version}",
+        archives.of_folder(folder).fingerprint(),
+        lambda: contextlib.nullcontext(folder),
+    )
 
 
 def _made(folder: Path) -> Path:
