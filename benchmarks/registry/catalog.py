@@ -1,7 +1,7 @@
 """What it costs to create and to find a model among a million versions, beside MLflow on the same PostgreSQL.
 
-`python -m benchmarks.registry.catalog [--scale 0.01] [--rounds 3] [--data FOLDER]`: scale 1 is 100,000 models with
-1,000,000 versions. With a folder, what was seeded there before is used again.
+`python -m benchmarks.registry.catalog [--scale 0.01] [--rounds 3] [--data FOLDER] [--connections 1 8]`:
+scale 1 is 100,000 models with 1,000,000 versions. With a folder, what was seeded there before is used again.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import statistics
 import tempfile
 import time
 import urllib.parse
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from ekiben.registry.v1 import registry_pb2 as pb
 from ekiben.registry.v1 import registry_pb2_grpc
 from tests.platform import Platform
 
-CALLS, CONNECTIONS = 400, 8
+CALLS, CONNECTIONS = 400, (1, 8)
 PATIENCE_S = 20.0
 """A round ends then, however few calls that were: some take seconds."""
 
@@ -157,8 +157,10 @@ def cpu_of_each(pid: int) -> dict[int, float]:
     return {each: cpu_s([each]) for each in descendants(pid)}
 
 
-async def measure(call: Call, figures: Figures, pid: int, database: int, calls: int, salt: int) -> None:
-    """Call it again and again over several connections; what each took, and the CPU of both servers."""
+async def measure(
+    call: Call, figures: Figures, pid: int, database: int, calls: int, connections: int, salt: int
+) -> None:
+    """Call it again and again over so many connections; what each took, and the CPU of both servers."""
     await call(random.Random(salt))
     before, database_before = cpu_of_each(pid), cpu_of_each(database)
     began = time.perf_counter()
@@ -172,7 +174,7 @@ async def measure(call: Call, figures: Figures, pid: int, database: int, calls: 
             await call(dice)
             done.append(time.perf_counter() - start)
 
-    await asyncio.gather(*(caller(number) for number in range(CONNECTIONS)))
+    await asyncio.gather(*(caller(number) for number in range(connections)))
     figures.seconds += done
     figures.rates.append(len(done) / (time.perf_counter() - began))
     for root, earlier, found in ((pid, before, figures.server_ms), (database, database_before, figures.database_ms)):
@@ -215,7 +217,7 @@ def folder_of(given: Path | None) -> Iterator[Path]:
         yield Path(name)
 
 
-async def compare(folder: Path, seed: Seed, rounds: int, calls: int) -> None:
+async def compare(folder: Path, seed: Seed, rounds: int, calls: int, connections: Sequence[int]) -> None:
     """Seed both, then measure each operation on each in turn, and print the table."""
     with contextlib.ExitStack() as stack:
         host, database = stack.enter_context(postgres_server(folder / "postgres"))
@@ -236,7 +238,7 @@ async def compare(folder: Path, seed: Seed, rounds: int, calls: int) -> None:
         await asyncio.to_thread(platform.start)
         assert platform.process is not None
         url, pid = stack.enter_context(mlflow_server(folder / "mlflow", mlflow_url))
-        figures: dict[tuple[str, str], Figures] = {}
+        figures: dict[tuple[str, str, int], Figures] = {}
         async with (
             grpc.aio.insecure_channel(f"127.0.0.1:{platform.port}") as channel,
             aiohttp.ClientSession(headers={"authorization": f"Bearer {platform.token}"}) as session,
@@ -249,14 +251,16 @@ async def compare(folder: Path, seed: Seed, rounds: int, calls: int) -> None:
             }
             for number in range(rounds):
                 for operation in OPERATIONS:
-                    for server, (of_server, server_pid) in servers.items():
-                        found = figures.setdefault((operation, server), Figures())
-                        await measure(of_server[operation], found, server_pid, database, calls, number)
-        print(f"\n### {seed.models:,} models, {seed.versions:,} versions; {CONNECTIONS} connections\n")
-        print("| what | server | rate | p50 ms | p95 ms | p99 ms | server's CPU ms | PostgreSQL's CPU ms |")
-        print("|---|---|---|---|---|---|---|---|")
-        for (operation, server), found in figures.items():
-            print(f"| {operation} | {server} | {found.row()} |", flush=True)
+                    for (server, (of_server, server_pid)), at_once in itertools.product(servers.items(), connections):
+                        found = figures.setdefault((operation, server, at_once), Figures())
+                        await measure(of_server[operation], found, server_pid, database, calls, at_once, number)
+        print(f"\n### {seed.models:,} models, {seed.versions:,} versions\n")
+        print(
+            "| what | server | connections | rate | p50 ms | p95 ms | p99 ms | server's CPU ms | PostgreSQL's CPU ms |"
+        )
+        print("|---|---|---|---|---|---|---|---|---|")
+        for (operation, server, at_once), found in figures.items():
+            print(f"| {operation} | {server} | {at_once} | {found.row()} |", flush=True)
 
 
 def main() -> None:
@@ -266,9 +270,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each (default: %(default)s)")
     parser.add_argument("--calls", type=int, default=CALLS, help="calls in a round (default: %(default)s)")
     parser.add_argument("--data", type=Path, help="a folder that is kept, with what was seeded, for the next run")
+    parser.add_argument(
+        "--connections", type=int, nargs="+", default=CONNECTIONS, help="how many at once (default: 1 and 8)"
+    )
     arguments = parser.parse_args()
     with folder_of(arguments.data) as folder:
-        asyncio.run(compare(folder, Seed(arguments.scale), arguments.rounds, arguments.calls))
+        asyncio.run(
+            compare(folder, Seed(arguments.scale), arguments.rounds, arguments.calls, tuple(arguments.connections))
+        )
 
 
 if __name__ == "__main__":
