@@ -20,6 +20,7 @@ CONFIG = "application/vnd.oci.image.config.v1+json"
 LAYER = "application/vnd.oci.image.layer.v1.tar"
 LAYER_GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
 LAYER_ZSTD = "application/vnd.oci.image.layer.v1.tar+zstd"
+EMPTY = "application/vnd.oci.empty.v1+json"
 REF_NAME = "org.opencontainers.image.ref.name"
 
 
@@ -56,6 +57,8 @@ class Descriptor:
     size_bytes: int
     annotations: Mapping[str, str] = field(default_factory=dict)
     platform: Platform | None = None
+    artifact_type: str = ""
+    """What an attached manifest is; empty for images."""
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in a manifest; members in a fixed order, empty ones left out."""
@@ -66,6 +69,8 @@ class Descriptor:
         }
         if self.annotations:
             found["annotations"] = dict(sorted(self.annotations.items()))
+        if self.artifact_type:
+            found["artifactType"] = self.artifact_type
         if self.platform is not None:
             named = {"os": self.platform.os, "architecture": self.platform.architecture}
             found["platform"] = {**named, **({"variant": self.platform.variant} if self.platform.variant else {})}
@@ -82,9 +87,23 @@ class Descriptor:
                 int(value["size"]),
                 dict(value.get("annotations") or {}),
                 Platform(platform["os"], platform["architecture"], platform.get("variant") or "") if platform else None,
+                str(value.get("artifactType") or ""),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
             raise InvalidArgument(f"A descriptor is not readable: {exc}.", reason="MANIFEST_INVALID") from exc
+
+
+def attached(descriptor: Descriptor, manifest: Any) -> Descriptor:
+    """What names an attached manifest in an answer of `referrers`: with its type and its annotations.
+
+    Source: OCI distribution-spec 1.1, "Listing Referrers".
+    """
+    try:
+        kind = str(manifest.get("artifactType") or (manifest.get("config") or {}).get("mediaType") or "")
+        annotations = {str(key): str(value) for key, value in (manifest.get("annotations") or {}).items()}
+    except AttributeError as exc:
+        raise InvalidArgument(f"Manifest {descriptor.digest} is not readable.", reason="MANIFEST_INVALID") from exc
+    return Descriptor(descriptor.media_type, descriptor.digest, descriptor.size_bytes, annotations, None, kind)
 
 
 @dataclass(frozen=True)
@@ -118,6 +137,28 @@ class ImageStore(Protocol):
 
     def read(self, descriptor: Descriptor) -> AsyncIterator[bytes]:
         """A blob or a manifest. Raises NotFound (BLOB_NOT_FOUND), or DataLoss at its end (BLOB_DAMAGED)."""
+        ...
+
+    async def find(self, reference: str) -> Descriptor:
+        """What a reference or a digest names, as it stands there: an index of several platforms, or one manifest.
+
+        Raises:
+            NotFound: there is no such thing (IMAGE_NOT_FOUND).
+        """
+        ...
+
+    async def attach(self, manifest: bytes, media_type: str) -> Descriptor:
+        """Keep a manifest that has a `subject`, all of whose content is here, so that `referrers` finds it.
+
+        The subject itself may come later: signatures are there before a tag names what they sign. Twice is once.
+
+        Raises:
+            InvalidArgument: it has no subject (MANIFEST_INVALID).
+        """
+        ...
+
+    async def referrers(self, subject: Digest) -> Sequence[Descriptor]:
+        """What is attached to a manifest, with types and annotations, by digest; nothing where it is not known."""
         ...
 
     async def resolve(self, reference: str, platform: Platform) -> tuple[Descriptor, Image]:

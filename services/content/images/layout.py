@@ -14,14 +14,14 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ekiben.errors import DataLoss, InvalidArgument, NotFound
 from services.content.digest import Digest
 from services.content.files import make_folder, storage_error, sync_folder, write_whole
-from services.content.images import INDEX, REF_NAME, Descriptor, Image, Platform
+from services.content.images import INDEX, MANIFEST, REF_NAME, Descriptor, Image, Platform, attached
 
 _CHUNK = 1 << 20
 _MAX_MANIFEST_BYTES = 4 << 20
@@ -33,6 +33,8 @@ class LayoutImageStore:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._blobs = folder / "blobs" / "sha256"
+        self._known: dict[Digest, tuple[Digest | None, Descriptor]] = {}
+        """By digest of a manifest: what it is attached to, and what names it. Content by digest never changes."""
 
     async def size(self, digest: Digest) -> int | None:
         """See ImageStore."""
@@ -88,8 +90,45 @@ class LayoutImageStore:
 
     async def resolve(self, reference: str, platform: Platform) -> tuple[Descriptor, Image]:
         """See ImageStore. An empty reference means the only image of the layout."""
-        entries = [Descriptor.from_json(each) for each in (await asyncio.to_thread(self._index))["manifests"]]
-        named = [each for each in entries if not reference or each.annotations.get(REF_NAME) == reference]
+        return await self._for_platform(await self._named(reference), platform, reference)
+
+    async def find(self, reference: str) -> Descriptor:
+        """See ImageStore; as `resolve`."""
+        return (await self._named(reference))[-1]
+
+    async def attach(self, manifest: bytes, media_type: str) -> Descriptor:
+        """See ImageStore. Attached manifests stand in `index.json` without a name, as oras keeps them."""
+        if not isinstance(_object(manifest, "The manifest").get("subject"), dict):
+            raise InvalidArgument("The manifest has no subject to be attached to.", reason="MANIFEST_INVALID")
+        digest, size = await self.write(_one(manifest))
+        descriptor = attached(Descriptor(media_type, digest, size), json.loads(manifest))
+        await asyncio.to_thread(self._add, descriptor)
+        return descriptor
+
+    async def referrers(self, subject: Digest) -> Sequence[Descriptor]:
+        """See ImageStore."""
+        found = {}
+        for entry in await self._entries():
+            if entry.media_type in (MANIFEST, INDEX) and REF_NAME not in entry.annotations:
+                of, descriptor = await self._subject(entry)
+                if of == subject:
+                    found[entry.digest] = descriptor
+        return [found[digest] for digest in sorted(found)]
+
+    async def _entries(self) -> list[Descriptor]:
+        return [Descriptor.from_json(each) for each in (await asyncio.to_thread(self._index))["manifests"]]
+
+    async def _named(self, reference: str) -> list[Descriptor]:
+        """Those entries that a reference or a digest names: several where each is for another platform."""
+        entries = [
+            each
+            for each in await self._entries()
+            if REF_NAME in each.annotations or (not each.artifact_type and (await self._subject(each))[0] is None)
+        ]
+        if reference.startswith("sha256:"):
+            named = [each for each in entries if str(each.digest) == reference][:1]
+        else:
+            named = [each for each in entries if not reference or each.annotations.get(REF_NAME) == reference]
         if not named or (not reference and len({each.digest for each in named}) > 1):
             there = sorted(each.annotations.get(REF_NAME, str(each.digest)) for each in entries)
             wanted = f"no image {reference!r}" if reference or not there else "several images; name one"
@@ -98,15 +137,23 @@ class LayoutImageStore:
                 reason="IMAGE_NOT_FOUND",
                 image=reference,
             )
-        return await self._for_platform(named, platform, reference)
+        return named
+
+    async def _subject(self, entry: Descriptor) -> tuple[Digest | None, Descriptor]:
+        """What an entry is attached to, if it is; remembered, since a layout lists all its attachments at once."""
+        if entry.digest not in self._known:
+            try:
+                manifest = await self._json(entry)
+                subject = manifest.get("subject")
+                of = Descriptor.from_json(subject).digest if isinstance(subject, dict) else None
+                self._known[entry.digest] = (of, attached(entry, manifest))
+            except (NotFound, DataLoss, InvalidArgument):
+                return None, entry  # one that is damaged keeps nobody from the others
+        return self._known[entry.digest]
 
     async def tag(self, reference: str, manifest: bytes, media_type: str, platform: Platform) -> Descriptor:
         """See ImageStore."""
-
-        async def whole() -> AsyncIterator[bytes]:
-            yield manifest
-
-        digest, size = await self.write(whole())
+        digest, size = await self.write(_one(manifest))
         named = {REF_NAME: reference} if reference else {}
         descriptor = Descriptor(media_type, digest, size, named, platform)
         await asyncio.to_thread(self._add, descriptor)
@@ -159,16 +206,9 @@ class LayoutImageStore:
         return index
 
     def _add(self, descriptor: Descriptor) -> None:
-        reference = descriptor.annotations.get(REF_NAME)
         with self._locked():
             index = self._index()
-            index["manifests"] = [
-                each
-                for each in index["manifests"]
-                if (each.get("annotations") or {}).get(REF_NAME) != reference
-                or (each.get("platform") or {}).get("architecture")
-                not in (None, descriptor.platform and descriptor.platform.architecture)
-            ]
+            index["manifests"] = [each for each in index["manifests"] if not _replaces(descriptor, each)]
             index["manifests"].append(descriptor.to_json())
             write_whole(self._folder / "index.json", json.dumps(index, indent=1).encode(), 0o644)
 
@@ -177,6 +217,20 @@ class LayoutImageStore:
         with open(self._folder / ".lock", "wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _replaces(descriptor: Descriptor, entry: dict[str, Any]) -> bool:
+    """Whether an entry of `index.json` gives way to another: one of its name and platform, or the same attachment."""
+    if descriptor.artifact_type or entry.get("artifactType"):
+        return bool(entry.get("digest") == str(descriptor.digest))
+    if (entry.get("annotations") or {}).get(REF_NAME) != descriptor.annotations.get(REF_NAME):
+        return False
+    architecture = descriptor.platform and descriptor.platform.architecture
+    return (entry.get("platform") or {}).get("architecture") in (None, architecture)
+
+
+async def _one(chunk: bytes) -> AsyncIterator[bytes]:
+    yield chunk
 
 
 def _take(file: Any, hashed: Any, chunk: bytes) -> None:
