@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from services.kernel.clock import ManualClock
+from tests import oci_registry as registries
 from tests.postgres import PostgresServer, running_postgres
 from tests.s3 import MISSING, S3Server, run_s3, versitygw
 
@@ -48,6 +49,15 @@ def s3() -> Iterator[S3Server]:
         for name, value in server.environment.items():
             patch.setenv(name, value)
         yield server
+
+
+@pytest.fixture(scope="session")
+def oci_registry() -> Iterator[registries.OciRegistry]:
+    """A real OCI registry of this session's own, without logins; see tests/oci_registry.py."""
+    if registries.distribution() is None:
+        pytest.skip(registries.MISSING)
+    with registries.run_registry() as registry:
+        yield registry
 
 
 @pytest.fixture(params=["files", "s3"])

@@ -1,11 +1,12 @@
 #!/bin/sh
 # Installs the real servers and tools that tests start by themselves, where they are missing and apt-get is there.
-# The S3 server is a Go program, built once below ~/.cache/ekiben-tests where there is Go (1.24 or newer).
+# The S3 server and the OCI registry are Go programs, built once below ~/.cache/ekiben-tests where there is Go (1.26 or newer).
 # Nothing is started. Tests that miss one are skipped with a reason that names the package.
 set -eu
 cd "$(dirname "$0")/.."
 if command -v go >/dev/null 2>&1; then
     "${PYTHON:-python3}" -m tests.s3 >/dev/null
+    "${PYTHON:-python3}" -m tests.oci_registry >/dev/null
 fi
 missing=""
 need() { # need PROGRAM PACKAGE
