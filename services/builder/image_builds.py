@@ -74,7 +74,6 @@ async def build_image(
         EkibenError: it cannot be built; reasons are those of `check`, `open_images` and `Assembler.assemble`.
     """
     check(source.files)
-    base_store, base_name = open_images(base)
     parts = Parts(
         source.tag,
         source.bento,
@@ -85,4 +84,5 @@ async def build_image(
         source.files.manifest,
         source.models,
     )
-    return await Assembler(cache, say).assemble(parts, base_store, base_name, into, reference, platform)
+    async with open_images(base) as (base_store, base_name):
+        return await Assembler(cache, say).assemble(parts, base_store, base_name, into, reference, platform)

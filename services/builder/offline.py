@@ -71,16 +71,16 @@ async def build(bento: str, *, base: str, output: str, cache: Path, reference: s
         environments.path(environment.digest),
         [_model(each) for each in localstore.read_bento(folder).models],
     )
-    into, named = open_images(output)
-    return await image_builds.build_image(
-        source,
-        here(),
-        base=base,
-        into=into,
-        reference=reference or named or source.tag.partition(":")[2],
-        cache=cache,
-        say=_say,
-    )
+    async with open_images(output) as (into, named):
+        return await image_builds.build_image(
+            source,
+            here(),
+            base=base,
+            into=into,
+            reference=reference or named or source.tag.partition(":")[2],
+            cache=cache,
+            say=_say,
+        )
 
 
 def _model(tag: str) -> Model:

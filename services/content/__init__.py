@@ -47,21 +47,25 @@ async def open_blobs(url: str) -> AsyncIterator[BlobStore]:
         yield blobs
 
 
-def open_images(name: str) -> tuple[ImageStore, str]:
-    """The store that `oci:FOLDER` or `oci:FOLDER:REFERENCE` names, and the reference; empty for none.
+@asynccontextmanager
+async def open_images(name: str) -> AsyncIterator[tuple[ImageStore, str]]:
+    """The store that a name in skopeo's manner stands for, and the reference in it; empty for none.
+
+        oci:FOLDER[:REFERENCE]
 
     Raises:
         InvalidArgument: another form (IMAGE_NAME_INVALID).
     """
-    scheme, _, rest = name.partition(":")
-    folder, _, reference = rest.partition(":")
-    if scheme != "oci" or not folder:
-        raise InvalidArgument(
-            f"The image {name!r} is refused: its form is oci:FOLDER or oci:FOLDER:REFERENCE.",
-            reason="IMAGE_NAME_INVALID",
-            image=name,
-        )
-    return LayoutImageStore(Path(folder)), reference
+    transport, _, rest = name.partition(":")
+    if transport == "oci" and rest.partition(":")[0]:
+        folder, _, reference = rest.partition(":")
+        yield LayoutImageStore(Path(folder)), reference
+        return
+    raise InvalidArgument(
+        f"The image {name!r} is refused: its form is oci:FOLDER or oci:FOLDER:REFERENCE.",
+        reason="IMAGE_NAME_INVALID",
+        image=name,
+    )
 
 
 @asynccontextmanager

@@ -7,11 +7,11 @@ Source: OCI image-spec 1.1: descriptor.md, manifest.md, image-index.md, config.m
 """
 
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ekiben.errors import InvalidArgument
+from ekiben.errors import FailedPrecondition, InvalidArgument
 from services.content.digest import Digest
 
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -115,6 +115,29 @@ class Image:
     annotations: Mapping[str, str] = field(default_factory=dict)
 
 
+class Again:
+    """Bytes that can be had again from their beginning: whoever sends them over a network may have to."""
+
+    def __init__(self, make: Callable[[], AsyncIterator[bytes]]) -> None:
+        self._make = make
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._make()
+
+
+class BlobsMissing(FailedPrecondition):
+    """A store refused a manifest because it has not the blobs `digests`, whatever it said when it was asked before."""
+
+    def __init__(self, where: str, digests: Sequence[Digest]) -> None:
+        super().__init__(
+            f"{where} lost {', '.join(map(str, digests)) or 'a blob'} which it had said to have. Nothing was tagged: "
+            "do it again; if that does not help, clear that registry's cache of blobs (a restart, often).",
+            reason="IMAGE_BLOBS_MISSING",
+            image=where,
+        )
+        self.digests = tuple(digests)
+
+
 def canonical(value: Any) -> bytes:
     """JSON whose bytes depend on the value only."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
@@ -127,12 +150,22 @@ class ImageStore(Protocol):
         """The size of a blob in bytes, or None where it is not there."""
         ...
 
-    async def write(self, chunks: AsyncIterator[bytes]) -> tuple[Digest, int]:
+    async def write(self, chunks: AsyncIterable[bytes], expected: Descriptor | None = None) -> tuple[Digest, int]:
         """Keep a blob, whole or not at all; its digest and size. One that is there already is kept.
+
+        Args:
+            chunks: its bytes. Where they can be had again (`Again`, not a generator), a store that lost the connection
+                goes on where it stopped.
+            expected: the digest and the size that they will have, if these are known.
 
         Raises:
             ResourceExhausted: no space left (STORAGE_FULL).
+            DataLoss: they are not what was expected (BLOB_DAMAGED); nothing was kept.
         """
+        ...
+
+    async def mount(self, descriptor: Descriptor, source: "ImageStore") -> bool:
+        """Have a blob of another store without its bytes passing here; False where that cannot be: then write it."""
         ...
 
     def read(self, descriptor: Descriptor) -> AsyncIterator[bytes]:
@@ -169,6 +202,18 @@ class ImageStore(Protocol):
         """
         ...
 
-    async def tag(self, reference: str, manifest: bytes, media_type: str, platform: Platform) -> Descriptor:
-        """Keep a manifest all of whose content is here, and have the reference name it."""
+    async def keep(self, manifest: bytes, media_type: str) -> Descriptor:
+        """Keep a manifest all of whose content is here under its digest only, as those that an index lists."""
+        ...
+
+    async def tag(self, reference: str, manifest: bytes, media_type: str, platform: Platform | None) -> Descriptor:
+        """Keep a manifest or an index, all of whose content is here, and have the reference name it.
+
+        Raises:
+            BlobsMissing: content is not here after all; the reference names what it named before.
+        """
+        ...
+
+    async def references(self) -> Sequence[str]:
+        """Every reference there is, in order."""
         ...

@@ -14,17 +14,17 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ekiben.errors import DataLoss, InvalidArgument, NotFound
 from services.content.digest import Digest
 from services.content.files import make_folder, storage_error, sync_folder, write_whole
-from services.content.images import INDEX, MANIFEST, REF_NAME, Descriptor, Image, Platform, attached
+from services.content.images import INDEX, MANIFEST, REF_NAME, Descriptor, Image, ImageStore, Platform, attached
+from services.content.images.resolving import damaged, for_platform, object_of, read_json, unexpected
 
 _CHUNK = 1 << 20
-_MAX_MANIFEST_BYTES = 4 << 20
 
 
 class LayoutImageStore:
@@ -43,7 +43,7 @@ class LayoutImageStore:
         except FileNotFoundError:
             return None
 
-    async def write(self, chunks: AsyncIterator[bytes]) -> tuple[Digest, int]:
+    async def write(self, chunks: AsyncIterable[bytes], expected: Descriptor | None = None) -> tuple[Digest, int]:
         """See ImageStore."""
         await asyncio.to_thread(self._prepare)
         temporary = self._blobs / f".{secrets.token_hex(8)}"
@@ -55,6 +55,8 @@ class LayoutImageStore:
                     size += len(chunk)
                 await asyncio.to_thread(os.fsync, file.fileno())
             digest = Digest(hashed.hexdigest())
+            if expected is not None and (digest, size) != (expected.digest, expected.size_bytes):
+                raise unexpected(expected, digest)
             temporary.chmod(0o644)
             temporary.rename(self._blobs / digest.hex)
             await asyncio.to_thread(sync_folder, self._blobs)
@@ -82,15 +84,13 @@ class LayoutImageStore:
                 size += len(chunk)
                 yield chunk
         if hashed.hexdigest() != descriptor.digest.hex or size != descriptor.size_bytes:
-            raise DataLoss(
-                f"Blob {descriptor.digest} of {self._folder} is damaged. Copy the image there again.",
-                reason="BLOB_DAMAGED",
-                digest=descriptor.digest,
-            )
+            raise damaged(str(self._folder), descriptor.digest)
 
     async def resolve(self, reference: str, platform: Platform) -> tuple[Descriptor, Image]:
         """See ImageStore. An empty reference means the only image of the layout."""
-        return await self._for_platform(await self._named(reference), platform, reference)
+        return await for_platform(
+            self, await self._named(reference), platform, f"{self._folder}:{reference}".rstrip(":")
+        )
 
     async def find(self, reference: str) -> Descriptor:
         """See ImageStore; as `resolve`."""
@@ -98,7 +98,7 @@ class LayoutImageStore:
 
     async def attach(self, manifest: bytes, media_type: str) -> Descriptor:
         """See ImageStore. Attached manifests stand in `index.json` without a name, as oras keeps them."""
-        if not isinstance(_object(manifest, "The manifest").get("subject"), dict):
+        if not isinstance(object_of(manifest, "The manifest").get("subject"), dict):
             raise InvalidArgument("The manifest has no subject to be attached to.", reason="MANIFEST_INVALID")
         digest, size = await self.write(_one(manifest))
         descriptor = attached(Descriptor(media_type, digest, size), json.loads(manifest))
@@ -114,6 +114,18 @@ class LayoutImageStore:
                 if of == subject:
                     found[entry.digest] = descriptor
         return [found[digest] for digest in sorted(found)]
+
+    async def keep(self, manifest: bytes, media_type: str) -> Descriptor:
+        """See ImageStore."""
+        return Descriptor(media_type, *await self.write(_one(manifest)))
+
+    async def references(self) -> Sequence[str]:
+        """See ImageStore."""
+        return sorted({each.annotations[REF_NAME] for each in await self._entries() if REF_NAME in each.annotations})
+
+    async def mount(self, descriptor: Descriptor, source: ImageStore) -> bool:
+        """See ImageStore. Files are copied, so that damage to one layout is not damage to another."""
+        return False
 
     async def _entries(self) -> list[Descriptor]:
         return [Descriptor.from_json(each) for each in (await asyncio.to_thread(self._index))["manifests"]]
@@ -143,7 +155,7 @@ class LayoutImageStore:
         """What an entry is attached to, if it is; remembered, since a layout lists all its attachments at once."""
         if entry.digest not in self._known:
             try:
-                manifest = await self._json(entry)
+                manifest = await read_json(self, entry)
                 subject = manifest.get("subject")
                 of = Descriptor.from_json(subject).digest if isinstance(subject, dict) else None
                 self._known[entry.digest] = (of, attached(entry, manifest))
@@ -151,44 +163,13 @@ class LayoutImageStore:
                 return None, entry  # one that is damaged keeps nobody from the others
         return self._known[entry.digest]
 
-    async def tag(self, reference: str, manifest: bytes, media_type: str, platform: Platform) -> Descriptor:
+    async def tag(self, reference: str, manifest: bytes, media_type: str, platform: Platform | None) -> Descriptor:
         """See ImageStore."""
         digest, size = await self.write(_one(manifest))
         named = {REF_NAME: reference} if reference else {}
         descriptor = Descriptor(media_type, digest, size, named, platform)
         await asyncio.to_thread(self._add, descriptor)
         return descriptor
-
-    async def _for_platform(
-        self, entries: list[Descriptor], platform: Platform, reference: str
-    ) -> tuple[Descriptor, Image]:
-        there = []
-        for entry in entries:
-            content = await self._json(entry)
-            if entry.media_type == INDEX or "manifests" in content:
-                inner = [Descriptor.from_json(each) for each in content["manifests"]]
-                with contextlib.suppress(NotFound):
-                    return await self._for_platform(inner, platform, reference)
-                there += [str(each.platform) for each in inner]
-                continue
-            config = await self._json(Descriptor.from_json(content["config"]))
-            found = Platform(str(config.get("os")), str(config.get("architecture")), str(config.get("variant") or ""))
-            if (found.os, found.architecture) == (platform.os, platform.architecture):
-                layers = [Descriptor.from_json(each) for each in content["layers"]]
-                return entry, Image(config, layers, content.get("annotations") or {})
-            there.append(str(found))
-        raise NotFound(
-            f"{self._folder} has no image {reference!r} for {platform}; it has: {', '.join(there)}.",
-            reason="IMAGE_NOT_FOUND",
-            image=reference,
-            platform=platform,
-        )
-
-    async def _json(self, descriptor: Descriptor) -> dict[str, Any]:
-        if descriptor.size_bytes > _MAX_MANIFEST_BYTES:
-            raise InvalidArgument(f"Manifest {descriptor.digest} is too large.", reason="MANIFEST_INVALID")
-        data = b"".join([chunk async for chunk in self.read(descriptor)])
-        return _object(data, str(descriptor.digest))
 
     def _prepare(self) -> None:
         make_folder(self._blobs, 0o755)
@@ -198,7 +179,7 @@ class LayoutImageStore:
 
     def _index(self) -> dict[str, Any]:
         try:
-            index = _object((self._folder / "index.json").read_bytes(), "index.json")
+            index = object_of((self._folder / "index.json").read_bytes(), "index.json")
         except FileNotFoundError:
             return {"schemaVersion": 2, "mediaType": INDEX, "manifests": []}
         if not isinstance(index.get("manifests"), list):
@@ -238,13 +219,3 @@ def _take(file: Any, hashed: Any, chunk: bytes) -> None:
     view = memoryview(chunk)
     while view:
         view = view[file.write(view) :]
-
-
-def _object(data: bytes, name: str) -> dict[str, Any]:
-    try:
-        found = json.loads(data)
-    except ValueError as exc:
-        raise InvalidArgument(f"{name} is not JSON: {exc}.", reason="MANIFEST_INVALID") from exc
-    if not isinstance(found, dict):
-        raise InvalidArgument(f"{name} is not an object.", reason="MANIFEST_INVALID")
-    return found
