@@ -40,7 +40,16 @@ def images() -> None:
     show_default=True,
     help="Folder for environments and what was made of them.",
 )
-def build(bento: str, base: str, output: str, cache: Path) -> None:
+@click.option(
+    "--compression",
+    default="gzip",
+    show_default=True,
+    envvar="EKIBEN_IMAGES_COMPRESSION",
+    metavar="METHOD | REGISTRY=METHOD,...",
+    help="How layers are packed: none, gzip, or zstd, which Docker before 23 and umoci before 0.5 cannot read. "
+    "Models are packed only by zstd, and only where that saves a tenth.  [env: EKIBEN_IMAGES_COMPRESSION]",
+)
+def build(bento: str, base: str, output: str, cache: Path, compression: str) -> None:
     """Build the image of a BENTO: a tag of the local BentoML store, or a bento's folder.
 
     Nothing is executed: layers for the Python environment, for each model and for the bento itself are put on the
@@ -55,5 +64,6 @@ def build(bento: str, base: str, output: str, cache: Path) -> None:
     # -P: a folder named `services` where the user stands must not be taken for ours.
     command = [sys.executable, "-P", "-m", "services.builder.offline", bento]
     command += ["--base", base, "--output", output, "--cache", str(cache.expanduser().resolve())]
+    command += ["--compression", compression]
     sys.stdout.flush()
     os.execv(sys.executable, command)

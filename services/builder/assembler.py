@@ -15,13 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ekiben.errors import InvalidArgument
 from services.builder import bases, images
+from services.builder.compression import Method, Packed, at_most_for_weights, for_weights
 from services.builder.environment_layers import EnvironmentLayers
 from services.builder.images import BENTO_PATH, HOME, Layer, Names
-from services.builder.layers import USER, Entry, entries_of, gzip, tar
+from services.builder.layers import USER, Entry, entries_of, tar
 from services.content.digest import Digest
 from services.content.files import make_folder, write_whole
-from services.content.images import LAYER, LAYER_GZIP, MANIFEST, Descriptor, ImageStore, Platform
+from services.content.images import MANIFEST, Descriptor, ImageStore, Platform
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,12 @@ class Parts:
 class Assembler:
     """Makes images, and remembers their layers below `cache`."""
 
-    def __init__(self, cache: Path, say: Callable[[str], None]) -> None:
+    def __init__(self, cache: Path, say: Callable[[str], None], compression: Method = Method.GZIP) -> None:
         self._layers = cache / "layers"
         self._environments = EnvironmentLayers(cache)
         self._bases = cache / "bases"
         self._say = say
+        self._compression = compression
 
     async def assemble(
         self, parts: Parts, base_store: ImageStore, base_name: str, into: ImageStore, reference: str, platform: Platform
@@ -86,15 +89,12 @@ class Assembler:
                 f"environment {parts.environment_digest} {python}",
                 f"Python environment {parts.environment_digest[:19]}",
                 lambda: self._environments.entries(parts.environment, parts.environment_digest, python),
-                packed=True,
             )
         )
         for model in sorted(parts.models, key=lambda model: model.tag):
             layers.append(await self._model(into, model))
         layers.append(
-            await self._layer(
-                into, f"bento {_looks(parts.bento)}", f"bento {parts.tag}", _of_bento(parts.bento), packed=True
-            )
+            await self._layer(into, f"bento {_looks(parts.bento)}", f"bento {parts.tag}", _of_bento(parts.bento))
         )
         names = Names(
             parts.tag,
@@ -114,67 +114,63 @@ class Assembler:
         self._say(f"Copying layer {str(layer.digest)[:19]} of the base image ({layer.size_bytes >> 20} MiB).")
         await into.write(source.read(layer))
 
-    async def _layer(
-        self, into: ImageStore, key: str, what: str, entries: Callable[[], Iterable[Entry]], *, packed: bool = False
-    ) -> Layer:
-        """A layer, made unless the store has the one that is remembered under `key`."""
-        known = await self._known(into, key, what, packed=packed)
-        return known or await self._make(into, key, what, entries, packed=packed)
+    async def _layer(self, into: ImageStore, key: str, what: str, entries: Callable[[], Iterable[Entry]]) -> Layer:
+        """A layer of code, made unless the store has the one that is remembered under `key`."""
+        remembered = self._remembered(key, self._compression)
+        if (known := await self._known(into, remembered, what)) is not None:
+            return known
+        found = await asyncio.to_thread(lambda: list(entries()))
+        return await self._make(into, remembered, what, Packed(found, self._compression))
 
     async def _model(self, into: ImageStore, model: Model) -> Layer:
         """A model's layer; its files are not asked for where the store has it."""
-        key, what = f"model {model.tag} {model.key}", f"model {model.tag}"
-        if (known := await self._known(into, key, what, packed=False)) is not None:
+        what = f"model {model.tag}"
+        remembered = self._remembered(f"{what} {model.key}", at_most_for_weights(self._compression))
+        if (known := await self._known(into, remembered, what)) is not None:
             return known
         async with model.folder() as folder:
-            return await self._make(into, key, what, _of_model(model.tag, folder), packed=False)
+            found = await asyncio.to_thread(lambda: list(_of_model(model.tag, folder)()))
+            method = await asyncio.to_thread(for_weights, self._compression, found)
+            return await self._make(into, remembered, what, Packed(found, method))
 
-    def _remembered(self, key: str, *, packed: bool) -> Path:
-        hashed = hashlib.sha256(f"{images.ASSEMBLER_VERSION} {packed} {key}".encode()).hexdigest()
+    def _remembered(self, key: str, method: Method) -> Path:
+        hashed = hashlib.sha256(f"{images.ASSEMBLER_VERSION} {method.made_by} {key}".encode()).hexdigest()
         return self._layers / f"{hashed}.json"
 
-    async def _known(self, into: ImageStore, key: str, what: str, *, packed: bool) -> Layer | None:
+    async def _known(self, into: ImageStore, remembered: Path, what: str) -> Layer | None:
         try:
-            known = json.loads(await asyncio.to_thread(self._remembered(key, packed=packed).read_text))
-            digest, diff_id, size_bytes = Digest.parse(known["digest"]), Digest.parse(known["diff_id"]), known["size"]
-            if await into.size(digest) != size_bytes:
+            known = json.loads(await asyncio.to_thread(remembered.read_text))
+            descriptor, diff_id = Descriptor.from_json(known["descriptor"]), Digest.parse(known["diff_id"])
+            if await into.size(descriptor.digest) != descriptor.size_bytes:
                 return None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, InvalidArgument):
             return None
         self._say(f"The layer of {what} is there already.")
-        return Layer(Descriptor(LAYER_GZIP if packed else LAYER, digest, size_bytes), diff_id, what)
+        return Layer(descriptor, diff_id, what)
 
-    async def _make(
-        self, into: ImageStore, key: str, what: str, entries: Callable[[], Iterable[Entry]], *, packed: bool
-    ) -> Layer:
-        plain = _Hashing(tar(await asyncio.to_thread(lambda: list(entries()))))
-        digest, size_bytes = await into.write(_of(gzip(plain) if packed else plain))
-        diff_id = Digest(plain.hashed.hexdigest())
+    async def _make(self, into: ImageStore, remembered: Path, what: str, packed: Packed) -> Layer:
+        digest, size_bytes = await into.write(_of(packed))
+        descriptor = Descriptor(packed.media_type, digest, size_bytes, packed.annotations)
+        diff_id = packed.diff_id(digest)
         make_folder(self._layers)
-        known = {"digest": str(digest), "diff_id": str(diff_id), "size": size_bytes}
-        await asyncio.to_thread(write_whole, self._remembered(key, packed=packed), json.dumps(known).encode())
-        self._say(f"Made the layer of {what} ({size_bytes / (1 << 20):.1f} MiB).")
-        return Layer(Descriptor(LAYER_GZIP if packed else LAYER, digest, size_bytes), diff_id, what)
-
-
-class _Hashing:
-    """Chunks on their way, and the digest of those that have passed."""
-
-    def __init__(self, chunks: Iterable[bytes]) -> None:
-        self.hashed = hashlib.sha256()
-        self._chunks = chunks
-
-    def __iter__(self) -> Iterator[bytes]:
-        for chunk in self._chunks:
-            self.hashed.update(chunk)
-            yield chunk
+        known = {"descriptor": descriptor.to_json(), "diff_id": str(diff_id)}
+        await asyncio.to_thread(write_whole, remembered, json.dumps(known).encode())
+        self._say(f"Made the layer of {what} ({size_bytes / (1 << 20):.1f} MiB, {packed.method}).")
+        return Layer(descriptor, diff_id, what)
 
 
 async def _of(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
-    """Chunks that are made in a thread."""
+    """Chunks that are made in a thread, the next one while this one is hashed and written."""
     iterator = iter(chunks)
-    while (chunk := await asyncio.to_thread(next, iterator, None)) is not None:
-        yield chunk
+    ahead = asyncio.ensure_future(asyncio.to_thread(next, iterator, None))
+    try:
+        while (chunk := await ahead) is not None:
+            ahead = asyncio.ensure_future(asyncio.to_thread(next, iterator, None))
+            yield chunk
+    finally:
+        await asyncio.wait([ahead])
+        if not ahead.cancelled():
+            ahead.exception()  # whoever left early has an error of his own
 
 
 def _of_model(tag: str, folder: Path) -> Callable[[], Iterable[Entry]]:

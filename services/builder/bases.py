@@ -13,10 +13,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import zstandard
+
 from ekiben.errors import FailedPrecondition
 from services.builder.layers import USER, Entry
 from services.content.files import make_folder, write_whole
-from services.content.images import LAYER_ZSTD, Descriptor, Image, ImageStore
+from services.content.images import Descriptor, Image, ImageStore
 
 _PYTHON = re.compile(r"(?:usr/local/bin|usr/bin|opt/conda/bin)/python(3\.\d+)")
 _KEPT = ("etc/passwd", "etc/group")
@@ -73,10 +75,10 @@ class Base:
 
 
 async def look_into(image: Image, store: ImageStore, remembered: Path) -> Base:
-    """Read the layers of a base, lowest first, or what was remembered of them.
+    """Read the layers of a base, lowest first, or what was remembered of them. Plain, gzip and zstd are read.
 
     Raises:
-        FailedPrecondition: a layer is compressed with zstd, which cannot be read here yet (LAYER_UNSUPPORTED).
+        FailedPrecondition: a layer is no tar, or compressed with something else (LAYER_UNSUPPORTED).
     """
     key = image.layers[-1].digest.hex if image.layers else "empty"
     file = remembered / f"{key}.json"
@@ -94,21 +96,31 @@ async def look_into(image: Image, store: ImageStore, remembered: Path) -> Base:
 
 
 async def _add(layer: Descriptor, store: ImageStore, found: dict[str, Any]) -> None:
-    if layer.media_type == LAYER_ZSTD:
-        raise FailedPrecondition(
-            f"Layer {layer.digest} of the base image is compressed with zstd, which is not read here. Name a base "
-            "with gzip layers by --base.",
-            reason="LAYER_UNSUPPORTED",
-        )
     with tempfile.TemporaryFile() as spool:
         async for chunk in store.read(layer):
             await asyncio.to_thread(spool.write, chunk)
         spool.seek(0)
-        await asyncio.to_thread(_scan, spool, found)
+        try:
+            await asyncio.to_thread(_scan, spool, found)
+        except (tarfile.TarError, zstandard.ZstdError, EOFError, OSError) as exc:
+            raise FailedPrecondition(
+                f"Layer {layer.digest} of the base image ({layer.media_type}) is not readable: {exc}. Name a base with "
+                "plain, gzip or zstd layers by --base.",
+                reason="LAYER_UNSUPPORTED",
+            ) from exc
+
+
+def _opened(spool: Any) -> tarfile.TarFile:
+    magic = spool.read(len(zstandard.FRAME_HEADER))
+    spool.seek(0)
+    if magic != zstandard.FRAME_HEADER:  # tarfile knows the others by itself
+        return tarfile.open(fileobj=spool, mode="r:*")
+    plain = zstandard.ZstdDecompressor().stream_reader(spool, read_across_frames=True)
+    return tarfile.open(fileobj=plain, mode="r|")
 
 
 def _scan(spool: Any, found: dict[str, Any]) -> None:
-    with tarfile.open(fileobj=spool, mode="r:*") as archive:
+    with _opened(spool) as archive:
         for member in archive:
             name = member.name.removeprefix("./").lstrip("/")
             if match := _PYTHON.fullmatch(name):

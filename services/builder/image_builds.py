@@ -10,6 +10,7 @@ from pathlib import Path
 from ekiben.errors import FailedPrecondition
 from services.builder import images
 from services.builder.assembler import Assembler, Model, Parts
+from services.builder.compression import Method
 from services.builder.domain import Environment
 from services.builder.locks import Lock
 from services.builder.recipe import BentoFiles
@@ -60,6 +61,7 @@ async def build_image(
     reference: str,
     cache: Path,
     say: Callable[[str], None],
+    compression: Method = Method.GZIP,
 ) -> Descriptor:
     """Make the image, and have `reference` in `into` name it, last of all; what names it there.
 
@@ -69,6 +71,7 @@ async def build_image(
         base: the image to put layers on, as `open_images` reads it.
         cache: a folder in which is remembered what was made; several builds may use it at once.
         say: takes lines for people.
+        compression: how layers are packed; see `compression.Rules` for what a target can read.
 
     Raises:
         EkibenError: it cannot be built; reasons are those of `check`, `open_images` and `Assembler.assemble`.
@@ -85,4 +88,6 @@ async def build_image(
         source.models,
     )
     async with open_images(base) as (base_store, base_name):
-        return await Assembler(cache, say).assemble(parts, base_store, base_name, into, reference, platform)
+        return await Assembler(cache, say, compression).assemble(
+            parts, base_store, base_name, into, reference, platform
+        )

@@ -6,7 +6,6 @@ Source: OCI image-spec 1.1, layer.md. Paths have no leading slash; every folder 
 import os
 import stat
 import tarfile
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -16,8 +15,6 @@ from ekiben.errors import Aborted, FailedPrecondition
 CHUNK_BYTES = 1 << 20
 USER = 1034
 """User and group of a bento in its image, as BentoML's own images have it."""
-_GZIP_LEVEL = 1
-"""Level 6 takes four times the CPU for 13 % less."""
 
 
 @dataclass(frozen=True)
@@ -85,15 +82,6 @@ def tar(entries: Iterable[Entry]) -> Iterator[bytes]:
                 waiting, size = [], 0
     waiting.append(bytes(2 * tarfile.BLOCKSIZE))
     yield b"".join(waiting)
-
-
-def gzip(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The chunks compressed, without a time or a name in the header."""
-    packer = zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, 31)
-    for chunk in chunks:
-        if packed := packer.compress(chunk):
-            yield packed
-    yield packer.flush()
 
 
 def _with_parents(entries: Iterable[Entry]) -> Iterator[Entry]:

@@ -18,6 +18,7 @@ from ekiben.errors import EkibenError
 from services.builder import bento as bentos
 from services.builder import image_builds
 from services.builder.assembler import Model
+from services.builder.compression import Rules
 from services.builder.environments import Environments
 from services.builder.image_builds import Source
 from services.builder.interpreters import Interpreters
@@ -38,7 +39,9 @@ def here() -> Platform:
     return Platform("linux", _ARCHITECTURES.get(name, name))
 
 
-async def build(bento: str, *, base: str, output: str, cache: Path, reference: str = "") -> Descriptor:
+async def build(
+    bento: str, *, base: str, output: str, cache: Path, reference: str = "", compression: str = ""
+) -> Descriptor:
     """Build the image of a bento, by its tag in the local store or its folder; what names it in the output.
 
     Raises:
@@ -80,6 +83,7 @@ async def build(bento: str, *, base: str, output: str, cache: Path, reference: s
             reference=reference or named or source.tag.partition(":")[2],
             cache=cache,
             say=_say,
+            compression=Rules.parse(compression).of(output),
         )
 
 
@@ -109,11 +113,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--base", required=True)
     parser.add_argument("--output", required=True)
     parser.add_argument("--tag", default="")
+    parser.add_argument("--compression", default="")
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/ekiben/images").expanduser())
     given = parser.parse_args(arguments)
     try:
         found = asyncio.run(
-            build(given.bento, base=given.base, output=given.output, cache=given.cache.absolute(), reference=given.tag)
+            build(
+                given.bento,
+                base=given.base,
+                output=given.output,
+                cache=given.cache.absolute(),
+                reference=given.tag,
+                compression=given.compression,
+            )
         )
     except EkibenError as exc:
         print(f"Error: {exc.message}", file=sys.stderr)

@@ -10,7 +10,7 @@ import pytest
 
 from ekiben.errors import FailedPrecondition
 from services.builder.images import commands_of
-from services.builder.layers import Entry, entries_of, gzip, tar
+from services.builder.layers import Entry, entries_of, tar
 
 
 def make(folder: Path, names: list[str]) -> Path:
@@ -30,7 +30,6 @@ def test_equal_folders_give_equal_layers_whatever_their_times_order_and_modes(tm
     one, other = make(tmp_path / "1", names), make(tmp_path / "2", names[::-1])
     first = b"".join(tar(entries_of(one, "app")))
     assert first == b"".join(tar(entries_of(other, "app")))
-    assert b"".join(gzip(tar(entries_of(one, "app")))) == b"".join(gzip(tar(entries_of(other, "app"))))
     with tarfile.open(fileobj=io.BytesIO(first)) as archive:
         members = {member.name: member for member in archive}
     assert set(members) == {"app", "app/a", "app/a/c", "app/link", "app/run.sh", *(f"app/{name}" for name in names)}

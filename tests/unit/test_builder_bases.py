@@ -1,0 +1,49 @@
+"""What is found in the layers of a base image, whatever they are packed with."""
+
+import hashlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from ekiben.errors import FailedPrecondition
+from services.builder.bases import look_into
+from services.builder.compression import Method, Packed
+from services.builder.layers import Entry
+from services.content.images import LAYER_ZSTD, Descriptor, Image
+from services.content.images.layout import LayoutImageStore
+
+# The data in front makes it more than one frame.
+ENTRIES = [
+    Entry("bin/bash", data=b"#!", executable=True),
+    Entry("a/large", data=hashlib.sha256(b"1").digest() * 100_000),
+    Entry("etc/passwd", data=b"root:x:0:0::/:/bin/sh\n"),
+    Entry("usr/local/bin/python3.12", data=b"", executable=True),
+]
+
+
+async def stored(store: LayoutImageStore, chunks: list[bytes], media_type: str) -> Descriptor:
+    async def given() -> AsyncIterator[bytes]:
+        for chunk in chunks:
+            yield chunk
+
+    digest, size_bytes = await store.write(given())
+    return Descriptor(media_type, digest, size_bytes)
+
+
+@pytest.mark.parametrize("method", list(Method))
+async def test_layers_of_a_base_are_read_however_they_are_packed(method: Method, tmp_path: Path) -> None:
+    store = LayoutImageStore(tmp_path / "layout")
+    layer = await stored(store, list(Packed(ENTRIES, method)), method.media_type)
+    base = await look_into(Image({}, [layer]), store, tmp_path / "remembered")
+    assert base.python("3.12.1", "base") == "/usr/local/bin/python3.12"
+    assert base.files == {"etc/passwd": "root:x:0:0::/:/bin/sh\n"}
+
+
+async def test_a_layer_that_is_cut_or_no_tar_is_refused_in_words(tmp_path: Path) -> None:
+    store = LayoutImageStore(tmp_path / "layout")
+    whole = b"".join(Packed(ENTRIES, Method.ZSTD))
+    for number, data in enumerate((whole[: len(whole) // 2], b"no tar at all, but long enough to be one" * 100)):
+        layer = await stored(store, [data], LAYER_ZSTD)
+        with pytest.raises(FailedPrecondition, match="not readable"):
+            await look_into(Image({}, [layer]), store, tmp_path / f"remembered-{number}")
