@@ -1,0 +1,224 @@
+"""Which trusted key signed an image: the one place that decides whether a signature counts.
+
+What is run is what was verified: a reference is resolved once, to a digest, and everything after speaks of the digest.
+A signature of an index covers the manifests in it, since the index names them by digest.
+"""
+
+import base64
+import binascii
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from ekiben.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound
+from services.content.attestations import attachments, envelopes, keyless
+from services.content.attestations.envelopes import BUNDLE, COSIGN_SIGNATURE, KINDS, SIGNATURE, Statement
+from services.content.attestations.keyless import Identity
+from services.content.attestations.keys import TrustedKey, verifies
+from services.content.digest import Digest
+from services.content.images import Descriptor, ImageStore, Platform
+
+
+@dataclass(frozen=True)
+class Trust:
+    """Whose signatures count."""
+
+    keys: Sequence[TrustedKey] = ()
+    identities: Sequence[Identity] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.keys or self.identities)
+
+
+@dataclass(frozen=True)
+class Verified:
+    """An image that somebody who is trusted has signed."""
+
+    digest: Digest
+    """Of the manifest that is run; a signature may be of the index that names it."""
+    signers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Attested:
+    """A statement about an image, and who is known to have signed it."""
+
+    kind: str
+    """`signature`, `sbom`, `provenance`, or a predicate's type."""
+    statement: Statement
+    digest: Digest
+    """Of the attachment."""
+    size_bytes: int
+    signers: tuple[str, ...] = ()
+    """Trusted ones; without any it may be anybody's."""
+    signed: bool = True
+    """Whether there is any signature at all."""
+
+
+@dataclass
+class _Refusals:
+    """Why signatures did not count, each once."""
+
+    reasons: list[str] = field(default_factory=list)
+
+    def add(self, reason: str) -> None:
+        if reason not in self.reasons:
+            self.reasons.append(reason)
+
+
+async def verify(
+    store: ImageStore, reference: str, platform: Platform, trust: Trust, now: datetime, *, repository: str = ""
+) -> Verified:
+    """The digest of the image that a reference names for a platform, once a trusted signature of it is found.
+
+    Args:
+        repository: `organization/name` of the image, for keys that count for some repositories only.
+
+    Raises:
+        NotFound: there is no such image (IMAGE_NOT_FOUND).
+        FailedPrecondition: nobody signed it (IMAGE_NOT_SIGNED), or nobody whose signature counts
+            (IMAGE_SIGNATURE_REFUSED); the message says why not.
+    """
+    named = await store.find(reference)
+    digest = str(named.digest)
+    manifest, _ = await store.resolve(digest, platform)
+    refusals = _Refusals()
+    signers: list[str] = []
+    for subject in dict.fromkeys((named.digest, manifest.digest)):
+        signers += await _bundled(store, subject, trust, now, repository, refusals)
+        signers += await _simple(store, reference, subject, trust, now, repository, refusals)
+    if signers:
+        return Verified(manifest.digest, tuple(dict.fromkeys(signers)))
+    shown = reference if reference == digest else f"{reference or 'The image'} ({digest})"
+    if not refusals.reasons:
+        raise FailedPrecondition(
+            f"{shown} has no signature. Sign it with `ekiben images sign`, or have the builder sign what it builds.",
+            reason="IMAGE_NOT_SIGNED",
+            image=reference,
+            digest=digest,
+        )
+    raise FailedPrecondition(
+        f"{shown} has no signature that counts: {'; '.join(refusals.reasons)}. Sign it with a trusted key, or trust "
+        "the one that signed it.",
+        reason="IMAGE_SIGNATURE_REFUSED",
+        image=reference,
+        digest=digest,
+    )
+
+
+async def attested(store: ImageStore, subject: Digest, trust: Trust, now: datetime) -> list[Attested]:
+    """Statements about a manifest, signed or not. Whether one counts is said by its `signers`."""
+    found = []
+    for attachment in await attachments.attachments(store, subject):
+        for layer in attachment.layers:
+            try:
+                one = await _statement(store, layer, trust, now, subject)
+            except (NotFound, DataLoss, InvalidArgument):
+                continue  # damaged, gone, or something else than a statement
+            if one is not None and one.statement.speaks_of(subject):
+                found.append(one)
+    return found
+
+
+async def _statement(
+    store: ImageStore, layer: Descriptor, trust: Trust, now: datetime, subject: Digest
+) -> Attested | None:
+    if layer.media_type == BUNDLE:
+        content = await attachments.read(store, layer)
+        sealed = envelopes.unseal(content)
+        said = envelopes.read_statement(sealed.payload)
+        signers = [key.name for key in sealed.signers(trust.keys) if not key.expired(now)]
+        if sealed.keyless:
+            signers += keyless.signers(content, trust.identities)
+        kind = KINDS.get(said.predicate_type, said.predicate_type)
+        return Attested(kind, said, layer.digest, layer.size_bytes, tuple(signers))
+    if layer.media_type == envelopes.IN_TOTO:
+        said = envelopes.read_statement(await attachments.read(store, layer))
+        kind = KINDS.get(said.predicate_type, said.predicate_type)
+        return Attested(kind, said, layer.digest, layer.size_bytes, signed=False)
+    if layer.media_type == envelopes.CYCLONEDX:
+        content = await attachments.read(store, layer)
+        try:
+            predicate = json.loads(content)
+        except ValueError:
+            return None
+        said = Statement((str(subject),), envelopes.SBOM, predicate)
+        return Attested("sbom", said, layer.digest, layer.size_bytes, signed=False)
+    return None
+
+
+async def _bundled(
+    store: ImageStore, subject: Digest, trust: Trust, now: datetime, repository: str, refusals: _Refusals
+) -> list[str]:
+    signers = []
+    for attachment in await attachments.attachments(store, subject):
+        for layer in attachment.layers:
+            if layer.media_type != BUNDLE:
+                continue
+            try:
+                content = await attachments.read(store, layer)
+                sealed = envelopes.unseal(content)
+                said = envelopes.read_statement(sealed.payload)
+            except (NotFound, DataLoss, InvalidArgument):
+                refusals.add("one is damaged")
+                continue
+            if said.predicate_type != SIGNATURE:
+                continue  # says something else about the image than that it may be used
+            known = sealed.signers(trust.keys)
+            identities = keyless.signers(content, trust.identities) if sealed.keyless else []
+            if not known and not identities:
+                refusals.add(_unknown(sealed.hint, keyless_=sealed.keyless, payload_type=sealed.payload_type))
+            elif sealed.payload_type != envelopes.IN_TOTO or not said.speaks_of(subject):
+                refusals.add("one is of another image")
+            else:
+                signers += identities + _counting(known, now, repository, refusals)
+    return signers
+
+
+async def _simple(
+    store: ImageStore,
+    reference: str,
+    subject: Digest,
+    trust: Trust,
+    now: datetime,
+    repository: str,
+    refusals: _Refusals,
+) -> list[str]:
+    signers = []
+    for layer in await attachments.simple_signatures(store, reference, subject):
+        try:
+            payload = await attachments.read(store, layer)
+            signature = base64.b64decode(layer.annotations.get(COSIGN_SIGNATURE, ""), validate=True)
+            of = envelopes.read_simple_signing(payload)
+        except (NotFound, DataLoss, InvalidArgument, binascii.Error):
+            refusals.add("one is damaged")
+            continue
+        known = [key for key in trust.keys if verifies(key.key, signature, payload)]
+        if not known:
+            refusals.add(_unknown("", keyless_=False, payload_type=envelopes.IN_TOTO))
+        elif of != str(subject):
+            refusals.add("one is of another image")
+        else:
+            signers += _counting(known, now, repository, refusals)
+    return signers
+
+
+def _counting(known: Sequence[TrustedKey], now: datetime, repository: str, refusals: _Refusals) -> list[str]:
+    signers = []
+    for key in known:
+        if key.expired(now):
+            refusals.add(f"the key {key.name} expired at {key.not_after:%Y-%m-%d %H:%M} UTC")
+        elif not key.counts_for(repository):
+            refusals.add(f"the key {key.name} is trusted for {', '.join(key.images)}, not for {repository or 'this'}")
+        else:
+            signers.append(key.name)
+    return signers
+
+
+def _unknown(hint: str, *, keyless_: bool, payload_type: str) -> str:
+    if payload_type != envelopes.IN_TOTO:
+        return "one is no in-toto statement"
+    if keyless_:
+        return "one is by an identity that is not trusted"
+    return f"one is not by a trusted key{f' (it names {hint[:12]})' if hint else ''}"
