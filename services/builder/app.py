@@ -12,18 +12,21 @@ import os
 import shutil
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 from ekiben.builder.v1 import builder_pb2_grpc
 from ekiben.errors import ResourceExhausted
 from ekiben.identity.v1 import identity_pb2_grpc
 from ekiben.registry.v1 import registry_pb2_grpc
+from services.builder.access import Access
+from services.builder.distribution import Distribution, listen
 from services.builder.environments import Environments
 from services.builder.interpreters import Interpreters
 from services.builder.locks import Locks
 from services.builder.logs import BuildLogs
 from services.builder.queue import Queue
+from services.builder.repositories import Repositories
 from services.builder.servicer import Builds
 from services.builder.settings import Settings
 from services.builder.store import Store
@@ -31,11 +34,12 @@ from services.builder.uv import Programs
 from services.builder.worker import Worker, _pass
 from services.content.archives import fetch_content
 from services.kernel.app import Component, Servicer
+from services.kernel.audit import Writer
 from services.kernel.clock import SYSTEM, Clock
 from services.kernel.db import open_database
 from services.kernel.leases import id_kept_in
 from services.kernel.news import News
-from services.kernel.peers import Peers
+from services.kernel.peers import Peers, RemoteAuditor, RemoteAuthenticator
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +87,31 @@ async def open_builder(
             servicer = Servicer(
                 "ekiben.builder.v1.Builds", builder_pb2_grpc.add_BuildsServicer_to_server, Builds(queue, environments)
             )
-            yield Component("builder", servicers=[servicer], loops=[worker.run, changes.run], ready=store.ping)
+            async with _served_images(settings, peers, clock) as loops:
+                yield Component(
+                    "builder", servicers=[servicer], loops=[worker.run, changes.run, *loops], ready=store.ping
+                )
+
+
+@asynccontextmanager
+async def _served_images(
+    settings: Settings, peers: Peers, clock: Clock
+) -> AsyncIterator[list[Callable[[], Awaitable[None]]]]:
+    """Images for container engines, where the settings say; gives the loops that this needs."""
+    if not settings.images_listen:
+        yield []
+        return
+    kind, _, place = settings.images_at.partition(":")
+    auditor = RemoteAuditor(peers.registry, clock)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(auditor.close)
+        writer = Writer(auditor, clock)
+        stack.push_async_callback(writer.finish)
+        access = Access(RemoteAuthenticator(peers.registry, clock), writer)
+        repositories = Repositories(Path(place)) if kind == "oci" else None
+        served = Distribution(repositories, access, elsewhere=place.removeprefix("//"))
+        await stack.enter_async_context(listen(served.app(), settings.images_listen))
+        yield [auditor.run]
 
 
 @contextmanager

@@ -19,6 +19,12 @@ class Settings(DatabaseSettings):
     should lie on one file system; replicas run from it, so a runtime elsewhere must see it at the same path."""
     run_dir: Path | None = None
     """For the sockets of running processes; a short path. `data_dir`/run where it is absent."""
+    images: str = ""
+    """Where images are kept: `oci:FOLDER`, an OCI layout, or `docker://HOST/PREFIX`, a registry. Empty for the layout
+    `images` in `data_dir`."""
+    images_listen: str = ""
+    """Where images of a layout are served to container engines over HTTP (`/v2/`): `host:port` or `unix:/path`. The
+    gateway forwards to it. Empty for nowhere."""
     workers: int = 1
     """Builds at a time. One by default: resolving and installing use every core by themselves."""
     python_preference: str = "managed"
@@ -36,6 +42,11 @@ class Settings(DatabaseSettings):
     """Compile every module at build time. Off: what starting BentoML imports is compiled when the environment is
     checked. Measured with BentoML 1.4.39 on two cores: a replica's first start takes 3.3 s without any of it, 1.7 s
     with the check's, 1.5 s with all; all costs twice the check's CPU time, and disk that environments do not share."""
+
+    @property
+    def images_at(self) -> str:
+        """Where images are kept, spelled out."""
+        return self.images or f"oci:{self.data_dir.absolute() / 'images'}"
 
     def __post_init__(self) -> None:
         faults = self.database_faults()

@@ -126,6 +126,8 @@ def suite(settings: Settings, peers: Peers) -> list[messages.Peer]:
     found = [messages.Peer(name, address, http2=True, **tls) for name, address in addresses.items() if address]
     if blobs := settings.blobs or known.blobs:
         found.append(messages.Peer(routes.BLOBS, blobs, http2=False, **tls))
+    if images := settings.images or known.images:
+        found.append(messages.Peer(routes.IMAGES, images, http2=False, **tls))
     found.append(messages.Peer(routes.HTTP_FRONT, settings.http_address, http2=False))
     found.append(messages.Peer(routes.ADMISSION_CLUSTER, f"unix:{settings.admission_socket}", http2=False))
     return found

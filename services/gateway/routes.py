@@ -18,7 +18,7 @@ CAPTURE = "ekiben.capture"
 """Name of the capture filter in the chain; also the key of its settings in a route's metadata."""
 ADMISSION = "envoy.filters.http.ext_authz"
 """Name of the filter that asks whether a request may pass."""
-HTTP_FRONT, BLOBS, ADMISSION_CLUSTER = "http", "blobs", "admission"
+HTTP_FRONT, BLOBS, IMAGES, ADMISSION_CLUSTER = "http", "blobs", "images", "admission"
 _COMMON_SERVICES = (
     "grpc.health.v1.Health",
     "grpc.reflection.v1.ServerReflection",
@@ -179,6 +179,8 @@ def _api_routes(peers: set[str]) -> list[Resource]:
         routes.append({**_to_peer({"path": path}, HTTP_FRONT), "tracing": _never()})
     if BLOBS in peers:
         routes.append(_to_peer({"prefix": "/blobs/"}, BLOBS))
+    if IMAGES in peers:
+        routes += [_to_peer(match, IMAGES) for match in ({"path": "/v2"}, {"prefix": "/v2/"})]
     routes.append(_to_peer({"prefix": "/"}, HTTP_FRONT))
     return routes
 

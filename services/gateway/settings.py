@@ -36,6 +36,8 @@ class Settings:
     """The recorder, see `registry`; also where Envoy sends its spans."""
     blobs: str = ""
     """The registry's bytes endpoint: `unix:/path`, `http://host:port` or `https://host:port`."""
+    images: str = ""
+    """The builder's images for container engines, where `/v2/` leads; see `blobs`. Empty takes the peers' address."""
     tls_ca_file: Path | None = None
     """Roots in PEM for peers over TCP; with it Envoy dials them over TLS. None takes the peers' setting."""
     tls_cert_file: Path | None = None

@@ -119,6 +119,8 @@ class PeerSettings:
     """gRPC address of the recorder."""
     blobs: str = ""
     """The registry's bytes endpoint: `unix:/path` or `http://host:port`."""
+    images: str = ""
+    """The builder's images for container engines: `unix:/path` or `http://host:port`."""
     tls_ca_file: Path | None = None
     """Roots in PEM that peers' certificates must chain to; with it TCP peers are dialled over TLS."""
     tls_cert_file: Path | None = None

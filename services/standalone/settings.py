@@ -83,7 +83,7 @@ def expand(settings: Settings, env: Mapping[str, str] = os.environ) -> Suite:
     _keep(service_token, lambda: "eks_" + secrets.token_urlsafe(32))
     port = settings.port or int(_keep(data / "port", lambda: str(_free_port(settings.host))))
     otlp_port = _otlp_port(data / "otlp-port")
-    suite, blobs = f"unix:{run}/suite.sock", f"unix:{run}/blobs.sock"
+    suite, blobs, images = f"unix:{run}/suite.sock", f"unix:{run}/blobs.sock", f"unix:{run}/images.sock"
     shown_host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
     server = {
         "service_token_file": service_token,
@@ -95,6 +95,7 @@ def expand(settings: Settings, env: Mapping[str, str] = os.environ) -> Suite:
         "service_token_file": service_token,
         **dict.fromkeys(("registry", "builder", "deployer", "recorder"), suite),
         "blobs": blobs,
+        "images": images,
     }
     registry = {
         **databases["registry"],
@@ -107,6 +108,7 @@ def expand(settings: Settings, env: Mapping[str, str] = os.environ) -> Suite:
         **databases["builder"],
         "data_dir": data / "builder",
         "run_dir": run / "b",
+        "images_listen": images,
     }
     deployer = {
         **databases["deployer"],
@@ -186,7 +188,7 @@ def _run_dir(data: Path) -> Path:
     for name in ("b", "d", "g"):
         (run / name).mkdir(exist_ok=True, mode=0o700)
     # The suite's own sockets are bound anew; a stale one of a killed process would refuse that.
-    for stale in ("suite.sock", "blobs.sock"):
+    for stale in ("suite.sock", "blobs.sock", "images.sock"):
         with contextlib.suppress(FileNotFoundError):
             (run / stale).unlink()
     return run

@@ -1,5 +1,7 @@
 """The suite as five processes over TCP with mutual TLS, on one PostgreSQL where it is installed: the same main job."""
 
+import asyncio
+import base64
 import contextlib
 import json
 import os
@@ -13,6 +15,7 @@ import pytest
 
 from tests.bentoml_clients import client
 from tests.certificates import certificates
+from tests.image_content import put_image
 from tests.platform import BentoMl, Platform, free_port, http, process_tree_of, wait_for
 from tests.postgres import running_postgres
 
@@ -27,7 +30,8 @@ class Suite(Platform):
         super().__init__(data)
         self.database = database
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self.ports = {name: free_port() for name in ("registry", "builder", "deployer", "recorder", "blobs", "otlp")}
+        names = ("registry", "builder", "deployer", "recorder", "blobs", "images", "otlp")
+        self.ports = {name: free_port() for name in names}
         data.mkdir()
         certificates(data)
         (data / "service-token").write_text("eks_test-token-of-the-suite")
@@ -47,6 +51,7 @@ class Suite(Platform):
             "EKIBEN_PEERS_SERVICE_TOKEN_FILE": f"{self.data}/service-token",
             "EKIBEN_PEERS_TLS_CA_FILE": f"{self.data}/ca.pem",
             "EKIBEN_PEERS_BLOBS": f"http://{address['blobs']}",
+            "EKIBEN_PEERS_IMAGES": f"http://{address['images']}",
             **{f"EKIBEN_SERVER_{key}": f"{self.data}/{file}" for key, file in tls.items()},
             **{f"EKIBEN_PEERS_{key}": f"{self.data}/{file}" for key, file in tls.items()},
             **{
@@ -61,7 +66,11 @@ class Suite(Platform):
                 "SECRETS_KEY_FILE": f"{self.data}/secrets.key",
                 "ADMIN_TOKEN_FILE": f"{self.data}/admin-token",
             },
-            "builder": {"DATA_DIR": f"{self.data}/builder", "RUN_DIR": f"{self.data}/b"},
+            "builder": {
+                "DATA_DIR": f"{self.data}/builder",
+                "RUN_DIR": f"{self.data}/b",
+                "IMAGES_LISTEN": address["images"],
+            },
             "deployer": {
                 "DATA_DIR": f"{self.data}/deployer",
                 "RUN_DIR": f"{self.data}/d",
@@ -162,6 +171,14 @@ def recorded(suite: Suite, trace: str) -> None:
 def test_the_main_job_runs_over_mutual_tls(suite: Suite, deployed: str) -> None:
     assert predict(deployed, "a" * 32)
     recorded(suite, "a" * 32)
+
+
+def test_images_are_served_by_the_builders_process(suite: Suite) -> None:
+    asyncio.run(put_image(suite.data / "builder" / "images", "default/five:v1"))
+    token = base64.b64encode(f"anybody:{suite.token}".encode()).decode()
+    path = f"{suite.url}/v2/default/five/manifests/v1"
+    assert http("GET", path, headers={"authorization": f"Basic {token}"}).status == 200
+    assert http("GET", path).status == 401
 
 
 def test_a_peer_without_certificate_is_not_let_in(suite: Suite, deployed: str) -> None:

@@ -1,0 +1,317 @@
+"""Images over HTTP, as container engines pull them: the OCI distribution API, read only, on a listener of its own.
+
+    GET  /v2/                                   whether the credentials work
+    GET  /v2/{name}/manifests/{tag or digest}   a manifest; HEAD too
+    GET  /v2/{name}/blobs/{digest}              a blob, ranges included; HEAD too
+    GET  /v2/{name}/tags/list?n=&last=          tags, in pages
+    GET  /v2/{name}/referrers/{digest}          what refers to a manifest; ?artifactType= chooses
+    GET  /v2/_catalog?n=&last=                  repositories, in pages
+
+`{name}` is `ORGANIZATION/REPOSITORY`; of another organization than the caller's there is none. Writes are 405: images
+come here by builds. Errors are the specification's JSON. Source: OCI distribution-spec 1.1; `_catalog` is Docker's.
+"""
+
+import json
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+from urllib.parse import urlencode
+
+from aiohttp import web
+from opentelemetry.trace import SpanKind
+from prometheus_client import Counter, Histogram
+
+from ekiben.errors import DataLoss, EkibenError, InvalidArgument, NotFound, PermissionDenied, Unauthenticated
+from services.builder.access import Access, peer
+from services.builder.repositories import Repositories, Repository, tag_order
+from services.builder.sending import send_blob
+from services.content.digest import Digest
+from services.content.images import INDEX, Descriptor
+from services.kernel import telemetry
+from services.kernel.identity import Principal
+from services.kernel.problems import http_status
+from services.kernel.sites import serve_app
+
+log = logging.getLogger(__name__)
+
+_NAME = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
+_TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
+_OTHER_DIGEST = re.compile(r"(?!sha256:)[a-z0-9]+(?:[.+_-][a-z0-9]+)*:[a-zA-Z0-9=_-]{32,}")
+_MOST_AT_ONCE = 10_000
+_IMMUTABLE = {"Cache-Control": "private, max-age=31536000, immutable"}
+_PRINCIPAL: web.RequestKey[Principal] = web.RequestKey("principal", Principal)
+
+_transferred = Counter("ekiben_image_bytes", "Bytes of blobs of images that were served.")
+_handling = Histogram(
+    "ekiben_image_request_duration_seconds",
+    "Time to serve one request of a container engine.",
+    ["method", "kind", "status"],
+    buckets=(0.005, 0.025, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 1800),
+)
+
+
+class _Refusal(Exception):
+    """What the specification has a code for."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+class Distribution:
+    """The handlers."""
+
+    def __init__(self, repositories: Repositories | None, access: Access, *, elsewhere: str = "") -> None:
+        """`repositories` are None where the images are in another registry, whose name is `elsewhere`."""
+        self._repositories = repositories
+        self._access = access
+        self._elsewhere = elsewhere
+
+    def app(self) -> web.Application:
+        """The application."""
+        app = web.Application(middlewares=[_observed, _answered, self._admitted])
+        for path, handler in (
+            ("/v2", self.ping),
+            ("/v2/", self.ping),
+            ("/v2/_catalog", self.catalog),
+            ("/v2/{name:.+}/manifests/{reference}", self.manifest),
+            ("/v2/{name:.+}/blobs/{digest}", self.blob),
+            ("/v2/{name:.+}/tags/list", self.tags),
+            ("/v2/{name:.+}/referrers/{digest}", self.referrers),
+        ):
+            app.router.add_get(path, handler)
+        return app
+
+    async def ping(self, request: web.Request) -> web.Response:
+        """The credentials work, and this is what an engine takes it for."""
+        return _json({})
+
+    async def manifest(self, request: web.Request) -> web.Response:
+        """A manifest by tag or digest, as it was stored: nothing is translated, since its digest would change."""
+        name, repository = await self._repository(request)
+        reference = request.match_info["reference"]
+        by_digest = ":" in reference
+        found = _named(reference, repository)
+        if found is None:
+            raise _Refusal(404, "MANIFEST_UNKNOWN", f"{name} has no manifest {reference[:140]!r}.")
+        assert self._repositories is not None
+        content = await self._repositories.manifest(repository, found)
+        shown = repository.manifests[found.digest]
+        headers = {
+            "Content-Type": shown.media_type,
+            "Docker-Content-Digest": str(found.digest),
+            "ETag": f'"{found.digest}"',
+            **(_IMMUTABLE if by_digest else {"Cache-Control": "private, no-cache"}),
+        }
+        if _is_known(request, found.digest):
+            return web.Response(status=304, headers=headers)
+        return web.Response(body=content, headers=headers)
+
+    async def blob(self, request: web.Request) -> web.StreamResponse:
+        """A blob, or a range of it."""
+        name, repository = await self._repository(request)
+        digest = _digest(request.match_info["digest"])
+        found = repository.blobs.get(digest) if digest else None
+        if found is None:
+            raise _Refusal(404, "BLOB_UNKNOWN", f"{name} has no blob {request.match_info['digest'][:140]!r}.")
+        headers = {
+            "Content-Type": "application/octet-stream",
+            "Docker-Content-Digest": str(found.digest),
+            "ETag": f'"{found.digest}"',
+            "Accept-Ranges": "bytes",
+            **_IMMUTABLE,
+        }
+        if _is_known(request, found.digest):
+            return web.Response(status=304, headers=headers)
+        assert self._repositories is not None
+        return await send_blob(request, self._repositories.path(found.digest), found, headers, _transferred.inc)
+
+    async def tags(self, request: web.Request) -> web.Response:
+        """The tags of a repository."""
+        name, repository = await self._repository(request)
+        return _page(request, {"name": name}, "tags", list(repository.tags), tag_order)
+
+    async def catalog(self, request: web.Request) -> web.Response:
+        """The repositories of the caller's organization."""
+        names = await self._here().names(_organization(request))
+        return _page(request, {}, "repositories", names, str)
+
+    async def referrers(self, request: web.Request) -> web.Response:
+        """What refers to a manifest, be that here or not."""
+        _, repository = await self._repository(request)
+        digest = _digest(request.match_info["digest"])
+        found = repository.referrers.get(digest, ()) if digest else ()
+        headers = {"Content-Type": INDEX}
+        if wanted := request.query.get("artifactType"):
+            found = [each for each in found if each.artifact_type == wanted]
+            headers["OCI-Filters-Applied"] = "artifactType"
+        index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [each.to_json() for each in found]}
+        return web.Response(body=json.dumps(index).encode(), headers=headers)
+
+    def _here(self) -> Repositories:
+        if self._repositories is None:
+            raise _Refusal(
+                501, "UNSUPPORTED", f"The images of this platform are in {self._elsewhere}: pull them there."
+            )
+        return self._repositories
+
+    async def _repository(self, request: web.Request) -> tuple[str, Repository]:
+        name = request.match_info["name"]
+        if len(name) > 255 or _NAME.fullmatch(name) is None:
+            raise _Refusal(400, "NAME_INVALID", "A repository's name is ORGANIZATION/REPOSITORY in lower case.")
+        here = self._here()
+        # Of another organization's nothing is told, not even that it is there.
+        found = await here.get(name) if name.partition("/")[0] == _organization(request) else None
+        if found is None:
+            raise _Refusal(404, "NAME_UNKNOWN", f"Your organization has no repository {name!r}.")
+        return name, found
+
+    @web.middleware
+    async def _admitted(self, request: web.Request, handler: "Handler") -> web.StreamResponse:
+        request[_PRINCIPAL] = await self._access.admit(request)
+        if request.method not in ("GET", "HEAD"):
+            raise _Refusal(
+                405, "UNSUPPORTED", "Images are not pushed here: builds make them. GET and HEAD are allowed."
+            )
+        return await handler(request)
+
+
+def _organization(request: web.Request) -> str:
+    return request[_PRINCIPAL].organization.partition("/")[2]
+
+
+def _digest(text: str) -> Digest | None:
+    """The digest; None for one of another algorithm, which nothing here has."""
+    if _OTHER_DIGEST.fullmatch(text):
+        return None
+    try:
+        return Digest.parse(text)
+    except InvalidArgument as exc:
+        raise _Refusal(400, "DIGEST_INVALID", exc.message) from exc
+
+
+def _named(reference: str, repository: Repository) -> Descriptor | None:
+    if ":" in reference:
+        digest = _digest(reference)
+        return repository.manifests.get(digest) if digest else None
+    return repository.tags.get(reference) if _TAG.fullmatch(reference) else None
+
+
+def _is_known(request: web.Request, digest: Digest) -> bool:
+    return any(each.value in ("*", str(digest)) for each in request.if_none_match or ())
+
+
+def _page(
+    request: web.Request, head: dict[str, Any], member: str, values: Sequence[str], order: Callable[[str], Any]
+) -> web.Response:
+    """A page of a list: at most `n` after `last`, and a link to the next."""
+    asked = request.query.get("n", str(_MOST_AT_ONCE))
+    if not (asked.isascii() and asked.isdigit() and len(asked) < 10):
+        raise _Refusal(400, "PAGINATION_NUMBER_INVALID", "n is the most values of a page: a number from 0.")
+    if last := request.query.get("last", ""):
+        values = [value for value in values if order(value) > order(last)]
+    most = min(int(asked), _MOST_AT_ONCE)
+    page = values[:most]
+    answer = _json({**head, member: page})
+    if page and len(values) > most:
+        answer.headers["Link"] = f'<{request.path}?{urlencode({"n": most, "last": page[-1]})}>; rel="next"'
+    return answer
+
+
+def _json(value: Any, status: int = 200) -> web.Response:
+    return web.Response(status=status, body=json.dumps(value).encode(), content_type="application/json")
+
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@web.middleware
+async def _observed(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """A span, a line and metrics for each request; none holds the credentials."""
+    started, status = time.monotonic(), 499
+    kind = next((each for each in ("manifests", "blobs", "tags", "referrers") if f"/{each}/" in request.path), "other")
+    attributes = {"http.request.method": request.method, "url.path": request.path}
+    with (
+        telemetry.component("builder"),
+        telemetry.tracer().start_as_current_span(
+            f"{request.method} /v2 {kind}",
+            context=telemetry.context_of(request.headers),
+            kind=SpanKind.SERVER,
+            attributes=attributes,
+        ) as span,
+    ):
+        try:
+            response = await handler(request)
+            status = response.status
+            return response
+        finally:
+            span.set_attribute("http.response.status_code", status)
+            duration_s = time.monotonic() - started
+            _handling.labels(request.method, kind, str(status)).observe(duration_s)
+            principal = request.get(_PRINCIPAL)
+            extra = {"method": request.method, "path": request.path, "status": status, "peer": peer(request)}
+            log.info(
+                "image asked for",
+                extra={**extra, "duration_s": duration_s, "user": principal.user if principal else "-"},
+            )
+
+
+@web.middleware
+async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """What is raised becomes the specification's JSON."""
+    headers = {}
+    try:
+        response = await handler(request)
+    except _Refusal as exc:
+        response = _error(exc.status, exc.code, str(exc))
+        if exc.status == 405:
+            response.headers["Allow"] = "GET, HEAD"
+    except web.HTTPException as exc:
+        if exc.status != 404:
+            raise
+        response = _error(404, "NAME_UNKNOWN", f"There is nothing at {request.path[:200]!r}.")
+    except EkibenError as exc:
+        status = http_status(exc)
+        if isinstance(exc, Unauthenticated):
+            headers["WWW-Authenticate"] = 'Basic realm="ekiben"'
+        if exc.retry_after_s is not None or status == 503:
+            headers["Retry-After"] = str(max(1, int(exc.retry_after_s or 1)))
+        if isinstance(exc, DataLoss):
+            log.error("an image cannot be served", extra={"path": request.path, "cause": exc.message})
+        response = _error(status, _code(exc), exc.message)
+    except (ConnectionError, OSError) as exc:
+        if isinstance(exc, ConnectionError):
+            raise
+        log.exception("an image cannot be read", extra={"path": request.path})
+        response = _error(503, "UNAVAILABLE", "The image cannot be read now; ask again.")
+    response.headers.update(headers)
+    if not response.prepared:
+        response.headers["Docker-Distribution-Api-Version"] = "registry/2.0"
+        response.headers["Server"] = "ekiben"
+        response.headers.setdefault("Cache-Control", "no-store")
+        if request.body_exists and not request.content.at_eof():
+            response.force_close()  # The rest of a push that nobody wants is not worth reading.
+    return response
+
+
+def _code(error: EkibenError) -> str:
+    if isinstance(error, Unauthenticated):
+        return "UNAUTHORIZED"
+    if isinstance(error, PermissionDenied):
+        return "DENIED"
+    if isinstance(error, NotFound):
+        return "BLOB_UNKNOWN" if error.reason == "BLOB_NOT_FOUND" else "MANIFEST_UNKNOWN"
+    return "UNKNOWN" if isinstance(error, DataLoss) else "UNAVAILABLE"
+
+
+def _error(status: int, code: str, message: str) -> web.Response:
+    return _json({"errors": [{"code": code, "message": message}]}, status)
+
+
+def listen(app: web.Application, address: str) -> AbstractAsyncContextManager[str]:
+    """Serve the application at `address` while inside; see `sites.serve_app`."""
+    return serve_app(app, address, setting="images_listen", shutdown_timeout=5.0, handler_cancellation=True)
