@@ -23,7 +23,7 @@ from services.builder.images import BENTO_PATH, HOME, Layer, Names
 from services.builder.layers import USER, Entry, entries_of, tar
 from services.content.digest import Digest
 from services.content.files import make_folder, write_whole
-from services.content.images import MANIFEST, Descriptor, ImageStore, Platform
+from services.content.images import MANIFEST, Again, Descriptor, ImageStore, Platform
 
 
 @dataclass(frozen=True)
@@ -109,10 +109,10 @@ class Assembler:
         return await into.tag(reference, content, MANIFEST, images.platform_of(base))
 
     async def _copy(self, layer: Descriptor, source: ImageStore, into: ImageStore) -> None:
-        if await into.size(layer.digest) == layer.size_bytes:
+        if await into.size(layer.digest) == layer.size_bytes or await into.mount(layer, source.name):
             return
         self._say(f"Copying layer {str(layer.digest)[:19]} of the base image ({layer.size_bytes >> 20} MiB).")
-        await into.write(source.read(layer))
+        await into.write(Again(lambda: source.read(layer)), layer)
 
     async def _layer(self, into: ImageStore, key: str, what: str, entries: Callable[[], Iterable[Entry]]) -> Layer:
         """A layer of code, made unless the store has the one that is remembered under `key`."""
