@@ -37,6 +37,12 @@ def images() -> None:
 )
 @click.option("--push", default="", metavar="HOST/REPOSITORY[:TAG]", help="The registry to put the image into.")
 @click.option(
+    "--platform",
+    default="",
+    metavar="OS/ARCHITECTURE[,…]",
+    help="What the image is for, linux/amd64,linux/arm64 for instance; this machine's platform by default.",
+)
+@click.option(
     "--cache",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("~/.cache/ekiben/images"),
@@ -52,7 +58,7 @@ def images() -> None:
     help="How layers are packed: none, gzip, or zstd, which Docker before 23 and umoci before 0.5 cannot read. "
     "Models are packed only by zstd, and only where that saves a tenth.  [env: EKIBEN_IMAGES_COMPRESSION]",
 )
-def build(bento: str, base: str, output: str, push: str, cache: Path, compression: str) -> None:
+def build(bento: str, base: str, output: str, push: str, platform: str, cache: Path, compression: str) -> None:
     """Build the image of a BENTO: a tag of the local BentoML store, or a bento's folder.
 
     Nothing is executed: layers for the Python environment, for each model and for the bento itself are put on the
@@ -72,5 +78,6 @@ def build(bento: str, base: str, output: str, push: str, cache: Path, compressio
     command = [sys.executable, "-P", "-m", "services.builder.offline", bento]
     command += ["--base", base, "--output", output, "--cache", str(cache.expanduser().resolve())]
     command += ["--compression", compression]
+    command += ["--platform", platform] if platform else []
     sys.stdout.flush()
     os.execv(sys.executable, command)

@@ -16,14 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from ekiben.errors import InvalidArgument
-from services.builder import bases, images
+from services.builder import environment_layers, images
+from services.builder.bases import BaseImage
+from services.builder.bytecode import Bytecode, Compiler
 from services.builder.compression import Method, Packed, at_most_for_weights, for_weights
-from services.builder.environment_layers import EnvironmentLayers
+from services.builder.image_environments import ImageEnvironment
 from services.builder.images import BENTO_PATH, HOME, Layer, Names
 from services.builder.layers import USER, Entry, entries_of, tar
 from services.content.digest import Digest
 from services.content.files import make_folder, write_whole
-from services.content.images import MANIFEST, Again, Descriptor, ImageStore, Platform
+from services.content.images import Again, Descriptor, ImageStore, Platform
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,9 @@ class Parts:
 
     tag: str
     bento: Path
-    environment: Path
-    environment_digest: str
-    python_version: str
-    bentoml_version: str
+    environment: ImageEnvironment
+    compiler: Compiler | None
+    """Who compiles its modules; None leaves that to their first import."""
     manifest: Mapping[str, Any]
     """bento.yaml."""
     models: Sequence[Model] = ()
@@ -57,38 +58,33 @@ class Assembler:
 
     def __init__(self, cache: Path, say: Callable[[str], None], compression: Method = Method.GZIP) -> None:
         self._layers = cache / "layers"
-        self._environments = EnvironmentLayers(cache)
-        self._bases = cache / "bases"
+        self._bytecode = Bytecode(cache)
         self._say = say
         self._compression = compression
 
-    async def assemble(
-        self, parts: Parts, base_store: ImageStore, base_name: str, into: ImageStore, reference: str, platform: Platform
-    ) -> Descriptor:
-        """Make the image and have `reference` name it, last of all.
+    async def assemble(self, parts: Parts, base: BaseImage, into: ImageStore) -> tuple[bytes, Platform]:
+        """Have all that the image is made of in `into`; its manifest, which is not there yet, and what it runs on.
 
         A crash leaves blobs that nothing names; the next run takes them for its own.
 
         Raises:
             FailedPrecondition: the base does not fit (BASE_WITHOUT_PYTHON, BASE_WITHOUT_BASH).
-            NotFound: there is no such base (IMAGE_NOT_FOUND).
             ResourceExhausted: STORAGE_FULL.
         """
-        base_descriptor, base = await base_store.resolve(base_name, platform)
-        self._say(f"Base image {base_name or base_descriptor.digest} for {images.platform_of(base)}.")
-        about = await bases.look_into(base, base_store, self._bases)
-        python = about.python(parts.python_version, base_name or str(base_descriptor.digest))
-        for layer in base.layers:
-            await self._copy(layer, base_store, into)
+        environment = parts.environment
+        python = base.about.python(environment.target.python, base.name).path
+        key = environment_layers.key_of(environment, python, parts.compiler)
+        for layer in base.image.layers:
+            await self._copy(layer, base.store, into)
         layers = []
-        if users := about.users():
-            layers.append(await self._layer(into, f"users {base_descriptor.digest}", "the user bentoml", lambda: users))
+        if users := base.about.users():
+            layers.append(await self._layer(into, f"users {base.descriptor.digest}", "the user bentoml", lambda: users))
         layers.append(
             await self._layer(
                 into,
-                f"environment {parts.environment_digest} {python}",
-                f"Python environment {parts.environment_digest[:19]}",
-                lambda: self._environments.entries(parts.environment, parts.environment_digest, python),
+                key,
+                f"Python environment {environment.digest[:19]}",
+                lambda: environment_layers.entries(environment, python, parts.compiler, self._bytecode),
             )
         )
         for model in sorted(parts.models, key=lambda model: model.tag):
@@ -98,15 +94,16 @@ class Assembler:
         )
         names = Names(
             parts.tag,
-            parts.bentoml_version,
+            environment.bentoml_version,
             tuple(sorted(model.tag for model in parts.models)),
-            base_name,
-            str(base_descriptor.digest),
+            base.reference,
+            str(base.descriptor.digest),
+            environment.digest,
         )
-        config, image = images.image_of(base, layers, names, images.envs_of(parts.manifest))
+        config, image = images.image_of(base.image, layers, names, images.envs_of(parts.manifest))
         digest, size_bytes = await into.write(_of([config]))
         content = images.manifest_of(image, images.config_descriptor(digest, size_bytes))
-        return await into.tag(reference, content, MANIFEST, images.platform_of(base))
+        return content, images.platform_of(base.image)
 
     async def _copy(self, layer: Descriptor, source: ImageStore, into: ImageStore) -> None:
         if await into.size(layer.digest) == layer.size_bytes or await into.mount(layer, source.name):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.content.digest import Digest
-from services.content.images import CONFIG, MANIFEST, Descriptor, Image, Platform, canonical
+from services.content.images import CONFIG, INDEX, MANIFEST, Descriptor, Image, Platform, canonical
 
 BENTO_PATH = "/home/bentoml/bento"
 HOME = "/home/bentoml"
@@ -22,7 +22,7 @@ _EVERY_BENTO = re.compile(
     r"apt-get update && apt-get install -q -y --no-install-recommends --allow-remove-essential\s+"
     r"ca-certificates gnupg2 bash build-essential( git)?"
 )
-ASSEMBLER_VERSION = 1
+ASSEMBLER_VERSION = 2
 """Grows when the same input gives other layers; part of the key under which a layer is remembered."""
 
 
@@ -46,6 +46,8 @@ class Names:
     models: tuple[str, ...] = ()
     base: str = ""
     base_digest: str = ""
+    environment: str = ""
+    """Digest of the Python environment."""
 
 
 def image_of(base: Image, layers: Sequence[Layer], names: Names, envs: Mapping[str, str]) -> tuple[bytes, Image]:
@@ -91,6 +93,12 @@ def manifest_of(image: Image, config: Descriptor) -> bytes:
     )
 
 
+def index_of(manifests: Sequence[Descriptor]) -> bytes:
+    """The bytes of an index of one image for several platforms, in the same order whoever asked for them."""
+    listed = sorted((each.to_json() for each in manifests), key=lambda each: str(each["platform"]))
+    return canonical({"schemaVersion": 2, "mediaType": INDEX, "manifests": listed})
+
+
 def config_descriptor(digest: Digest, size_bytes: int) -> Descriptor:
     """What names a configuration in a manifest."""
     return Descriptor(CONFIG, digest, size_bytes)
@@ -110,6 +118,7 @@ def annotations_of(names: Names) -> dict[str, str]:
         "org.opencontainers.image.base.digest": names.base_digest,
         "dev.ekiben.bento": names.bento,
         "dev.ekiben.models": ",".join(names.models),
+        "dev.ekiben.environment": names.environment,
         "dev.ekiben.bentoml-version": names.bentoml_version,
     }
     return {key: value for key, value in found.items() if value}

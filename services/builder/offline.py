@@ -19,8 +19,8 @@ from services.builder import bento as bentos
 from services.builder import image_builds
 from services.builder.assembler import Model
 from services.builder.compression import Rules
-from services.builder.environments import Environments
-from services.builder.image_builds import Source
+from services.builder.image_builds import Source, Workshop
+from services.builder.image_environments import ImageEnvironments
 from services.builder.interpreters import Interpreters
 from services.builder.locks import Locks, Work
 from services.builder.recipe import make_recipe
@@ -40,9 +40,18 @@ def here() -> Platform:
 
 
 async def build(
-    bento: str, *, base: str, output: str, cache: Path, reference: str = "", compression: str = ""
+    bento: str,
+    *,
+    base: str,
+    output: str,
+    cache: Path,
+    reference: str = "",
+    platforms: Sequence[Platform] = (),
+    compression: str = "",
 ) -> Descriptor:
     """Build the image of a bento, by its tag in the local store or its folder; what names it in the output.
+
+    For this machine's platform where none is named.
 
     Raises:
         EkibenError: it cannot be built; reasons are those of builds and of `image_builds.build_image`.
@@ -60,31 +69,19 @@ async def build(
     ):
         programs = Programs(cache, Path(run_dir))
         locks = Locks(cache, programs)
-        work = Work(Path(tmp), _say)
-        interpreter = await Interpreters(programs, settings, SYSTEM).find(recipe.python, _say)
-        _say(f"Python {interpreter.version}, BentoML {recipe.bentoml_version}.")
-        lock = await locks.make(recipe, interpreter, folder, work)
-        environments = Environments(cache, programs, locks)
-        environment, _ = await environments.make(lock, recipe, interpreter, work)
-    source = Source(
-        folder,
-        files,
-        lock,
-        environment,
-        environments.path(environment.digest),
-        [_model(each) for each in localstore.read_bento(folder).models],
-    )
-    async with open_images(output) as (into, named):
-        return await image_builds.build_image(
-            source,
-            here(),
-            base=base,
-            into=into,
-            reference=reference or named or source.tag.partition(":")[2],
-            cache=cache,
-            say=_say,
-            compression=Rules.parse(compression).of(output),
-        )
+        workshop = Workshop(cache, ImageEnvironments(cache, programs, locks), Interpreters(programs, settings, SYSTEM))
+        source = Source(folder, files, recipe, [_model(each) for each in localstore.read_bento(folder).models])
+        async with open_images(output) as (into, named):
+            return await image_builds.build_image(
+                source,
+                platforms or [here()],
+                base=base,
+                into=into,
+                reference=reference or named or source.tag.partition(":")[2],
+                workshop=workshop,
+                work=Work(Path(tmp), _say),
+                compression=Rules.parse(compression).of(output),
+            )
 
 
 def _model(tag: str) -> Model:
@@ -114,6 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", required=True)
     parser.add_argument("--tag", default="")
     parser.add_argument("--compression", default="")
+    parser.add_argument("--platform", default="")
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/ekiben/images").expanduser())
     given = parser.parse_args(arguments)
     try:
@@ -125,6 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 cache=given.cache.absolute(),
                 reference=given.tag,
                 compression=given.compression,
+                platforms=[Platform.parse(each) for each in dict.fromkeys(given.platform.split(",")) if each],
             )
         )
     except EkibenError as exc:
