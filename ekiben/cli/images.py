@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from ekiben.cli import attestations
+
 
 @click.group()
 def images() -> None:
@@ -81,3 +83,7 @@ def build(bento: str, base: str, output: str, push: str, platform: str, cache: P
     command += ["--platform", platform] if platform else []
     sys.stdout.flush()
     os.execv(sys.executable, command)
+
+
+for command in attestations.COMMANDS:
+    images.add_command(command)
