@@ -51,7 +51,7 @@ check: setup ## Format, lint, types, import contracts, protos, generated code an
 	$(BIN)/python tools/document.py --check
 	$(BIN)/python tools/histories.py
 
-test-servers: ## Install the real servers that tests start (PostgreSQL, promtool by apt, an S3 server and an OCI registry by Go), where these are
+test-servers: ## Install the real servers that tests start (PostgreSQL, promtool by apt, an S3 server, an OCI registry and its conformance suite by Go), where these are
 	@PYTHON="$(PYTHON)" sh tools/install-test-servers.sh
 
 test: setup test-servers ## Run every test that this machine can run

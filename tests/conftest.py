@@ -2,11 +2,15 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from services.content import open_images
+from services.content.images import ImageStore
+from services.content.images.registry.options import RegistryOptions
+from services.content.images.registry.store import open_registry
 from services.kernel.clock import ManualClock
 from tests import oci_registry as registries
 from tests.postgres import PostgresServer, running_postgres
@@ -67,6 +71,19 @@ def blobs_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"file://{tmp_path}/blobs"
     server: S3Server = request.getfixturevalue("s3")
     return server.new_url()
+
+
+@pytest.fixture(params=["layout", "registry"])
+async def image_store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ImageStore]:
+    """An empty store of images, once of each kind."""
+    if request.param == "layout":
+        async with open_images(f"oci:{tmp_path}/layout") as (layout, _):
+            yield layout
+        return
+    server: registries.OciRegistry = request.getfixturevalue("oci_registry")
+    options = RegistryOptions(insecure=frozenset({server.host}))
+    async with open_registry(f"{server.host}/{server.new_repository()}", options) as (registry, _):
+        yield registry
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from ekiben.cli import attestations
+
 
 @click.group()
 def images() -> None:
@@ -24,14 +26,23 @@ def images() -> None:
     "--base",
     required=True,
     envvar="EKIBEN_BASE_IMAGE",
-    metavar="oci:FOLDER[:REFERENCE]",
-    help="Base image with the bento's Python and bash, as an OCI layout.  [env: EKIBEN_BASE_IMAGE]",
+    metavar="IMAGE",
+    help="Base image with the bento's Python and bash: docker://HOST/REPOSITORY[:TAG|@DIGEST], or "
+    "oci:FOLDER[:REFERENCE].  [env: EKIBEN_BASE_IMAGE]",
 )
 @click.option(
     "--output",
-    required=True,
-    metavar="oci:FOLDER[:REFERENCE]",
-    help="OCI layout to put the image into, made when it is not there; the version is its reference.",
+    default="",
+    metavar="IMAGE",
+    help="Where to put the image: oci:FOLDER[:REFERENCE], a layout that is made when it is not there, or "
+    "docker://HOST/REPOSITORY[:TAG]. The bento's version is the tag where none is given.",
+)
+@click.option("--push", default="", metavar="HOST/REPOSITORY[:TAG]", help="The registry to put the image into.")
+@click.option(
+    "--platform",
+    default="",
+    metavar="OS/ARCHITECTURE[,…]",
+    help="What the image is for, linux/amd64,linux/arm64 for instance; this machine's platform by default.",
 )
 @click.option(
     "--cache",
@@ -49,28 +60,30 @@ def images() -> None:
     help="How layers are packed: none, gzip, or zstd, which Docker before 23 and umoci before 0.5 cannot read. "
     "Models are packed only by zstd, and only where that saves a tenth.  [env: EKIBEN_IMAGES_COMPRESSION]",
 )
-@click.option(
-    "--refresh-commands",
-    is_flag=True,
-    help="Run the bento's commands again, though they ran before on the same base: for newer packages of the system.",
-)
-def build(bento: str, base: str, output: str, cache: Path, compression: str, refresh_commands: bool) -> None:
+def build(bento: str, base: str, output: str, push: str, platform: str, cache: Path, compression: str) -> None:
     """Build the image of a BENTO: a tag of the local BentoML store, or a bento's folder.
 
-    Layers for the Python environment, for each model and for the bento itself are put on the base; nothing is
-    executed. Only where the bento has commands of its own (packages of the system, scripts, a Dockerfile template),
-    buildah runs those, and what they left is used again until they change. A layer that is in the output already is
-    neither made nor written again, and equal bentos give equal digests. Prints the image's digest.
-    `skopeo copy oci:FOLDER:TAG docker://…` brings it to a registry.
+    Nothing is executed: layers for the Python environment, for each model and for the bento itself are put on the
+    base. A layer that is in the output already is neither made nor written again, and equal bentos give equal
+    digests. Prints the image's digest. Logins and certificates for registries are those of docker and podman.
 
     \b
     Examples:
       ekiben images build summarizer:latest --base oci:python-3.11 --output oci:images
-      skopeo copy docker://docker.io/library/python:3.11-slim oci:python-3.11
+      ekiben images build summarizer --base docker://python:3.11-slim --push registry.example.com/team/summarizer
     """
+    if bool(output) == bool(push):
+        raise click.UsageError("Say where the image goes: --output IMAGE, or --push HOST/REPOSITORY[:TAG].")
+    if push:
+        output = f"docker://{push.removeprefix('docker://')}"
     # -P: a folder named `services` where the user stands must not be taken for ours.
     command = [sys.executable, "-P", "-m", "services.builder.offline", bento]
     command += ["--base", base, "--output", output, "--cache", str(cache.expanduser().resolve())]
-    command += ["--compression", compression, *(["--refresh-commands"] if refresh_commands else [])]
+    command += ["--compression", compression]
+    command += ["--platform", platform] if platform else []
     sys.stdout.flush()
     os.execv(sys.executable, command)
+
+
+for command in attestations.COMMANDS:
+    images.add_command(command)

@@ -2,9 +2,6 @@
 
     base (by name) · users · Python environment · one layer for each model · the bento itself
 
-Where a bento runs commands, their layer comes above the users, and another above the environment; in bentos before
-1.4, above the bento.
-
 What a layer holds is known by a key before the layer is made: the environment's digest, a model's digest or what its
 files look like. Under that key `layers/<key>.json` remembers the layer, as long as the store has it.
 """
@@ -19,18 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from ekiben.errors import InvalidArgument
-from services.builder import bases, images
-from services.builder.commands import NO_COMMANDS, Commands
+from services.builder import environment_layers, images
+from services.builder.bases import BaseImage
+from services.builder.bytecode import Bytecode, Compiler
 from services.builder.compression import Method, Packed, at_most_for_weights, for_weights
-from services.builder.engine import Secret, on_top
-from services.builder.environment_layers import EnvironmentLayers
-from services.builder.executions import Executions
+from services.builder.image_environments import ImageEnvironment
 from services.builder.images import BENTO_PATH, HOME, Layer, Names
 from services.builder.layers import USER, Entry, entries_of, tar
-from services.builder.runs import Runs
 from services.content.digest import Digest
 from services.content.files import make_folder, write_whole
-from services.content.images import MANIFEST, Descriptor, ImageStore, Platform
+from services.content.images import Again, Descriptor, ImageStore, Platform
 
 
 @dataclass(frozen=True)
@@ -50,114 +45,71 @@ class Parts:
 
     tag: str
     bento: Path
-    environment: Path
-    environment_digest: str
-    python_version: str
-    bentoml_version: str
+    environment: ImageEnvironment
+    compiler: Compiler | None
+    """Who compiles its modules; None leaves that to their first import."""
     manifest: Mapping[str, Any]
     """bento.yaml."""
     models: Sequence[Model] = ()
-    commands: Commands = NO_COMMANDS
-    secrets: Sequence[Secret] = ()
-    """What the commands get."""
 
 
 class Assembler:
     """Makes images, and remembers their layers below `cache`."""
 
-    def __init__(
-        self,
-        cache: Path,
-        say: Callable[[str], None],
-        compression: Method = Method.GZIP,
-        executions: Executions | None = None,
-    ) -> None:
+    def __init__(self, cache: Path, say: Callable[[str], None], compression: Method = Method.GZIP) -> None:
         self._layers = cache / "layers"
-        self._environments = EnvironmentLayers(cache)
-        self._bases = cache / "bases"
+        self._bytecode = Bytecode(cache)
         self._say = say
         self._compression = compression
-        self._executions = executions
 
-    async def assemble(
-        self, parts: Parts, base_store: ImageStore, base_name: str, into: ImageStore, reference: str, platform: Platform
-    ) -> Descriptor:
-        """Make the image and have `reference` name it, last of all.
+    async def assemble(self, parts: Parts, base: BaseImage, into: ImageStore) -> tuple[bytes, Platform]:
+        """Have all that the image is made of in `into`; its manifest, which is not there yet, and what it runs on.
 
         A crash leaves blobs that nothing names; the next run takes them for its own.
 
         Raises:
             FailedPrecondition: the base does not fit (BASE_WITHOUT_PYTHON, BASE_WITHOUT_BASH).
-            NotFound: there is no such base (IMAGE_NOT_FOUND).
             ResourceExhausted: STORAGE_FULL.
         """
-        base_descriptor, base = await base_store.resolve(base_name, platform)
-        self._say(f"Base image {base_name or base_descriptor.digest} for {images.platform_of(base)}.")
-        about = await bases.look_into(base, base_store, self._bases)
-        for layer in base.layers:
-            await self._copy(layer, base_store, into)
+        environment = parts.environment
+        python = base.about.python(environment.target.python, base.name).path
+        key = environment_layers.key_of(environment, python, parts.compiler)
+        for layer in base.image.layers:
+            await self._copy(layer, base.store, into)
         layers = []
-        if users := [*about.users(), *(_folders_of_user() if parts.commands else ())]:
-            key = f"users {len(users)} {base_descriptor.digest}"
-            layers.append(await self._layer(into, key, "the user bentoml", lambda: users))
-        envs = images.envs_of(parts.manifest)
-        runs = self._runs(parts, into, base_store)
-        below = base
-        if parts.commands.before is not None and runs is not None:
-            made, configuration = await runs.before(on_top(base, layers))
-            layers += await self._executed(made, into)
-            below = on_top(base, (), configuration)
-            about = await bases.look_into(on_top(base, layers), runs.store, self._bases)
-        python = about.python(parts.python_version, base_name or str(base_descriptor.digest))
+        if users := base.about.users():
+            layers.append(await self._layer(into, f"users {base.descriptor.digest}", "the user bentoml", lambda: users))
         layers.append(
             await self._layer(
                 into,
-                f"environment {parts.environment_digest} {python}",
-                f"Python environment {parts.environment_digest[:19]}",
-                lambda: self._environments.entries(parts.environment, parts.environment_digest, python),
+                key,
+                f"Python environment {environment.digest[:19]}",
+                lambda: environment_layers.entries(environment, python, parts.compiler, self._bytecode),
             )
         )
-        bento = await self._layer(into, f"bento {_looks(parts.bento)}", f"bento {parts.tag}", _of_bento(parts.bento))
-        configuration = images.configuration_of(below, envs)
-        after: list[Layer] = []
-        if parts.commands.after is not None and runs is not None:
-            there = [*layers, *([bento] if parts.commands.on_bento else [])]
-            after, configuration = await runs.after(on_top(below, there), configuration)
-            after = await self._executed(after, into)
-        models = [await self._model(into, model) for model in sorted(parts.models, key=lambda model: model.tag)]
-        if parts.commands.on_bento:
-            layers += [*models, bento, *after]
-        else:
-            layers += [*after, *models, bento]
+        for model in sorted(parts.models, key=lambda model: model.tag):
+            layers.append(await self._model(into, model))
+        layers.append(
+            await self._layer(into, f"bento {_looks(parts.bento)}", f"bento {parts.tag}", _of_bento(parts.bento))
+        )
         names = Names(
             parts.tag,
-            parts.bentoml_version,
+            environment.bentoml_version,
             tuple(sorted(model.tag for model in parts.models)),
-            base_name,
-            str(base_descriptor.digest),
+            base.reference,
+            str(base.descriptor.digest),
+            environment.digest,
         )
-        config, image = images.image_of(base, layers, names, configuration)
+        config, image = images.image_of(base.image, layers, names, images.envs_of(parts.manifest))
         digest, size_bytes = await into.write(_of([config]))
         content = images.manifest_of(image, images.config_descriptor(digest, size_bytes))
-        return await into.tag(reference, content, MANIFEST, images.platform_of(base))
-
-    def _runs(self, parts: Parts, into: ImageStore, base_store: ImageStore) -> Runs | None:
-        if self._executions is None:
-            return None
-        models = {model.tag: model.folder for model in parts.models}
-        return Runs(self._executions, parts.commands, parts.secrets, parts.bento, models, into, base_store)
-
-    async def _executed(self, made: Sequence[Layer], into: ImageStore) -> list[Layer]:
-        assert self._executions is not None
-        for layer in made:
-            await self._copy(layer.descriptor, self._executions.store, into)
-        return list(made)
+        return content, images.platform_of(base.image)
 
     async def _copy(self, layer: Descriptor, source: ImageStore, into: ImageStore) -> None:
-        if await into.size(layer.digest) == layer.size_bytes:
+        if await into.size(layer.digest) == layer.size_bytes or await into.mount(layer, source.name):
             return
-        self._say(f"Copying layer {str(layer.digest)[:19]} of what is below ({layer.size_bytes >> 20} MiB).")
-        await into.write(source.read(layer))
+        self._say(f"Copying layer {str(layer.digest)[:19]} of the base image ({layer.size_bytes >> 20} MiB).")
+        await into.write(Again(lambda: source.read(layer)), layer)
 
     async def _layer(self, into: ImageStore, key: str, what: str, entries: Callable[[], Iterable[Entry]]) -> Layer:
         """A layer of code, made unless the store has the one that is remembered under `key`."""
@@ -216,11 +168,6 @@ async def _of(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
         await asyncio.wait([ahead])
         if not ahead.cancelled():
             ahead.exception()  # whoever left early has an error of his own
-
-
-def _folders_of_user() -> list[Entry]:
-    """What BentoML's images have before any command runs, so that commands find where they are."""
-    return [Entry(HOME.strip("/"), owner=USER), Entry(BENTO_PATH.strip("/"), owner=USER)]
 
 
 def _of_model(tag: str, folder: Path) -> Callable[[], Iterable[Entry]]:

@@ -1,28 +1,40 @@
-"""What must be known of a base image: where its Pythons lie, and its users. Read from its layers once, then remembered.
+"""What must be known of a base: its Pythons, its C library, its users. Read from its layers once, then remembered.
 
 The base is used by name: none of its bytes are changed, and a registry that has them is not sent them again.
 """
 
 import asyncio
+import hashlib
 import json
 import re
-import tarfile
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
-
-import zstandard
+from pathlib import Path, PurePosixPath
 
 from ekiben.errors import FailedPrecondition
+from services.builder.base_files import BaseFiles, spooled
 from services.builder.layers import USER, Entry
 from services.content.files import make_folder, write_whole
-from services.content.images import Descriptor, Image, Readable
+from services.content.images import Descriptor, Image, ImageStore, Platform
 
-_PYTHON = re.compile(r"(?:usr/local/bin|usr/bin|opt/conda/bin)/python(3\.\d+)")
-_KEPT = ("etc/passwd", "etc/group")
-_SHELL = ("bin/bash", "usr/bin/bash", "usr/local/bin/bash")
+_FORMAT = 2
+"""Of what is remembered; grows with its members."""
+_USUAL_FOLDERS = ("/usr/local/bin", "/usr/bin", "/opt/conda/bin")
+
+
+@dataclass(frozen=True)
+class Python:
+    """An interpreter in a base."""
+
+    path: str
+    """`/usr/local/bin/python3.11`."""
+    version: str
+    """`3.11.9`; `3.11` where nothing in the image tells more."""
+
+    @property
+    def minor(self) -> str:
+        """`3.11`."""
+        return ".".join(self.version.split(".")[:2])
 
 
 @dataclass(frozen=True)
@@ -30,23 +42,30 @@ class Base:
     """What the layers of a base image hold."""
 
     pythons: Mapping[str, str] = field(default_factory=dict)
-    """`3.11` → `/usr/local/bin/python3.11`."""
+    """Path → version, those that user 1034 can run."""
+    search: tuple[str, ...] = _USUAL_FOLDERS
+    """Folders in whose order Pythons are preferred: the image's own PATH first."""
+    libc: str = ""
+    """`glibc 2.36`, `musl`; empty where none was found."""
     files: Mapping[str, str] = field(default_factory=dict)
     """Text of `etc/passwd` and `etc/group`."""
     has_bash: bool = False
 
-    def python(self, version: str, name: str) -> str:
-        """Where the Python of `3.11` or `3.11.7` is.
+    def python(self, version: str, name: str) -> Python:
+        """The Python for `3.11` or `3.11.7`: the one of that minor version which the image's PATH finds first.
 
         Raises:
             FailedPrecondition: the base has none (BASE_WITHOUT_PYTHON), or no bash for BentoML's entry point
                 (BASE_WITHOUT_BASH).
         """
         minor = ".".join(version.split(".")[:2])
-        if minor not in self.pythons:
-            there = ", ".join(sorted(self.pythons)) or "none"
+        known = [Python(path, found) for path, found in self.pythons.items()]
+        fitting = [one for one in known if one.minor == minor]
+        if not fitting:
+            there = ", ".join(sorted({one.minor for one in known}, key=lambda each: int(each.split(".")[1]))) or "none"
             raise FailedPrecondition(
-                f"The base image {name} has no Python {minor} (it has: {there}). Name another with --base.",
+                f"The base image {name} has no Python {minor} that user {USER} can run (it has: {there}). Name another "
+                "with --base.",
                 reason="BASE_WITHOUT_PYTHON",
                 python_version=minor,
             )
@@ -55,7 +74,13 @@ class Base:
                 f"The base image {name} has no bash, which BentoML's entry point needs. Name another with --base.",
                 reason="BASE_WITHOUT_BASH",
             )
-        return self.pythons[minor]
+        order = [*self.search, *_USUAL_FOLDERS]
+
+        def rank(one: Python) -> tuple[int, str]:
+            folder = str(PurePosixPath(one.path).parent)
+            return order.index(folder) if folder in order else len(order), one.path
+
+        return min(fitting, key=rank)
 
     def users(self) -> list[Entry]:
         """`etc/passwd` and `etc/group` with the user `bentoml`, where the base has no such user."""
@@ -74,58 +99,65 @@ class Base:
         return found
 
 
-async def look_into(image: Image, store: Readable, remembered: Path) -> Base:
+@dataclass(frozen=True)
+class BaseImage:
+    """A base, and the store that it is read from."""
+
+    store: ImageStore
+    name: str
+    """As somebody named it, `oci:python-3.11`."""
+    reference: str
+    """What images made of it say that it is: the same on every machine, so no folder of this one."""
+    descriptor: Descriptor
+    """Of its manifest."""
+    image: Image
+    about: Base
+
+    @property
+    def key(self) -> str:
+        """Equal for bases in which the same files lie."""
+        return key_of(self.image)
+
+
+async def open_base(store: ImageStore, reference: str, name: str, platform: Platform, remembered: Path) -> BaseImage:
+    """Find a base for a platform, and look into it.
+
+    Raises:
+        NotFound: there is no such base (IMAGE_NOT_FOUND).
+        FailedPrecondition: a layer of it cannot be read (LAYER_UNSUPPORTED).
+    """
+    descriptor, image = await store.resolve(reference, platform)
+    told = name.removeprefix("docker://") if name.startswith("docker://") else reference
+    return BaseImage(store, name, told, descriptor, image, await look_into(image, store, remembered))
+
+
+async def look_into(image: Image, store: ImageStore, remembered: Path) -> Base:
     """Read the layers of a base, lowest first, or what was remembered of them. Plain, gzip and zstd are read.
 
     Raises:
         FailedPrecondition: a layer is no tar, or compressed with something else (LAYER_UNSUPPORTED).
     """
-    key = image.layers[-1].digest.hex if image.layers else "empty"
-    file = remembered / f"{key}.json"
+    file = remembered / f"{key_of(image)}.json"
     try:
-        return Base(**json.loads(await asyncio.to_thread(file.read_text)))
-    except (OSError, ValueError, TypeError):
+        known = json.loads(await asyncio.to_thread(file.read_text))
+        return Base(**{**known, "search": tuple(known["search"])})
+    except (OSError, ValueError, TypeError, KeyError):
         pass
-    found: dict[str, Any] = {"pythons": {}, "files": {}, "has_bash": False}
+    files = BaseFiles()
     for layer in image.layers:
-        await _add(layer, store, found)
-    base = Base(**found)
+        async with spooled(layer, store) as spool:
+            await asyncio.to_thread(files.add, spool)
+    config = image.config.get("config") or {}
+    envs = dict(each.split("=", 1) for each in config.get("Env") or () if "=" in each)
+    search = tuple(folder for folder in envs.get("PATH", "").split(":") if folder) or _USUAL_FOLDERS
+    base = Base(files.pythons(envs), search, files.libc, files.texts, files.has_bash)
     make_folder(remembered)
     await asyncio.to_thread(write_whole, file, json.dumps(asdict(base)).encode())
     return base
 
 
-async def _add(layer: Descriptor, store: Readable, found: dict[str, Any]) -> None:
-    with tempfile.TemporaryFile() as spool:
-        async for chunk in store.read(layer):
-            await asyncio.to_thread(spool.write, chunk)
-        spool.seek(0)
-        try:
-            await asyncio.to_thread(_scan, spool, found)
-        except (tarfile.TarError, zstandard.ZstdError, EOFError, OSError) as exc:
-            raise FailedPrecondition(
-                f"Layer {layer.digest} of the base image ({layer.media_type}) is not readable: {exc}. Name a base with "
-                "plain, gzip or zstd layers by --base.",
-                reason="LAYER_UNSUPPORTED",
-            ) from exc
-
-
-def _opened(spool: Any) -> tarfile.TarFile:
-    magic = spool.read(len(zstandard.FRAME_HEADER))
-    spool.seek(0)
-    if magic != zstandard.FRAME_HEADER:  # tarfile knows the others by itself
-        return tarfile.open(fileobj=spool, mode="r:*")
-    plain = zstandard.ZstdDecompressor().stream_reader(spool, read_across_frames=True)
-    return tarfile.open(fileobj=plain, mode="r|")
-
-
-def _scan(spool: Any, found: dict[str, Any]) -> None:
-    with _opened(spool) as archive:
-        for member in archive:
-            name = member.name.removeprefix("./").lstrip("/")
-            if match := _PYTHON.fullmatch(name):
-                found["pythons"].setdefault(match[1], f"/{name}")
-            elif name in _KEPT and member.isfile() and (file := archive.extractfile(member)) is not None:
-                found["files"][name] = file.read(1 << 20).decode("utf-8", "replace")
-            elif name in _SHELL:
-                found["has_bash"] = True
+def key_of(image: Image) -> str:
+    """What changes with an image's layers and its variables; the uppermost layer alone may lie on different others."""
+    config = image.config.get("config") or {}
+    content = [_FORMAT, [str(layer.digest) for layer in image.layers], config.get("Env")]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -1,70 +1,74 @@
 """The layer of a Python environment: what of it belongs into an image, and its bytecode."""
 
-import os
-import subprocess
+import csv
+import io
+import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from services.builder.bytecode import Bytecode, Compiler
+from services.builder.image_environments import MARKER, ImageEnvironment
 from services.builder.images import VENV
 from services.builder.layers import Entry, entries_of
-from services.content.files import make_folder
 
-_NOT_IN_IMAGE = ("__pycache__", ".lock", ".gitignore", "complete.json", "lock.txt")
-
-
-class EnvironmentLayers:
-    """What the layers of environments hold. Bytecode is remembered below `cache`."""
-
-    def __init__(self, cache: Path) -> None:
-        self._bytecode = cache / "bytecode"
-
-    def entries(self, environment: Path, digest: str, python: str) -> Iterator[Entry]:
-        """The virtual environment, its interpreter the base's at `python`, its modules compiled for where they will
-        lie. Blocks."""
-        compiled = self._compile(environment, digest)
-        for entry in entries_of(environment, VENV.strip("/"), without=_NOT_IN_IMAGE):
-            name = entry.name.removeprefix(f"{VENV.strip('/')}/")
-            if name == "pyvenv.cfg":
-                yield Entry(entry.name, data=_at_home(environment / name, python).encode())
-            elif name == "bin/python":
-                yield Entry(entry.name, link=python)
-            else:
-                yield entry
-        for path in sorted(compiled.rglob("*.pyc")):
-            inside = path.relative_to(compiled)
-            yield Entry(f"{VENV.strip('/')}/{inside.parent.as_posix()}/__pycache__/{path.name}", path=path)
-
-    def _compile(self, environment: Path, digest: str) -> Path:
-        """Bytecode that is never compared with its source: without times, the same wherever it is made."""
-        found = self._bytecode / digest.removeprefix("sha256:")
-        if not found.is_dir():
-            make_folder(self._bytecode)
-            fresh = self._bytecode / f".{os.getpid()}"
-            python = [str(environment / "bin" / "python"), "-I", "-X", f"pycache_prefix={fresh}"]
-            options = [
-                "-q",
-                "-j",
-                "0",
-                "--invalidation-mode",
-                "unchecked-hash",
-                "-s",
-                str(environment),
-                "-p",
-                VENV,
-            ]
-            # Some packages hold files that are no Python of this version: those are left as sources.
-            subprocess.run(
-                [*python, "-m", "compileall", *options, str(environment / "lib")],
-                check=False,
-                capture_output=True,
-            )
-            (fresh / str(environment).lstrip("/")).rename(found)
-        return found
+_NOT_IN_IMAGE = (
+    *("__pycache__", ".lock", ".gitignore", "CACHEDIR.TAG", MARKER, "pyvenv.cfg"),
+    *("bin/activate.bat", "bin/activate.csh", "bin/activate.fish", "bin/activate.nu", "bin/activate.ps1"),
+    *("bin/activate.xsh", "bin/activate_this.py", "bin/deactivate.bat", "bin/pydoc.bat"),
+)
+_OF_THE_MACHINE = ("direct_url.json", "uv_cache.json", "uv_build.json")
+"""In a package's dist-info: where and when this machine got it, credentials perhaps."""
+_PYTHON_FOLDER = re.compile(r"^((?:lib|include/site)/)python3\.\d+(?=/|$)")
+_PYTHON_LINK = re.compile(r"bin/python(?:3(?:\.\d+)?)?")
 
 
-def _at_home(config: Path, python: str) -> str:
-    lines = config.read_text().splitlines()
-    kept = [
-        f"home = {PurePosixPath(python).parent}" if line.split("=")[0].strip() == "home" else line for line in lines
-    ]
-    return "\n".join(line for line in kept if not line.startswith(("uv =", "prompt ="))) + "\n"
+def key_of(environment: ImageEnvironment, python: str, compiler: Compiler | None) -> str:
+    """What a layer depends on; `python` is where the base has its interpreter."""
+    return f"environment {environment.digest} {python} {compiler.version if compiler else 'without bytecode'}"
+
+
+def entries(
+    environment: ImageEnvironment, python: str, compiler: Compiler | None, bytecode: Bytecode
+) -> Iterator[Entry]:
+    """The virtual environment, its interpreter the base's at `python`, its modules compiled for where they will lie.
+
+    Blocks. Raises OSError where modules cannot be compiled.
+    """
+    root, minor = environment.path, environment.target.minor
+    at = VENV.strip("/")
+    (site_packages,) = root.glob("lib/python3.*/site-packages")
+    for entry in entries_of(root, at, without=_NOT_IN_IMAGE):
+        name = _PYTHON_FOLDER.sub(rf"\g<1>python{minor}", entry.name.removeprefix(at).lstrip("/"))
+        last = PurePosixPath(name).name
+        if _PYTHON_LINK.fullmatch(name) or (last in _OF_THE_MACHINE and ".dist-info/" in name):
+            continue
+        data = entry.data
+        if last == "RECORD" and entry.path is not None and PurePosixPath(name).parent.suffix == ".dist-info":
+            data = _without_machine(entry.path)
+        path = None if data is not None else entry.path
+        yield Entry(f"{at}/{name}".rstrip("/"), path, data, entry.link, entry.executable, entry.owner)
+    for link, target in {"python": python, "python3": "python", f"python{minor}": "python"}.items():
+        yield Entry(f"{at}/bin/{link}", link=target)
+    yield Entry(f"{at}/pyvenv.cfg", data=_config(environment, python))
+    for compiled in bytecode.of(site_packages, compiler) if compiler else ():
+        yield Entry(f"{at}/lib/python{minor}/site-packages/{compiled.name}", path=compiled.path)
+
+
+def _config(environment: ImageEnvironment, python: str) -> bytes:
+    lines = {
+        "home": str(PurePosixPath(python).parent),
+        "implementation": "CPython",
+        "version_info": environment.target.python,
+        "include-system-site-packages": "false",
+        "relocatable": "true",
+    }
+    return "".join(f"{key} = {value}\n" for key, value in lines.items()).encode()
+
+
+def _without_machine(record: Path) -> bytes:
+    """RECORD without the files that are left out."""
+    with open(record, newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.reader(file) if row and PurePosixPath(row[0]).name not in _OF_THE_MACHINE]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()

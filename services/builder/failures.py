@@ -16,6 +16,7 @@ CODES: Mapping[str, type[EkibenError]] = {
     "REQUIREMENT_INVALID": errors.FailedPrecondition,
     "REQUIREMENT_HASH_MISMATCH": errors.FailedPrecondition,
     "BUILD_BACKEND_FAILED": errors.FailedPrecondition,
+    "WHEEL_NOT_FOUND": errors.FailedPrecondition,
     "PYTHON_NOT_FOUND": errors.FailedPrecondition,
     "BENTO_INCOMPLETE": errors.FailedPrecondition,
     "BENTO_NOT_UPLOADED": errors.FailedPrecondition,
@@ -36,9 +37,14 @@ _MOST_CHARS = 1200
 """Of uv's text in a message: a status travels in trailers. The log has all of it."""
 
 
-def parse(text: str, *, doing: str) -> Failure:
-    """The failure that uv's output tells of; `doing` completes "uv failed while …"."""
+def parse(text: str, *, doing: str, target: str = "") -> Failure:
+    """The failure that uv's output tells of; `doing` completes "uv failed while …".
+
+    `target` is what packages are wanted for where only wheels are taken.
+    """
     flat = _flatten(text)
+    if target and (failure := _disk(flat) or _wheel(flat, target)) is not None:
+        return failure
     for read in (_disk, _hash, _unreachable, _not_in_index, _unsatisfiable, _git, _backend, _missing_file, _invalid):
         failure = read(flat)
         if failure is not None:
@@ -72,6 +78,24 @@ def _hash(text: str) -> Failure | None:
         "REQUIREMENT_HASH_MISMATCH",
         f"What the index gives for {match[1]} does not have the hash that the lock demands. {_cut(text)}",
         {"requirement": match[1]},
+    )
+
+
+def _wheel(text: str, target: str) -> Failure | None:
+    match = (
+        re.search(r"Wheels are required for [`']([^`']+)[`']", text)
+        or re.search(r"([-._A-Za-z0-9]+)(?:==\S+)? has no (?:usable )?wheels?\b", text)
+        or re.search(r"(?:source distributions?|[Bb]uilding) (?:of |for )?`?([-._A-Za-z0-9]+)\S* is disabled", text)
+    )
+    if match is None:
+        return None
+    there = re.search(r"Wheels are available for [^\n]+? on the following platforms?: ([^\n]+)", text)
+    others = f" There are wheels for {there[1].strip()}." if there else ""
+    return Failure(
+        "WHEEL_NOT_FOUND",
+        f"{match[1]} has no wheel for {target}, and images are made of wheels only.{others} Take a version that has "
+        "one, put a wheel for that platform below wheels/ in the project, or name a base with another Python.",
+        {"requirement": match[1], "target": target},
     )
 
 

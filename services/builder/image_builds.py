@@ -1,23 +1,24 @@
-"""The image of a bento for one platform: what the builder's worker and `ekiben images build` both call.
+"""The image of a bento: what the builder's worker and `ekiben images build` both call.
 
-Whoever calls it has the bento's folder and its environment; this decides which layers go on which base, and where.
+Whoever calls it has the bento's folder and its recipe; the base says for which Python and platform that is resolved.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ekiben.errors import FailedPrecondition
+from services.builder import compilers, images
 from services.builder.assembler import Assembler, Model, Parts
-from services.builder.commands import make_commands, secrets_of
+from services.builder.bases import BaseImage, open_base
 from services.builder.compression import Method
-from services.builder.domain import Environment
-from services.builder.engine import Engine, Secret
-from services.builder.executions import Executions
-from services.builder.locks import Lock
-from services.builder.recipe import BentoFiles
+from services.builder.image_environments import ImageEnvironments
+from services.builder.interpreters import Interpreters
+from services.builder.locks import Lock, Work
+from services.builder.recipe import BentoFiles, Recipe
+from services.builder.targets import Target
 from services.content import open_images
-from services.content.images import Descriptor, ImageStore, Platform
+from services.content.images import INDEX, MANIFEST, Descriptor, ImageStore, Platform
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,7 @@ class Source:
     """The unpacked bento; nothing below it is changed."""
     files: BentoFiles
     """What was read of it."""
-    lock: Lock
-    environment: Environment
-    """Of the bento's lock, as local replicas run in it."""
-    environment_path: Path
+    recipe: Recipe
     models: Sequence[Model] = ()
 
     @property
@@ -40,74 +38,76 @@ class Source:
         return f"{self.files.manifest.get('name')}:{self.files.manifest.get('version')}"
 
 
-def check(files: BentoFiles, engine: Engine | None = None) -> None:
-    """Refuse a bento whose image cannot be made, before any work is done for it.
+def check(files: BentoFiles) -> None:
+    """Refuse a bento whose image cannot be assembled, before any work is done for it.
 
     Raises:
-        FailedPrecondition: it runs commands while its image is built, and they cannot be run (reasons of
-            `make_commands`, ENGINE_MISSING).
+        FailedPrecondition: it runs commands while its image is built (IMAGE_NEEDS_COMMANDS).
     """
-    if make_commands(files):
-        if engine is None:
-            raise FailedPrecondition(
-                "The bento runs commands while its image is built (packages of the system, scripts or a Dockerfile "
-                "template), and nothing here runs them. Build its image by `ekiben images build`.",
-                reason="ENGINE_MISSING",
-            )
-        engine.check()
+    if files.scripts or images.commands_of(files.manifest):
+        raise FailedPrecondition(
+            "The bento runs commands while its image is built (apt packages, scripts or a Dockerfile template). "
+            "Images of such bentos are not built here yet: use `bentoml containerize`.",
+            reason="IMAGE_NEEDS_COMMANDS",
+        )
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What an image is made with. One per process, for all of its builds."""
+
+    cache: Path
+    """A folder in which is remembered what was made; several builds may use it at once."""
+    environments: ImageEnvironments
+    interpreters: Interpreters
 
 
 async def build_image(
     source: Source,
-    platform: Platform,
+    platforms: Sequence[Platform],
     *,
     base: str,
     into: ImageStore,
     reference: str,
-    cache: Path,
-    say: Callable[[str], None],
+    workshop: Workshop,
+    work: Work,
     compression: Method = Method.GZIP,
-    engine: Engine | None = None,
-    secrets: Sequence[Secret] = (),
-    again: bool = False,
 ) -> Descriptor:
     """Make the image, and have `reference` in `into` name it, last of all; what names it there.
 
-    A crash leaves blobs that nothing names; the next build takes them for its own and gives the same digest.
+    One platform gives an image, several give an index of images. A crash leaves blobs that nothing names; the next
+    build takes them for its own and gives the same digest.
 
     Args:
         base: the image to put layers on, as `open_images` reads it.
-        cache: a folder in which is remembered what was made; several builds may use it at once.
-        say: takes lines for people.
-        engine: runs what the bento runs while its image is built.
-        secrets: what its commands find in their environment, and the image does not hold.
-        again: run commands that ran before, so that packages of the system are the newest.
         compression: how layers are packed; see `compression.Rules` for what a target can read.
 
     Raises:
-        EkibenError: it cannot be built; reasons are those of `check`, `open_images` and `Assembler.assemble`.
+        EkibenError: it cannot be built; reasons are those of `check`, `open_images`, `Base.python`, uv's (`failures`)
+            and `Assembler.assemble`.
     """
-    check(source.files, engine)
-    given = {each.name: each for each in secrets}
-    for name, value in secrets_of(source.files.manifest).items():
-        if name not in given and value:
-            given[name] = Secret(name, value, public=True)
-        elif name not in given:
-            say(f"WARNING: the variable {name}, which the bento's commands may need, has no value.")
-    parts = Parts(
-        source.tag,
-        source.bento,
-        source.environment_path,
-        source.environment.digest,
-        source.environment.python_version,
-        source.environment.bentoml_version,
-        source.files.manifest,
-        source.models,
-        make_commands(source.files, sorted(given)),
-        [given[name] for name in sorted(given)],
-    )
-    executions = Executions(cache / "executed", engine, say, again=again) if engine else None
-    async with open_images(base) as (base_store, base_name):
-        return await Assembler(cache, say, compression, executions).assemble(
-            parts, base_store, base_name, into, reference, platform
-        )
+    check(source.files)
+    made: list[tuple[bytes, Platform]] = []
+    like: Lock | None = None
+    async with open_images(base) as (base_store, base_reference):
+        for platform in platforms:
+            found = await open_base(base_store, base_reference, base, platform, workshop.cache / "bases")
+            parts = await _parts(source, found, platform, workshop, work, like)
+            like = parts.environment.lock
+            made.append(await Assembler(workshop.cache, work.say, compression).assemble(parts, found, into))
+    if len(made) == 1:
+        ((content, runs_on),) = made
+        return await into.tag(reference, content, MANIFEST, runs_on)
+    kept = [replace(await into.keep(content, MANIFEST), platform=runs_on) for content, runs_on in made]
+    return await into.tag(reference, images.index_of(kept), INDEX, None)
+
+
+async def _parts(
+    source: Source, base: BaseImage, platform: Platform, workshop: Workshop, work: Work, like: Lock | None
+) -> Parts:
+    python = base.about.python(source.recipe.python, base.name)
+    target = Target(images.platform_of(base.image), python.version, base.about.libc)
+    work.say(f"Base image {base.name}: {target} at {python.path}.")
+    environment = await workshop.environments.make(source.recipe, target, source.bento, work, like=like)
+    compiler = await compilers.find(base, python, workshop.cache, workshop.interpreters, work.say)
+    return Parts(source.tag, source.bento, environment, compiler, source.files.manifest, source.models)

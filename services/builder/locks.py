@@ -9,6 +9,7 @@ import contextlib
 import os
 import re
 import shutil
+import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +19,12 @@ from services.builder import failures, requirements
 from services.builder.domain import Step
 from services.builder.interpreters import Interpreter
 from services.builder.recipe import Recipe
+from services.builder.targets import Target
 from services.builder.uv import Outcome, Programs
 from services.content.files import write_whole
 
-_TRY_WITHOUT = ("REQUIREMENT_UNSATISFIABLE", "REQUIREMENT_NOT_FOUND", "BUILD_BACKEND_FAILED")
+_TRY_WITHOUT = ("REQUIREMENT_UNSATISFIABLE", "REQUIREMENT_NOT_FOUND", "BUILD_BACKEND_FAILED", "WHEEL_NOT_FOUND")
+_LIKE = "like.txt"
 _DEFAULTS = ("UV_DEFAULT_INDEX", "UV_INDEX_URL")
 
 
@@ -68,20 +71,32 @@ class Locks:
             directory.mkdir(parents=True, exist_ok=True)
 
     async def make(
-        self, recipe: Recipe, interpreter: Interpreter, bento: Path, work: Work, *, fresh: bool = False
+        self,
+        recipe: Recipe,
+        python: Interpreter | Target,
+        bento: Path,
+        work: Work,
+        *,
+        fresh: bool = False,
+        like: Lock | None = None,
     ) -> Lock:
         """The lock of a recipe: the one made before for an equal recipe unless `fresh`, else resolved now.
+
+        For an interpreter of this machine what has no wheel may be built from its source; for a target elsewhere
+        there are wheels only. Versions of `like` are kept where the requirements allow them.
 
         Raises:
             EkibenError: it cannot be resolved; reasons are those of `failures`.
         """
-        inputs = recipe.digest(interpreter.version, interpreter.platform, *_index_settings(work.env))
+        inputs = recipe.digest(*_parts(python), *_index_settings(work.env))
         path = self._locks / f"{inputs}.txt"
         locations = await asyncio.to_thread(self._keep_shipped, recipe, bento)
         if not fresh and path.exists():
             work.say("The lock of an equal recipe is used.")
             return Lock(await asyncio.to_thread(path.read_text))
-        text = await self._resolve(recipe, interpreter, work, locations)
+        if like is not None:
+            await asyncio.to_thread((work.directory / _LIKE).write_text, self.located(like))
+        text = await self._resolve(recipe, python, work, locations)
         for name, location in locations.items():
             text = text.replace(
                 location.as_uri(), f"shipped:{recipe.shipped[name] if recipe.shipped else ''}/{location.name}"
@@ -97,13 +112,13 @@ class Locks:
         )
 
     async def _resolve(
-        self, recipe: Recipe, interpreter: Interpreter, work: Work, locations: Mapping[str, Path]
+        self, recipe: Recipe, python: Interpreter | Target, work: Work, locations: Mapping[str, Path]
     ) -> str:
         """The lock with the first of the recipe's extras that goes with its requirements, else without."""
 
         async def try_with(extra: str) -> str:
             try:
-                return await self._compile(recipe, extra, interpreter, work, locations)
+                return await self._compile(recipe, extra, python, work, locations)
             except EkibenError as error:
                 if error.reason not in _TRY_WITHOUT:
                     raise
@@ -111,11 +126,11 @@ class Locks:
 
         first, *others = recipe.extras or ("",)
         if not first:
-            return await self._compile(recipe, "", interpreter, work, locations)
+            return await self._compile(recipe, "", python, work, locations)
         if text := await try_with(first):
             return text
         work.say(f"Trying without {first}, which is for the spans of replicas.")
-        bare = await self._compile(recipe, "", interpreter, work, locations)  # what is wrong is the bento's own
+        bare = await self._compile(recipe, "", python, work, locations)  # what is wrong is the bento's own
         for extra in others:
             work.say(f"Trying with {extra} instead.")
             if text := await try_with(extra):
@@ -126,15 +141,19 @@ class Locks:
         return bare
 
     async def _compile(
-        self, recipe: Recipe, extra: str, interpreter: Interpreter, work: Work, locations: Mapping[str, Path]
+        self, recipe: Recipe, extra: str, python: Interpreter | Target, work: Work, locations: Mapping[str, Path]
     ) -> str:
         wanted = [*recipe.requirements, extra]
         lines = [*recipe.options, *(_located(requirement, locations) for requirement in wanted)]
         (work.directory / "requirements.in").write_text("\n".join(lines) + "\n")
         (work.directory / "constraints.txt").write_text("\n".join(recipe.constraints) + "\n")
+        lock = work.directory / "lock.txt"
+        lock.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # uv keeps what its output file has
+            shutil.copyfile(work.directory / _LIKE, lock)
         outcome = await run_uv(
             self._programs,
-            *("pip", "compile", "requirements.in", "--output-file", "lock.txt", "--python", interpreter.path),
+            *("pip", "compile", "requirements.in", "--output-file", "lock.txt", *_arguments(python)),
             *("--no-header", "--no-annotate", "--generate-hashes", "--no-python-downloads"),
             *(("--constraints", "constraints.txt") if recipe.constraints else ()),
             *flags(recipe),
@@ -142,8 +161,9 @@ class Locks:
             recipe=recipe,
         )
         if outcome.returncode != 0:
-            raise failures.to_error(failures.parse(outcome.text, doing="resolving the requirements"))
-        return (work.directory / "lock.txt").read_text()
+            target = str(python) if isinstance(python, Target) else ""
+            raise failures.to_error(failures.parse(outcome.text, doing="resolving the requirements", target=target))
+        return lock.read_text()
 
     def _keep_shipped(self, recipe: Recipe, bento: Path) -> dict[str, Path]:
         """Copy what the bento brings along to where locks may name it for ever."""
@@ -163,6 +183,19 @@ class Locks:
                 shutil.rmtree(making, ignore_errors=True)
             kept[name] = target
         return kept
+
+
+def _parts(python: Interpreter | Target) -> tuple[str, ...]:
+    """What a lock depends on besides its recipe."""
+    return ("wheels", python.key) if isinstance(python, Target) else (python.version, python.platform)
+
+
+def _arguments(python: Interpreter | Target) -> tuple[str, ...]:
+    """What tells uv for which Python to resolve."""
+    if isinstance(python, Target):
+        running = getattr(sys, "_base_executable", sys.executable)  # asked for nothing: no source is built
+        return ("--python", running, *python.arguments, "--only-binary", ":all:")
+    return ("--python", python.path)
 
 
 async def run_uv(

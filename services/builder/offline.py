@@ -7,7 +7,6 @@ folder of the user.
 import argparse
 import asyncio
 import contextlib
-import os
 import platform as machine
 import sys
 import tempfile
@@ -19,15 +18,12 @@ from ekiben.errors import EkibenError
 from services.builder import bento as bentos
 from services.builder import image_builds
 from services.builder.assembler import Model
-from services.builder.buildah import BuildahEngine
-from services.builder.commands import secrets_of
 from services.builder.compression import Rules
-from services.builder.engine import Secret
-from services.builder.environments import Environments
-from services.builder.image_builds import Source
+from services.builder.image_builds import Source, Workshop
+from services.builder.image_environments import ImageEnvironments
 from services.builder.interpreters import Interpreters
 from services.builder.locks import Locks, Work
-from services.builder.recipe import BentoFiles, make_recipe
+from services.builder.recipe import make_recipe
 from services.builder.settings import Settings
 from services.builder.uv import Programs
 from services.content import open_images
@@ -50,61 +46,42 @@ async def build(
     output: str,
     cache: Path,
     reference: str = "",
+    platforms: Sequence[Platform] = (),
     compression: str = "",
-    refresh_commands: bool = False,
 ) -> Descriptor:
     """Build the image of a bento, by its tag in the local store or its folder; what names it in the output.
+
+    For this machine's platform where none is named.
 
     Raises:
         EkibenError: it cannot be built; reasons are those of builds and of `image_builds.build_image`.
     """
     folder = Path(bento) if Path(bento, "bento.yaml").is_file() else localstore.folder("bentos", bento)
     files = await asyncio.to_thread(bentos.read, folder)
+    image_builds.check(files)
+    recipe = make_recipe(files)
+    for note in recipe.notes:
+        _say(note)
     settings = Settings(database_url="sqlite://", data_dir=cache)
-    with tempfile.TemporaryDirectory(prefix="ekb") as run_dir:
+    with (
+        tempfile.TemporaryDirectory(prefix="ekb") as run_dir,
+        tempfile.TemporaryDirectory(dir=_made(cache / "tmp")) as tmp,
+    ):
         programs = Programs(cache, Path(run_dir))
-        engine = BuildahEngine(cache / "engine", programs, timeout_s=settings.build_timeout_s)
-        image_builds.check(files, engine)
-        source = await _source(folder, files, cache, programs, settings)
-        secrets = [Secret(name, os.environ[name]) for name in secrets_of(files.manifest) if name in os.environ]
+        locks = Locks(cache, programs)
+        workshop = Workshop(cache, ImageEnvironments(cache, programs, locks), Interpreters(programs, settings, SYSTEM))
+        source = Source(folder, files, recipe, [_model(each) for each in localstore.read_bento(folder).models])
         async with open_images(output) as (into, named):
             return await image_builds.build_image(
                 source,
-                here(),
+                platforms or [here()],
                 base=base,
                 into=into,
                 reference=reference or named or source.tag.partition(":")[2],
-                cache=cache,
-                say=_say,
-                engine=engine,
-                secrets=secrets,
-                again=refresh_commands,
+                workshop=workshop,
+                work=Work(Path(tmp), _say),
                 compression=Rules.parse(compression).of(output),
             )
-
-
-async def _source(folder: Path, files: BentoFiles, cache: Path, programs: Programs, settings: Settings) -> Source:
-    """The bento with its environment, made where it is not there."""
-    recipe = make_recipe(files)
-    for note in recipe.notes:
-        if note not in recipe.skipped:
-            _say(note)
-    with tempfile.TemporaryDirectory(dir=_made(cache / "tmp")) as tmp:
-        locks = Locks(cache, programs)
-        work = Work(Path(tmp), _say)
-        interpreter = await Interpreters(programs, settings, SYSTEM).find(recipe.python, _say)
-        _say(f"Python {interpreter.version}, BentoML {recipe.bentoml_version}.")
-        lock = await locks.make(recipe, interpreter, folder, work)
-        environments = Environments(cache, programs, locks)
-        environment, _ = await environments.make(lock, recipe, interpreter, work)
-    return Source(
-        folder,
-        files,
-        lock,
-        environment,
-        environments.path(environment.digest),
-        [_model(each) for each in localstore.read_bento(folder).models],
-    )
 
 
 def _model(tag: str) -> Model:
@@ -134,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", required=True)
     parser.add_argument("--tag", default="")
     parser.add_argument("--compression", default="")
-    parser.add_argument("--refresh-commands", action="store_true")
+    parser.add_argument("--platform", default="")
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/ekiben/images").expanduser())
     given = parser.parse_args(arguments)
     try:
@@ -146,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 cache=given.cache.absolute(),
                 reference=given.tag,
                 compression=given.compression,
-                refresh_commands=given.refresh_commands,
+                platforms=[Platform.parse(each) for each in dict.fromkeys(given.platform.split(",")) if each],
             )
         )
     except EkibenError as exc:

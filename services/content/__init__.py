@@ -4,7 +4,7 @@
 - `blobs/`: the port BlobStore with its adapters; the registry writes through it.
 - `archives.py`: tar archives of models and bentos: checked, fetched, unpacked.
 
-- `images/`: the port ImageStore: OCI images, in a layout on disk.
+- `images/`: the port ImageStore: OCI images, in a layout on disk or in a registry.
 
 `open_blobs` and `open_images` are the only places where a URL scheme becomes a class.
 """
@@ -52,17 +52,27 @@ async def open_images(name: str) -> AsyncIterator[tuple[ImageStore, str]]:
     """The store that a name in skopeo's manner stands for, and the reference in it; empty for none.
 
         oci:FOLDER[:REFERENCE]
+        docker://HOST/REPOSITORY[:TAG|@DIGEST]
+
+    Nothing is asked and nothing is made yet.
 
     Raises:
         InvalidArgument: another form (IMAGE_NAME_INVALID).
+        FailedPrecondition: a certificate for the registry cannot be used (REGISTRY_CERTIFICATE_INVALID).
     """
     transport, _, rest = name.partition(":")
     if transport == "oci" and rest.partition(":")[0]:
         folder, _, reference = rest.partition(":")
         yield LayoutImageStore(Path(folder)), reference
         return
+    if transport == "docker" and rest.startswith("//"):
+        from services.content.images.registry.store import open_registry  # here: layouts need no HTTP library
+
+        async with open_registry(rest.removeprefix("//")) as (store, reference):
+            yield store, reference
+        return
     raise InvalidArgument(
-        f"The image {name!r} is refused: its form is oci:FOLDER or oci:FOLDER:REFERENCE.",
+        f"The image {name!r} is refused: its form is oci:FOLDER[:REFERENCE] or docker://HOST/REPOSITORY[:TAG].",
         reason="IMAGE_NAME_INVALID",
         image=name,
     )

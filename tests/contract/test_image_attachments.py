@@ -2,21 +2,19 @@
 
 import json
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
 from ekiben.errors import InvalidArgument, NotFound
 from services.content.digest import Digest
 from services.content.images import CONFIG, EMPTY, MANIFEST, Descriptor, ImageStore, Platform, canonical
-from services.content.images.layout import LayoutImageStore
 
 LINUX = Platform("linux", "amd64")
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> ImageStore:
-    return LayoutImageStore(tmp_path / "layout")
+def store(image_store: ImageStore) -> ImageStore:
+    return image_store
 
 
 async def bytes_of(content: bytes) -> AsyncIterator[bytes]:

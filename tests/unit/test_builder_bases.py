@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ekiben.errors import FailedPrecondition
-from services.builder.bases import look_into
+from services.builder.bases import Python, look_into
 from services.builder.compression import Method, Packed
 from services.builder.layers import Entry
 from services.content.images import LAYER_ZSTD, Descriptor, Image
@@ -36,7 +36,7 @@ async def test_layers_of_a_base_are_read_however_they_are_packed(method: Method,
     store = LayoutImageStore(tmp_path / "layout")
     layer = await stored(store, list(Packed(ENTRIES, method)), method.media_type)
     base = await look_into(Image({}, [layer]), store, tmp_path / "remembered")
-    assert base.python("3.12.1", "base") == "/usr/local/bin/python3.12"
+    assert base.python("3.12.1", "base") == Python("/usr/local/bin/python3.12", "3.12")
     assert base.files == {"etc/passwd": "root:x:0:0::/:/bin/sh\n"}
 
 

@@ -17,7 +17,11 @@ from services.content.attestations.envelopes import BUNDLE, COSIGN_SIGNATURE, KI
 from services.content.attestations.keyless import Identity
 from services.content.attestations.keys import TrustedKey, verifies
 from services.content.digest import Digest
-from services.content.images import Descriptor, ImageStore, Platform
+from services.content.images import INDEX, Descriptor, ImageStore, Platform
+
+DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
+_BUILDKIT = "vnd.docker.reference.type"
+"""Of entries of an index that are no images but BuildKit's attestations."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,26 @@ async def verify(
         image=reference,
         digest=digest,
     )
+
+
+async def subjects(store: ImageStore, named: Descriptor) -> list[Descriptor]:
+    """What is signed of an image: what its reference names and, of an index, each manifest that it lists."""
+    if named.media_type not in (INDEX, DOCKER_LIST):
+        return [named]
+    listed = json.loads(await attachments.read(store, named, attachments.MOST_MANIFEST_BYTES)).get("manifests") or ()
+    inner = [Descriptor.from_json(each) for each in listed]
+    return [named, *(each for each in inner if each.annotations.get(_BUILDKIT) is None)]
+
+
+def repository_of(image: str) -> str:
+    """The repository in an image's name: `acme/x` of `docker://host/acme/x:1` and of `oci:folder:acme/x:1`; empty where
+    a layout has no repositories."""
+    transport, _, rest = image.partition(":")
+    if transport == "docker":
+        path = rest.removeprefix("//").partition("/")[2].partition("@")[0]
+        return path.rpartition(":")[0] if ":" in path else path
+    reference = rest.partition(":")[2].partition("@")[0]
+    return reference.rpartition(":")[0]
 
 
 async def attested(store: ImageStore, subject: Digest, trust: Trust, now: datetime) -> list[Attested]:

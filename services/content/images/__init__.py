@@ -143,16 +143,13 @@ def canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-class Readable(Protocol):
-    """What layers are read from: an ImageStore, or several."""
-
-    def read(self, descriptor: Descriptor) -> AsyncIterator[bytes]:
-        """See ImageStore."""
-        ...
-
-
 class ImageStore(Protocol):
     """Where images are kept. Every reader checks what it reads against its digest."""
+
+    @property
+    def name(self) -> str:
+        """The store without a reference, as `open_images` reads it."""
+        ...
 
     async def size(self, digest: Digest) -> int | None:
         """The size of a blob in bytes, or None where it is not there."""
@@ -172,8 +169,8 @@ class ImageStore(Protocol):
         """
         ...
 
-    async def mount(self, descriptor: Descriptor, source: "ImageStore") -> bool:
-        """Have a blob of another store without its bytes passing here; False where that cannot be: then write it."""
+    async def mount(self, descriptor: Descriptor, origin: str) -> bool:
+        """Have a blob of another store, by its name, without its bytes passing here; False where that cannot be."""
         ...
 
     def read(self, descriptor: Descriptor) -> AsyncIterator[bytes]:

@@ -21,7 +21,7 @@ from typing import Any
 from ekiben.errors import DataLoss, InvalidArgument, NotFound
 from services.content.digest import Digest
 from services.content.files import make_folder, storage_error, sync_folder, write_whole
-from services.content.images import INDEX, MANIFEST, REF_NAME, Descriptor, Image, ImageStore, Platform, attached
+from services.content.images import INDEX, MANIFEST, REF_NAME, Descriptor, Image, Platform, attached
 from services.content.images.resolving import damaged, for_platform, object_of, read_json, unexpected
 
 _CHUNK = 1 << 20
@@ -35,6 +35,11 @@ class LayoutImageStore:
         self._blobs = folder / "blobs" / "sha256"
         self._known: dict[Digest, tuple[Digest | None, Descriptor]] = {}
         """By digest of a manifest: what it is attached to, and what names it. Content by digest never changes."""
+
+    @property
+    def name(self) -> str:
+        """See ImageStore."""
+        return f"oci:{self._folder}"
 
     async def size(self, digest: Digest) -> int | None:
         """See ImageStore."""
@@ -123,7 +128,7 @@ class LayoutImageStore:
         """See ImageStore."""
         return sorted({each.annotations[REF_NAME] for each in await self._entries() if REF_NAME in each.annotations})
 
-    async def mount(self, descriptor: Descriptor, source: ImageStore) -> bool:
+    async def mount(self, descriptor: Descriptor, origin: str) -> bool:
         """See ImageStore. Files are copied, so that damage to one layout is not damage to another."""
         return False
 

@@ -1,0 +1,163 @@
+"""Bytecode of installed packages for where they will lie in an image, remembered for each package.
+
+Modules are compiled as `unchecked-hash`: without times, and never compared with their sources. What is written depends
+on the sources, on where they will lie and on the version of the Python that compiles, and on nothing else: hashing is
+not randomized, and each file is compiled in a process that has imported nothing but what compiling needs.
+"""
+
+import contextlib
+import csv
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from services.builder.images import VENV
+from services.content.files import make_folder
+
+_FORMAT = 1
+_STALE_S = 86_400.0
+"""What a killed build left is removed after a day: no build takes as long."""
+_SCRIPT = """
+import importlib.util, json, marshal, os, sys
+with open(sys.argv[1]) as file:
+    jobs = json.load(file)
+workers = int(sys.argv[2])
+def work(number):
+    for source, name, target in jobs[number::workers]:
+        try:
+            with open(source, "rb") as file:
+                text = file.read()
+            code = compile(text, name, "exec", dont_inherit=True, optimize=0)
+        except Exception:
+            continue  # a file that is no Python of this version is left as a source
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        with open(target, "wb") as file:
+            file.write(importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little"))
+            file.write(importlib.util.source_hash(text) + marshal.dumps(code))
+children = []
+for number in range(1, workers):
+    child = os.fork()
+    if not child:
+        try:
+            work(number)
+            os._exit(0)
+        except BaseException as error:
+            print(error, file=sys.stderr)
+            os._exit(1)
+    children.append(child)
+work(0)
+if any([os.waitpid(child, 0)[1] for child in children]):
+    sys.exit("a worker failed")
+"""
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """A Python that can run here."""
+
+    argv: Sequence[str]
+    version: str
+    """`3.11.2`. Another release of the same minor version may compile some functions otherwise."""
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A module's bytecode."""
+
+    name: str
+    """Relative to site-packages: `numpy/__pycache__/_globals.cpython-311.pyc`."""
+    path: Path
+
+
+class Bytecode:
+    """What was compiled, below `cache`/bytecode, for each package and version of Python."""
+
+    def __init__(self, cache: Path) -> None:
+        self._folder = cache / "bytecode"
+
+    def of(self, site_packages: Path, compiler: Compiler) -> list[Compiled]:
+        """The bytecode of all that is installed there, compiled where it was not before. Blocks; uses all cores.
+
+        Raises:
+            OSError: the compiler failed, or files cannot be written.
+        """
+        make_folder(self._folder)
+        self._sweep()
+        minor = ".".join(compiler.version.split(".")[:2])
+        inside = f"{VENV}/lib/python{minor}/site-packages"
+        tag = f"cpython-{minor.replace('.', '')}"
+        found: dict[str, list[str]] = {}
+        for record in sorted(site_packages.glob("*.dist-info/RECORD")):
+            modules = _modules(record)
+            content = [_FORMAT, compiler.version, inside, [(name, digest) for name, digest in modules]]
+            key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+            found[key] = [name for name, _ in modules]
+        missing = [key for key in found if not (self._folder / key).is_dir()]
+        if missing:
+            with tempfile.TemporaryDirectory(prefix=".", dir=self._folder) as fresh:
+                jobs = [
+                    (str(site_packages / name), f"{inside}/{name}", f"{fresh}/{key}/{_cached(name, tag)}")
+                    for key in missing
+                    for name in found[key]
+                ]
+                _run(compiler, jobs, Path(fresh))
+                for key in missing:
+                    (Path(fresh) / key).mkdir(exist_ok=True)
+                    with contextlib.suppress(OSError):  # another build was first
+                        (Path(fresh) / key).rename(self._folder / key)
+        compiled = [
+            Compiled(_cached(name, tag), self._folder / key / _cached(name, tag))
+            for key, names in found.items()
+            for name in names
+        ]
+        return sorted((each for each in compiled if each.path.is_file()), key=lambda each: each.name)
+
+    def _sweep(self) -> None:
+        for folder in self._folder.glob(".*"):
+            with contextlib.suppress(OSError):
+                if time.time() - folder.stat().st_mtime > _STALE_S:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _run(compiler: Compiler, jobs: Sequence[tuple[str, str, str]], folder: Path) -> None:
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    (folder / "compile.py").write_text(_SCRIPT)
+    options = ["-S", "-s", "-B", "-W", "ignore", str(folder / "compile.py"), str(folder / "jobs.json")]
+    workers = str(max(1, min(8, len(os.sched_getaffinity(0)))))
+    env = {"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", **compiler.env}
+    done = subprocess.run(
+        [*compiler.argv, *options, workers],
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    if done.returncode:
+        said = done.stderr.decode("utf-8", "replace").strip()
+        raise OSError(f"modules cannot be compiled: {said[-400:]}")
+
+
+def _modules(record: Path) -> list[tuple[str, str]]:
+    """Each module of a package, below site-packages, and its digest."""
+
+    def rows() -> Iterator[tuple[str, str]]:
+        with open(record, newline="", encoding="utf-8") as file:
+            for row in csv.reader(file):
+                if len(row) >= 2 and row[0].endswith(".py") and not row[0].startswith(("/", "..")):
+                    yield row[0], row[1]
+
+    return sorted(set(rows()))
+
+
+def _cached(name: str, tag: str) -> str:
+    folder, _, file = name.rpartition("/")
+    return f"{folder}/__pycache__/{file.removesuffix('.py')}.{tag}.pyc".lstrip("/")

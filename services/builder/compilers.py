@@ -1,0 +1,138 @@
+"""The Python that compiles modules for an image: the base's own where it can run here, else one of this machine.
+
+Taking the base's own makes bytecode depend on the base alone, not on which Pythons the building machine has. Its
+interpreter is taken out of the base's layers and started by the base's own loader, without changing any root folder:
+no rights are needed, and only modules are compiled by it, nothing of the bento's or the base's is run.
+"""
+
+import asyncio
+import contextlib
+import json
+import posixpath
+import re
+import secrets
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from ekiben.errors import EkibenError
+from services.builder.base_files import below, opened, spooled
+from services.builder.bases import BaseImage, Python
+from services.builder.bytecode import Compiler
+from services.builder.interpreters import Interpreters
+from services.content.files import make_folder, write_whole
+
+_LIBRARIES = re.compile(
+    r"(?:usr/|usr/local/)?lib(?:64)?/(?:[a-z0-9_]+-linux-[a-z]+/)?"
+    r"(?:ld-|libc[.-]|libm[.-]|libdl[.-]|librt[.-]|libutil[.-]|libpthread[.-]|libz\.|libexpat\.|libpython3|libcrypt)"
+    r"[^/]*\.so[^/]*|(?:usr/)?lib(?:64)?"
+)
+_LOADER = re.compile(r"(?:usr/)?lib(?:64)?/(?:[a-z0-9_]+-linux-[a-z]+/)?ld-(?:linux|musl)-[^/]*\.so\.\d")
+_STANDARD = re.compile(r"(?:[^/]+|(?:collections|encodings|importlib|json|re)/[^/]+)\.py")
+_ANSWER_TIMEOUT_S = 20.0
+_QUESTION = "import json, sys; print(sys.implementation.name, '%d.%d.%d' % sys.version_info[:3])"
+
+
+async def find(
+    base: BaseImage, python: Python, cache: Path, interpreters: Interpreters, say: Callable[[str], None]
+) -> Compiler | None:
+    """Who compiles for an image on this base; None where nobody here can, and the image goes without bytecode."""
+    own = await _own(base, python, cache / "pythons-of-bases")
+    if own is not None:
+        return own
+    with contextlib.suppress(EkibenError):
+        near = await interpreters.find(python.version, lambda text: None)
+        return Compiler([near.path, "-I"], near.version)
+    say(
+        f"WARNING: neither the base's Python {python.version} nor another {python.minor} can run on this machine: the "
+        "image holds no bytecode, and its first start takes some seconds longer."
+    )
+    return None
+
+
+async def _own(base: BaseImage, python: Python, remembered: Path) -> Compiler | None:
+    """The base's interpreter below `remembered`, if it answers here."""
+    folder = remembered / f"{base.key}-{python.path.strip('/').replace('/', '-')}"
+    try:
+        known = json.loads(await asyncio.to_thread((folder / "compiler.json").read_text))
+        return Compiler(known["argv"], known["version"], known["env"]) if known["version"] else None
+    except (OSError, ValueError, KeyError):
+        pass
+    make_folder(remembered)
+    making = remembered / f".{secrets.token_hex(8)}"
+    try:
+        for layer in base.image.layers:
+            async with spooled(layer, base.store) as spool:
+                await asyncio.to_thread(_extract, spool, making, python)
+        compiler = await asyncio.to_thread(_started, making, python)
+        known = {"version": compiler.version, "env": dict(compiler.env)} if compiler else {"version": "", "env": {}}
+        known["argv"] = list(compiler.argv) if compiler else []
+        # It names files by where they will lie.
+        text = json.dumps(known).replace(str(making), str(folder))
+        await asyncio.to_thread(write_whole, making / "compiler.json", text.encode())
+        with contextlib.suppress(OSError):  # another build was first
+            await asyncio.to_thread(making.rename, folder)
+    finally:
+        await asyncio.to_thread(shutil.rmtree, making, ignore_errors=True)
+    return await _own(base, python, remembered) if folder.is_dir() else None
+
+
+def _extract(layer: IO[bytes], folder: Path, python: Python) -> None:
+    """What a Python needs to compile: itself, its loader and libraries, some modules of its standard library."""
+    standard = posixpath.join(posixpath.dirname(posixpath.dirname(python.path)), f"lib/python{python.minor}").strip("/")
+    with opened(layer) as archive:
+        for member in archive:
+            name = posixpath.normpath(member.name).lstrip("/")
+            inside = name.removeprefix(f"{standard}/")
+            if not (
+                name == python.path.strip("/")
+                or _LIBRARIES.fullmatch(name)
+                or (inside != name and _STANDARD.fullmatch(inside))
+            ):
+                continue
+            path = folder / name
+            if not below(folder, path.parent):
+                continue
+            if member.islnk() or member.issym():
+                make_folder(path.parent)
+                path.unlink(missing_ok=True)
+                target = member.linkname if member.issym() else f"/{posixpath.normpath(member.linkname).lstrip('/')}"
+                if target.startswith("/"):  # within the image, not on this machine
+                    target = posixpath.relpath(target, posixpath.join("/", posixpath.dirname(name)))
+                path.symlink_to(target)
+            elif member.isfile() and (file := archive.extractfile(member)) is not None:
+                make_folder(path.parent)
+                path.unlink(missing_ok=True)
+                with path.open("wb") as out:
+                    shutil.copyfileobj(file, out, 1 << 20)
+                path.chmod(0o755 if member.mode & 0o100 else 0o644)
+
+
+def _started(folder: Path, python: Python) -> Compiler | None:
+    """How to start it, if it answers."""
+    found = folder / python.path.strip("/")
+    if not found.is_file() or not below(folder, found):
+        return None
+    loaders = [path for path in folder.rglob("ld-*") if _LOADER.fullmatch(str(path.relative_to(folder)))]
+    libraries = sorted({str(path.parent) for path in folder.rglob("*.so*")})
+    env = {"PYTHONHOME": str(folder / posixpath.dirname(posixpath.dirname(python.path)).strip("/"))}
+    for loader in sorted(loaders):
+        argv = [str(loader), "--library-path", ":".join(libraries), str(found)]
+        try:
+            loader.chmod(0o755)
+            answer = subprocess.run(
+                [*argv, "-S", "-s", "-B", "-c", _QUESTION],
+                env=env,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=_ANSWER_TIMEOUT_S,
+                check=True,
+            ).stdout.decode()
+        except (OSError, subprocess.SubprocessError, ValueError):
+            continue  # of another architecture
+        name, _, version = answer.strip().partition(" ")
+        if name == "cpython" and version.startswith(f"{python.minor}."):
+            return Compiler(argv, version, env)
+    return None

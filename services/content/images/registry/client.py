@@ -1,0 +1,259 @@
+"""Requests to one repository of a registry: logins, redirects, retries.
+
+Nothing that says who we are goes to another host than the registry and its token service; redirects, which registries
+use to hand blobs out of a bucket, are followed without it.
+"""
+
+import asyncio
+import logging
+import random
+import ssl
+import urllib.request
+from collections.abc import AsyncIterable, AsyncIterator, Collection, Mapping
+from typing import Any
+
+import aiohttp
+from yarl import URL
+
+from ekiben.errors import EkibenError, FailedPrecondition, Unavailable
+from services.content.images.registry.names import Location
+from services.content.images.registry.options import RegistryOptions
+from services.content.images.registry.problems import TRANSIENT, Answer, Broken
+from services.content.images.registry.tokens import Authority
+
+log = logging.getLogger(__name__)
+
+_CONNECT_S = 10.0
+_REDIRECTS = 5
+_LONGEST_WAIT_S = 20.0
+_READ_BYTES = 1 << 20
+Body = bytes | AsyncIterable[bytes] | None
+
+
+class Client:
+    """Requests. Close it by `close`."""
+
+    def __init__(self, location: Location, options: RegistryOptions) -> None:
+        self.location = location
+        self.options = options
+        self._contexts: dict[str, ssl.SSLContext] = {}
+        self._session: aiohttp.ClientSession | None = None
+        self._base: URL | None = None
+        self._finding = asyncio.Lock()
+        self._authority = Authority(location, options, self._send)
+
+    async def close(self) -> None:
+        """End its connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    def scopes(self, actions: str, repository: str = "") -> frozenset[str]:
+        """What a token must be good for: `pull`, or `pull,push`."""
+        return frozenset({f"repository:{repository or self.location.repository}:{actions}"})
+
+    async def ask(
+        self, method: str, path: str, what: str, accepted: Collection[int], scopes: frozenset[str], **request: Any
+    ) -> Answer:
+        """Make a request which does no harm when it is made twice, again and again while that may help.
+
+        `path` is relative to the repository. `what` is for errors: "{host} refuses to {what}".
+
+        Raises:
+            Unavailable: REGISTRY_UNAVAILABLE.
+            ResourceExhausted: REGISTRY_BUSY, REGISTRY_FULL.
+            Unauthenticated, PermissionDenied, NotFound, FailedPrecondition: as `Answer.error` says.
+            InvalidArgument: the answer is too large (MANIFEST_INVALID).
+        """
+        patience = Patience(self.options)
+        while True:
+            try:
+                async with await self.once(method, await self.url(path), what, accepted, scopes, **request) as response:
+                    return await Answer.whole(response)
+            except Broken as exc:
+                await patience.wait(exc, self.location.host, what)
+            except Refused as exc:
+                raise exc.error from None
+
+    async def once(
+        self,
+        method: str,
+        url: URL,
+        what: str,
+        accepted: Collection[int],
+        scopes: frozenset[str],
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: Body = None,
+        timeout_s: float | None = None,
+    ) -> aiohttp.ClientResponse:
+        """Make a request; a 401 is answered by a login if the body can be had again.
+
+        Raises:
+            Broken: it may work when it is made again.
+            Refused: it will not, by what the registry says.
+            EkibenError: it will not, for another reason.
+        """
+        asked_again = False
+        while True:
+            authorization = await self._authority.header(scopes)
+            given = {**(headers or {}), **({"Authorization": authorization} if authorization else {})}
+            response = await self._redirected(method, url, given, body, timeout_s)
+            if response.status in accepted:
+                return response
+            async with response:
+                answer = await Answer.of(response)
+            if answer.status == 401 and self._authority.challenged(answer.headers, scopes, authorization):
+                if asked_again or isinstance(body, AsyncIterator):
+                    raise answer.error(self.location.host, self.location.repository, what)
+                asked_again = True
+                continue
+            if answer.status in TRANSIENT:
+                raise answer.transient()
+            raise Refused(answer, answer.error(self.location.host, self.location.repository, what))
+
+    async def url(self, path: str) -> URL:
+        """The address of something in the repository."""
+        return (await self._find_base()).join(URL(f"{self.location.repository}/{path}", encoded=True))
+
+    async def beside(self, location: str, current: URL) -> URL:
+        """The address in a Location header. A registry behind a proxy that ends TLS often says http of itself."""
+        found = current.join(URL(location, encoded=True))
+        base = await self._find_base()
+        if found.scheme == "http" and found.host == base.host and base.scheme == "https":
+            found = found.with_scheme("https").with_port(base.port)
+        return found
+
+    async def _redirected(
+        self, method: str, url: URL, headers: dict[str, str], body: Body, timeout_s: float | None
+    ) -> aiohttp.ClientResponse:
+        base = await self._find_base()
+        for _ in range(_REDIRECTS):
+            ours = url.origin() == base.origin()
+            if url.scheme != "https" and not ours and self.location.host not in self.options.insecure:
+                raise FailedPrecondition(
+                    f"{self.location.host} redirects to {url.origin()}, in the clear. Use a registry that redirects to "
+                    f"https, or allow it by EKIBEN_REGISTRY_INSECURE={self.location.host}.",
+                    reason="REGISTRY_INSECURE",
+                    host=self.location.host,
+                )
+            sent = headers if ours else {key: value for key, value in headers.items() if key != "Authorization"}
+            response = await self._send(method, url, headers=sent, data=body, timeout_s=timeout_s)
+            moved = response.status in (307, 308) or (response.status in (301, 302, 303) and method in ("GET", "HEAD"))
+            if not moved or "Location" not in response.headers:
+                return response
+            response.release()
+            url = await self.beside(response.headers["Location"], url)
+            if isinstance(body, AsyncIterator):
+                raise Broken("it redirects what cannot be sent twice")
+        raise Broken("it redirects again and again")
+
+    async def _send(
+        self,
+        method: str,
+        url: URL,
+        *,
+        headers: Mapping[str, str] | None = None,
+        data: Any = None,
+        timeout_s: float | None = None,
+    ) -> aiohttp.ClientResponse:
+        """Make one request as it is. Raises Broken, or Unavailable where trying again will not help."""
+        options = self.options
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=timeout_s or options.stall_s)
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0),
+                auto_decompress=False,
+                read_bufsize=_READ_BYTES,
+                skip_auto_headers=["Content-Type"],
+                headers={"User-Agent": "ekiben"},
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
+        try:
+            return await self._session.request(
+                method,
+                url,
+                headers=headers,
+                data=data,
+                timeout=timeout,
+                allow_redirects=False,
+                proxy=_proxy(url),
+                ssl=self._context(url) if url.scheme == "https" else True,
+            )
+        except (aiohttp.ClientSSLError, aiohttp.ClientConnectorCertificateError) as exc:
+            raise Unavailable(
+                f"{url.host} does not prove who it is: {exc.args[-1] if exc.args else exc}. Put its authority's "
+                f"certificate into /etc/containers/certs.d/{self.location.host}/ca.crt, or allow it unproved by "
+                f"EKIBEN_REGISTRY_INSECURE={self.location.host}.",
+                reason="REGISTRY_UNTRUSTED",
+                host=str(url.host),
+            ) from exc
+        except TimeoutError as exc:
+            raise Broken(f"no answer from {url.host}:{url.port} in time") from exc
+        except (aiohttp.ClientError, OSError) as exc:
+            raise Broken(f"{str(exc) or type(exc).__name__} ({url.host}:{url.port})") from exc
+
+    async def _find_base(self) -> URL:
+        """`https://HOST/v2/`; `http://` only for a host that may be insecure and does not speak TLS."""
+        if self._base is None:
+            async with self._finding:
+                if self._base is None:
+                    self._base = await self._look_for_base()
+        return self._base
+
+    async def _look_for_base(self) -> URL:
+        secure = URL(f"https://{self.location.api_host}/v2/")
+        if self.location.host not in self.options.insecure:
+            return secure
+        plain = secure.with_scheme("http").with_port(secure.explicit_port)
+        try:
+            (await self._send("GET", secure)).release()
+        except (Broken, Unavailable):
+            (await self._send("GET", plain)).release()
+            return plain
+        return secure
+
+    def _context(self, url: URL) -> ssl.SSLContext:
+        """What is trusted and shown there: a host that a registry redirects to sees no certificate for the registry."""
+        there = f"{url.raw_host}:{url.explicit_port}" if url.explicit_port else str(url.raw_host)
+        host = self.location.host if there == self.location.api_host else there
+        if host not in self._contexts:
+            self._contexts[host] = self.options.tls(host)
+        return self._contexts[host]
+
+
+class Refused(Exception):
+    """An answer that will not change; `error` is what it means if nobody knows better."""
+
+    def __init__(self, answer: Answer, error: EkibenError) -> None:
+        super().__init__(str(answer))
+        self.answer = answer
+        self.error = error
+
+
+class Patience:
+    """How long something is tried again: as long as it gets on, and a few times without."""
+
+    def __init__(self, options: RegistryOptions) -> None:
+        self._options = options
+        self._failures = 0
+
+    def progress(self) -> None:
+        """It got on: count anew."""
+        self._failures = 0
+
+    async def wait(self, broken: Broken, host: str, what: str) -> None:
+        """Wait before the next try, as long as the server asks, or a random time. Raises its error after the last."""
+        self._failures += 1
+        if self._failures >= self._options.attempts:
+            raise broken.error(host, what) from broken
+        longest = min(self._options.backoff_s * 2 ** (self._failures - 1), _LONGEST_WAIT_S)
+        seconds = longest * (0.5 + random.random() / 2) if broken.retry_after_s is None else broken.retry_after_s
+        log.info("%s does not %s: %s; again in %.1f s", host, what, broken, seconds)
+        await asyncio.sleep(seconds)
+
+
+def _proxy(url: URL) -> str | None:
+    host = url.host or ""
+    if host in ("localhost", "::1") or host.startswith("127.") or urllib.request.proxy_bypass(host):
+        return None
+    return urllib.request.getproxies().get(url.scheme)

@@ -1,0 +1,246 @@
+"""A blob on its way into a registry.
+
+One request while all goes well: a PUT of everything where the digest is known before, else a PATCH of everything and a
+PUT that names the digest. When that breaks off, the registry is asked how much it has, and the rest follows in pieces,
+each of which it confirms. A session that the registry has forgotten is begun anew.
+
+Source: OCI distribution-spec 1.1, "Pushing Blobs".
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import re
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
+from typing import Any
+
+from yarl import URL
+
+from ekiben.errors import EkibenError
+from services.content.digest import Digest
+from services.content.images import Descriptor
+from services.content.images.registry.client import Client, Patience, Refused
+from services.content.images.registry.problems import Broken
+from services.content.images.resolving import unexpected
+
+_PIECE_BYTES = 8 << 20
+_RANGE = re.compile(r"(?:bytes=)?0-(\d+)")
+_GONE = (404, 416)
+_OCTETS = {"Content-Type": "application/octet-stream"}
+
+
+class _Content:
+    """The bytes of a blob, over as many passes as it takes; hashed once, however often they are sent."""
+
+    def __init__(self, chunks: AsyncIterable[bytes], expected: Descriptor | None) -> None:
+        self._chunks = chunks
+        self._expected = expected
+        self._hashed = hashlib.sha256()
+        self.again = not isinstance(chunks, AsyncIterator)
+        self.size_bytes = 0
+        self.whole = False
+        self.problem: Exception | None = None
+        """What the source itself raised: no fault of the connection, under whose name it would come out."""
+
+    @property
+    def digest(self) -> Digest:
+        """Of all that has passed."""
+        return Digest(self._hashed.hexdigest())
+
+    async def since(self, offset: int) -> AsyncGenerator[bytes, None]:
+        """The bytes from an offset on. Raises DataLoss (BLOB_DAMAGED) where they are not what is expected."""
+        position = 0
+        try:
+            async for chunk in self._chunks:
+                end = position + len(chunk)
+                if end > self.size_bytes:
+                    self._hashed.update(memoryview(chunk)[max(self.size_bytes - position, 0) :])
+                    self.size_bytes = end
+                if end > offset:
+                    yield chunk if position >= offset else chunk[offset - position :]
+                position = end
+            expected = self._expected
+            if expected is not None and (self.digest, self.size_bytes) != (expected.digest, expected.size_bytes):
+                raise unexpected(expected, self.digest)
+        except Exception as exc:
+            self.problem = exc
+            raise
+        self.whole = True
+
+
+class Upload:
+    """One blob. Use it once."""
+
+    def __init__(self, client: Client, chunks: AsyncIterable[bytes], expected: Descriptor | None) -> None:
+        self._client = client
+        self._content = _Content(chunks, expected)
+        self._expected = expected
+        self._scopes = client.scopes("pull,push")
+        self._what = f"take blob {str(expected.digest)[:19]}" if expected else "take a blob"
+        self._place: URL | None = None
+        """Where the session goes on; the registry gives another with each answer."""
+        self._piece_bytes = _PIECE_BYTES
+
+    async def run(self) -> tuple[Digest, int]:
+        """Send it; its digest and size. See ImageStore.write."""
+        patience, reached = Patience(self._client.options), 0
+        while True:
+            try:
+                if self._place is None:
+                    await self._begin()
+                    await self._send_all()
+                else:
+                    offset = await self._where()
+                    if offset > reached:
+                        reached = offset
+                        patience.progress()
+                    await self._send_rest(offset)
+                await self._finish()
+                return self._content.digest, self._content.size_bytes
+            except Broken as exc:
+                await self._again_after(exc, patience)
+            except Refused as exc:
+                if self._place is not None and exc.answer.status in _GONE:
+                    self._place = None
+                    await self._again_after(exc.answer.transient(), patience)
+                elif "DIGEST_INVALID" in exc.answer.codes:
+                    known = self._expected or Descriptor("", self._content.digest, self._content.size_bytes)
+                    raise unexpected(known, self._content.digest) from exc
+                else:
+                    raise exc.error from None
+            except EkibenError:
+                await self._forget()
+                raise
+            if (there := await self._is_there()) is not None:
+                return there
+
+    async def _again_after(self, broken: Broken, patience: Patience) -> None:
+        """Wait until it may be tried again; raises where that is of no use."""
+        host = self._client.location.host
+        if (problem := self._content.problem) is not None:
+            await self._forget()
+            raise problem from None
+        if not self._content.again:
+            await self._forget()
+            raise broken.error(host, self._what) from broken
+        await patience.wait(broken, host, self._what)
+
+    async def _begin(self) -> None:
+        url = await self._client.url("blobs/uploads/")
+        response = await self._client.once("POST", url, self._what, (202,), self._scopes, body=b"")
+        async with response:
+            await self._follow(response.headers, url)
+            least = response.headers.get("OCI-Chunk-Min-Length", "")
+            self._piece_bytes = max(_PIECE_BYTES, int(least) if least.isdigit() else 0)
+
+    async def _send_all(self) -> None:
+        assert self._place is not None
+        place, options = self._place, self._client.options
+        request: dict[str, Any] = {"timeout_s": options.answer_s, "headers": _OCTETS}
+        async with self._moving(self._content.since(0)) as body:
+            if self._expected is None:
+                response = await self._client.once(
+                    "PATCH", place, self._what, (202,), self._scopes, body=body, **request
+                )
+            else:
+                place = place.update_query(digest=str(self._expected.digest))
+                request["headers"] = {**_OCTETS, "Content-Length": str(self._expected.size_bytes)}
+                response = await self._client.once("PUT", place, self._what, (201,), self._scopes, body=body, **request)
+        async with response:
+            if self._expected is None:
+                await self._follow(response.headers, place)
+            else:
+                self._place = None
+
+    async def _send_rest(self, offset: int) -> None:
+        """In pieces that are held in memory, each confirmed before the next."""
+        waiting = bytearray()
+        async with contextlib.aclosing(self._content.since(offset)) as chunks:
+            async for chunk in chunks:
+                waiting += chunk
+                while len(waiting) >= self._piece_bytes:
+                    await self._send_piece(bytes(memoryview(waiting)[: self._piece_bytes]), offset)
+                    offset += self._piece_bytes
+                    del waiting[: self._piece_bytes]
+        if waiting:
+            await self._send_piece(bytes(waiting), offset)
+
+    async def _send_piece(self, piece: bytes, offset: int) -> None:
+        assert self._place is not None
+        place = self._place
+        headers = {**_OCTETS, "Content-Range": f"{offset}-{offset + len(piece) - 1}"}
+        response = await self._client.once(
+            "PATCH", place, self._what, (202,), self._scopes, headers=headers, body=piece
+        )
+        async with response:
+            await self._follow(response.headers, place)
+
+    async def _finish(self) -> None:
+        if self._place is None:
+            return
+        url = self._place.update_query(digest=str(self._content.digest))
+        response = await self._client.once(
+            "PUT", url, self._what, (201,), self._scopes, body=b"", timeout_s=self._client.options.answer_s
+        )
+        response.release()
+
+    async def _where(self) -> int:
+        """How many bytes the registry has."""
+        assert self._place is not None
+        response = await self._client.once("GET", self._place, self._what, (204,), self._scopes)
+        async with response:
+            await self._follow(response.headers, self._place)
+            match = _RANGE.fullmatch(response.headers.get("Range", ""))
+        last = int(match[1]) if match else 0
+        return last + 1 if last else 0
+
+    async def _is_there(self) -> tuple[Digest, int] | None:
+        """Whether the registry has it by now: an answer that was lost may have been good."""
+        known = self._expected
+        if known is None and self._content.whole:
+            known = Descriptor("", self._content.digest, self._content.size_bytes)
+        if known is None:
+            return None
+        try:
+            url = await self._client.url(f"blobs/{known.digest}")
+            (await self._client.once("HEAD", url, self._what, (200,), self._scopes)).release()
+        except (Broken, Refused):
+            return None
+        return known.digest, known.size_bytes
+
+    async def _forget(self) -> None:
+        """Tell the registry that nothing more will come; if that fails, it finds out by itself, days later."""
+        if self._place is not None:
+            with contextlib.suppress(Broken, Refused, EkibenError):
+                (await self._client.once("DELETE", self._place, self._what, (202, 204), self._scopes)).release()
+
+    async def _follow(self, headers: Mapping[str, str], current: URL) -> None:
+        if not headers.get("Location"):
+            raise Broken("it does not say where the upload goes on")
+        self._place = await self._client.beside(headers["Location"], current)
+
+    @contextlib.asynccontextmanager
+    async def _moving(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[AsyncIterator[bytes]]:
+        """The chunks as a request's body; Broken when the registry takes none of them for too long."""
+        options, loop = self._client.options, asyncio.get_running_loop()
+        inside = True
+
+        async def body() -> AsyncIterator[bytes]:
+            while inside:
+                deadline.reschedule(None)  # how long the source takes is its own affair
+                chunk = await anext(chunks, b"")
+                if inside:
+                    deadline.reschedule(loop.time() + (options.stall_s if chunk else options.answer_s))
+                if not chunk:
+                    return
+                yield chunk
+
+        try:
+            async with asyncio.timeout(options.stall_s) as deadline:
+                yield body()
+        except TimeoutError as exc:
+            if not deadline.expired():
+                raise
+            raise Broken("it takes no more bytes") from exc
+        finally:
+            inside = False

@@ -1,0 +1,163 @@
+"""What a base image's layers say about its Pythons, its C library and its users."""
+
+import io
+import tarfile
+
+import pytest
+
+from ekiben.errors import FailedPrecondition
+from services.builder.base_files import BaseFiles
+from services.builder.bases import Base
+from services.builder.failures import parse
+from services.builder.targets import Target
+from services.content.images import Platform
+
+AMD64, ARM64 = Platform("linux", "amd64"), Platform("linux", "arm64")
+
+
+def layer(*members: tuple[str, bytes | str | int]) -> io.BytesIO:
+    """A tar: bytes are a file (executable), text is where a link leads, a number is a folder's mode."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            if isinstance(content, bytes):
+                info.size, info.mode = len(content), 0o755
+                archive.addfile(info, io.BytesIO(content))
+            elif isinstance(content, str):
+                info.type, info.linkname = tarfile.SYMTYPE, content
+                archive.addfile(info)
+            else:
+                info.type, info.mode = tarfile.DIRTYPE, content
+                archive.addfile(info)
+    buffer.seek(0)
+    return buffer
+
+
+def read(*layers: io.BytesIO) -> BaseFiles:
+    files = BaseFiles()
+    for each in layers:
+        files.add(each)
+    return files
+
+
+def test_the_versions_of_pythons_come_from_whatever_tells_them() -> None:
+    dpkg = b"Package: python3.11-minimal\nStatus: ok\nVersion: 3.11.2-6+deb12u4\n\nPackage: bash\nVersion: 5.2\n"
+    files = read(
+        layer(
+            ("./usr/bin/python3.11", b""),
+            ("var/lib/dpkg/status", dpkg),
+            ("usr/local/bin/python3.12", b""),
+            ("usr/local/include/python3.12/patchlevel.h", b'#define PY_VERSION "3.12.4"\n'),
+            ("usr/local/bin/python3.10", b""),
+            ("opt/conda/bin/python3.9", b""),
+            ("opt/conda/conda-meta/python-3.9.19-h955ad1f_1.json", b"{}"),
+            ("opt/uv/cpython-3.13.1-linux-x86_64-gnu/bin/python3.13", b""),
+            ("usr/local/bin/python3.13", "/opt/uv/cpython-3.13.1-linux-x86_64-gnu/bin/python3.13"),
+            ("opt/own/bin/python3.8", b""),
+        )
+    )
+    assert files.pythons({"PYTHON_VERSION": "3.10.14"}) == {
+        "/usr/bin/python3.11": "3.11.2",
+        "/usr/local/bin/python3.12": "3.12.4",
+        "/usr/local/bin/python3.10": "3.10.14",
+        "/opt/conda/bin/python3.9": "3.9.19",
+        "/opt/uv/cpython-3.13.1-linux-x86_64-gnu/bin/python3.13": "3.13.1",
+        "/usr/local/bin/python3.13": "3.13.1",
+        "/opt/own/bin/python3.8": "3.8",
+    }
+    apk = b"C:Q1\nP:python3\nV:3.12.9-r0\nA:x86_64\n\nP:musl\nV:1.2.5-r9\n"
+    alpine = read(layer(("lib/apk/db/installed", apk), ("usr/bin/python3.12", b""), ("lib/ld-musl-x86_64.so.1", b"")))
+    assert (alpine.pythons({}), alpine.libc) == ({"/usr/bin/python3.12": "3.12.9"}, "musl")
+
+
+def test_pythons_that_nobody_but_root_can_run_or_that_are_gone_do_not_count() -> None:
+    lower = layer(
+        ("root", 0o700),
+        ("root/.local/bin/python3.12", b""),
+        ("usr/local/bin/python3.12", "/root/.local/bin/python3.12"),
+        ("usr/bin/python3.9", b""),
+        ("opt/a/bin/python3.10", b""),
+        ("opt/venv/pyvenv.cfg", b"home = /usr/bin"),
+        ("opt/venv/bin/python3.11", "/usr/bin/python3.11"),
+        ("bin", "usr/bin"),
+        ("usr/bin/python3.11", b""),
+        ("usr/bin/bash", b""),
+        ("etc/passwd", b"root:x:0:0::/root:/bin/sh\n"),
+    )
+    upper = layer(("usr/bin/.wh.python3.9", b""), ("opt/a/.wh..wh..opq", b""), ("usr/bin/.wh.bash", b""))
+    files = read(lower, upper)
+    assert list(files.pythons({})) == ["/usr/bin/python3.11"]
+    assert not files.has_bash
+    assert files.texts == {"etc/passwd": "root:x:0:0::/root:/bin/sh\n"}
+
+
+@pytest.mark.parametrize(
+    "name, content, libc",
+    [
+        (
+            "lib/x86_64-linux-gnu/libc.so.6",
+            b"..GNU C Library (Debian GLIBC 2.36-9) stable release version 2.36.\n",
+            "2.36",
+        ),
+        ("usr/lib64/libc.so.6", b"\0GNU C Library (GNU libc) stable release version 2.34.", "2.34"),
+        ("lib/aarch64-linux-gnu/libc-2.31.so", b"", "2.31"),
+    ],
+)
+def test_the_c_library_is_found_where_distributions_have_it(name: str, content: bytes, libc: str) -> None:
+    assert read(layer((name, content))).libc == f"glibc {libc}"
+
+
+def test_the_python_that_the_image_finds_first_is_taken() -> None:
+    pythons = {
+        "/usr/bin/python3.11": "3.11.2",
+        "/usr/local/bin/python3.11": "3.11.9",
+        "/opt/x/bin/python3.11": "3.11.4",
+    }
+    usual = ("/usr/local/bin", "/usr/bin")
+    assert Base(pythons, usual, has_bash=True).python("3.11.7", "b").version == "3.11.9"
+    assert Base(pythons, ("/opt/x/bin", *usual), has_bash=True).python("3.11", "b").path == "/opt/x/bin/python3.11"
+    with pytest.raises(FailedPrecondition, match=r"has no Python 3\.12 .*it has: 3\.9, 3\.11\)"):
+        Base({**pythons, "/usr/bin/python3.9": "3.9"}, usual, has_bash=True).python("3.12", "b")
+    with pytest.raises(FailedPrecondition, match="no bash"):
+        Base(pythons, usual).python("3.11", "b")
+
+
+def test_a_target_names_the_platform_as_uv_does_and_never_a_newer_c_library_than_the_base_has() -> None:
+    names = {
+        Target(AMD64, "3.11", "glibc 2.36"): "x86_64-manylinux_2_36",
+        Target(ARM64, "3.11", "glibc 2.30"): "aarch64-manylinux_2_28",
+        Target(ARM64, "3.11", "glibc 2.99"): "aarch64-manylinux_2_40",
+        Target(ARM64, "3.11"): "aarch64-manylinux_2_17",
+        Target(AMD64, "3.11", "musl"): "x86_64-unknown-linux-musl",
+    }
+    assert {target: target.name for target in names} == names
+    with pytest.raises(FailedPrecondition, match="linux/s390x"):
+        assert Target(Platform("linux", "s390x"), "3.11").name
+
+
+@pytest.mark.parametrize(
+    "text, named, more",
+    [
+        (
+            "error: No solution found\n  cause: Because docopt==0.6.2 has no usable wheels and you require docopt\n\n"
+            "hint: Wheels are required for `docopt` because building from source is disabled for all packages",
+            "docopt",
+            "",
+        ),
+        (
+            "error: No solution found\n  cause: Because nvidia-cublas-cu12==12.1.3.1 has no wheels with a matching "
+            "platform tag (e.g., `manylinux_2_36_aarch64`) and you require it\n\nhint: Wheels are available for "
+            "`nvidia-cublas-cu12` (v12.1.3.1) on the following platforms: `manylinux1_x86_64`, `win_amd64`",
+            "nvidia-cublas-cu12",
+            "There are wheels for `manylinux1_x86_64`, `win_amd64`.",
+        ),
+    ],
+)
+def test_a_package_without_a_wheel_is_named_and_only_a_target_makes_it_that_error(
+    text: str, named: str, more: str
+) -> None:
+    failure = parse(text, doing="resolving", target="Python 3.11 on linux/arm64")
+    assert (failure.reason, failure.metadata["requirement"]) == ("WHEEL_NOT_FOUND", named)
+    assert "linux/arm64" in failure.message and more in failure.message
+    assert parse(text, doing="resolving").reason == "REQUIREMENT_UNSATISFIABLE"
