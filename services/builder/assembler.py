@@ -26,6 +26,10 @@ from services.builder.layers import USER, Entry, entries_of, tar
 from services.content.digest import Digest
 from services.content.files import make_folder, write_whole
 from services.content.images import Again, Descriptor, ImageStore, Platform
+from services.content.images.copying import copy_blob, together
+
+_PLACES = 8
+"""Stores that are remembered of a layer, the last ones."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +78,7 @@ class Assembler:
         environment = parts.environment
         python = base.about.python(environment.target.python, base.name).path
         key = environment_layers.key_of(environment, python, parts.compiler)
-        for layer in base.image.layers:
-            await self._copy(layer, base.store, into)
+        await together(self._copy(layer, base.store, into) for layer in base.image.layers)
         layers = []
         if users := base.about.users():
             layers.append(await self._layer(into, f"users {base.descriptor.digest}", "the user bentoml", lambda: users))
@@ -106,10 +109,8 @@ class Assembler:
         return content, images.platform_of(base.image)
 
     async def _copy(self, layer: Descriptor, source: ImageStore, into: ImageStore) -> None:
-        if await into.size(layer.digest) == layer.size_bytes or await into.mount(layer, source.name):
-            return
-        self._say(f"Copying layer {str(layer.digest)[:19]} of the base image ({layer.size_bytes >> 20} MiB).")
-        await into.write(Again(lambda: source.read(layer)), layer)
+        if await copy_blob(layer, source, into):
+            self._say(f"Copied layer {str(layer.digest)[:19]} of the base image ({layer.size_bytes >> 20} MiB).")
 
     async def _layer(self, into: ImageStore, key: str, what: str, entries: Callable[[], Iterable[Entry]]) -> Layer:
         """A layer of code, made unless the store has the one that is remembered under `key`."""
@@ -137,23 +138,39 @@ class Assembler:
     async def _known(self, into: ImageStore, remembered: Path, what: str) -> Layer | None:
         try:
             known = json.loads(await asyncio.to_thread(remembered.read_text))
-            descriptor, diff_id = Descriptor.from_json(known["descriptor"]), Digest.parse(known["diff_id"])
-            if await into.size(descriptor.digest) != descriptor.size_bytes:
-                return None
-        except (OSError, ValueError, KeyError, TypeError, InvalidArgument):
+            layer = Layer(Descriptor.from_json(known["descriptor"]), Digest.parse(known["diff_id"]), what)
+            places = [str(each) for each in known.get("places") or ()]
+        except (OSError, ValueError, KeyError, TypeError, InvalidArgument, AttributeError):
             return None
+        if await into.size(layer.descriptor.digest) != layer.descriptor.size_bytes:
+            for place in places:
+                if await into.mount(layer.descriptor, place):
+                    break
+            else:
+                return None
+        if into.name not in places:
+            await asyncio.to_thread(_remember, remembered, layer, [into.name, *places])
         self._say(f"The layer of {what} is there already.")
-        return Layer(descriptor, diff_id, what)
+        return layer
 
     async def _make(self, into: ImageStore, remembered: Path, what: str, packed: Packed) -> Layer:
-        digest, size_bytes = await into.write(_of(packed))
+        digest, size_bytes = await into.write(Again(lambda: _of(packed)))
         descriptor = Descriptor(packed.media_type, digest, size_bytes, packed.annotations)
-        diff_id = packed.diff_id(digest)
-        make_folder(self._layers)
-        known = {"descriptor": descriptor.to_json(), "diff_id": str(diff_id)}
-        await asyncio.to_thread(write_whole, remembered, json.dumps(known).encode())
+        layer = Layer(descriptor, packed.diff_id(digest), what)
+        await asyncio.to_thread(_remember, remembered, layer, [into.name])
         self._say(f"Made the layer of {what} ({size_bytes / (1 << 20):.1f} MiB, {packed.method}).")
-        return Layer(descriptor, diff_id, what)
+        return layer
+
+
+def _remember(remembered: Path, layer: Layer, places: Sequence[str]) -> None:
+    """Write down a layer, and in which stores it was seen: another repository of a registry may have it from there."""
+    make_folder(remembered.parent)
+    known = {
+        "descriptor": layer.descriptor.to_json(),
+        "diff_id": str(layer.diff_id),
+        "places": list(places[:_PLACES]),
+    }
+    write_whole(remembered, json.dumps(known).encode())
 
 
 async def _of(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:

@@ -18,7 +18,8 @@ from services.builder.locks import Lock, Work
 from services.builder.recipe import BentoFiles, Recipe
 from services.builder.targets import Target
 from services.content import open_images
-from services.content.images import INDEX, MANIFEST, Descriptor, ImageStore, Platform
+from services.content.images import INDEX, MANIFEST, BlobsMissing, Descriptor, ImageStore, Platform
+from services.content.images.doubting import DoubtingImageStore
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,27 @@ async def build_image(
 
     Raises:
         EkibenError: it cannot be built; reasons are those of `check`, `open_images`, `Base.python`, uv's (`failures`)
-            and `Assembler.assemble`.
+            and `Assembler.assemble`; `BlobsMissing` where the store does not keep what it is given.
     """
     check(source.files)
+    try:
+        return await _build(source, platforms, base, into, reference, workshop, work, compression)
+    except BlobsMissing as exc:
+        work.say(f"{into.name} lost layers that it said to have: sending them once more.")
+        doubted = DoubtingImageStore(into, exc.digests)
+        return await _build(source, platforms, base, doubted, reference, workshop, work, compression)
+
+
+async def _build(
+    source: Source,
+    platforms: Sequence[Platform],
+    base: str,
+    into: ImageStore,
+    reference: str,
+    workshop: Workshop,
+    work: Work,
+    compression: Method,
+) -> Descriptor:
     made: list[tuple[bytes, Platform]] = []
     like: Lock | None = None
     async with open_images(base) as (base_store, base_reference):

@@ -211,7 +211,9 @@ def _replaces(descriptor: Descriptor, entry: dict[str, Any]) -> bool:
         return bool(entry.get("digest") == str(descriptor.digest))
     if (entry.get("annotations") or {}).get(REF_NAME) != descriptor.annotations.get(REF_NAME):
         return False
-    architecture = descriptor.platform and descriptor.platform.architecture
+    if descriptor.platform is None:
+        return True  # an index, or what is for no platform: the name is its alone
+    architecture = descriptor.platform.architecture
     return (entry.get("platform") or {}).get("architecture") in (None, architecture)
 
 

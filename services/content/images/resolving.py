@@ -5,7 +5,7 @@ types, so that an image that is put together of them is one of OCI's whatever it
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from ekiben.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound
@@ -71,8 +71,7 @@ async def _search(
                 return found
             continue
         image = await _image(store, content, name)
-        config = image.config
-        runs_on = Platform(str(config.get("os")), str(config.get("architecture")), str(config.get("variant") or ""))
+        runs_on = _platform(image.config)
         if _fits(runs_on, platform):
             return entry, image
         there.append(str(runs_on))
@@ -90,6 +89,19 @@ async def _image(store: _Reader, manifest: dict[str, Any], name: str) -> Image:
     layers = [in_oci_words(Descriptor.from_json(each)) for each in manifest["layers"]]
     config = await read_json(store, Descriptor.from_json(manifest["config"]), limit=_MAX_CONFIG_BYTES)
     return Image(config, layers, manifest.get("annotations") or {})
+
+
+async def platform_of(store: _Reader, manifest: dict[str, Any]) -> Platform | None:
+    """What an image's manifest runs on; None for what is no image."""
+    config = Descriptor.from_json(manifest.get("config") or {})
+    if in_oci_words(config).media_type != CONFIG:
+        return None
+    found = await read_json(store, config, limit=_MAX_CONFIG_BYTES)
+    return _platform(found) if found.get("os") and found.get("architecture") else None
+
+
+def _platform(config: Mapping[str, Any]) -> Platform:
+    return Platform(str(config.get("os")), str(config.get("architecture")), str(config.get("variant") or ""))
 
 
 def in_oci_words(descriptor: Descriptor) -> Descriptor:

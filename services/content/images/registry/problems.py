@@ -50,8 +50,7 @@ class Broken(Exception):
                 host=host,
             )
         return Unavailable(
-            f"{host} does not {what}: {self}. Check that the registry runs and can be reached, then try again; nothing "
-            "was tagged.",
+            f"{host} does not {what}: {self}. Check that the registry runs and can be reached, then try again.",
             reason="REGISTRY_UNAVAILABLE",
             retry_after_s=self.retry_after_s,
             host=host,

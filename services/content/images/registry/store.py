@@ -250,7 +250,7 @@ class RegistryImageStore:
         if offset:
             headers["Range"] = f"bytes={offset}-"
         response = await self._client.once(
-            "GET", await self._client.url(path), what, (200, 206, 404), self._pull, headers=headers
+            "GET", await self._client.url(path), what, (200, 206, 404, 416), self._pull, headers=headers
         )
         async with response:
             if response.status == 404:
@@ -259,6 +259,8 @@ class RegistryImageStore:
                     reason="BLOB_NOT_FOUND",
                     digest=descriptor.digest,
                 )
+            if response.status == 416:
+                raise damaged(self.name, descriptor.digest)  # what is there ends before
             skip = offset if response.status == 200 else 0  # ranges are an offer, not a promise
             waiting: list[bytes] = []
             size = 0

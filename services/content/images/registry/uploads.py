@@ -49,7 +49,7 @@ class _Content:
 
     async def since(self, offset: int) -> AsyncGenerator[bytes, None]:
         """The bytes from an offset on. Raises DataLoss (BLOB_DAMAGED) where they are not what is expected."""
-        position = 0
+        position, self.whole = 0, False
         try:
             async for chunk in self._chunks:
                 end = position + len(chunk)
@@ -80,6 +80,8 @@ class Upload:
         self._place: URL | None = None
         """Where the session goes on; the registry gives another with each answer."""
         self._piece_bytes = _PIECE_BYTES
+        self._resumed = False
+        self._out_of_step = False
 
     async def run(self) -> tuple[Digest, int]:
         """Send it; its digest and size. See ImageStore.write."""
@@ -90,7 +92,7 @@ class Upload:
                     await self._begin()
                     await self._send_all()
                 else:
-                    offset = await self._where()
+                    self._resumed, offset = True, await self._where()
                     if offset > reached:
                         reached = offset
                         patience.progress()
@@ -100,19 +102,28 @@ class Upload:
             except Broken as exc:
                 await self._again_after(exc, patience)
             except Refused as exc:
-                if self._place is not None and exc.answer.status in _GONE:
-                    self._place = None
-                    await self._again_after(exc.answer.transient(), patience)
-                elif "DIGEST_INVALID" in exc.answer.codes:
-                    known = self._expected or Descriptor("", self._content.digest, self._content.size_bytes)
-                    raise unexpected(known, self._content.digest) from exc
-                else:
-                    raise exc.error from None
+                await self._again_after(self._as_broken(exc), patience)
             except EkibenError:
                 await self._forget()
                 raise
             if (there := await self._is_there()) is not None:
                 return there
+
+    def _as_broken(self, refused: Refused) -> Broken:
+        """A refusal that only concerns how far the upload is; any other is raised as the error that it is."""
+        answer = refused.answer
+        if answer.status == 416 and self._place is not None and not self._out_of_step:
+            self._out_of_step = True  # the end of what was cut may have arrived after it was asked: ask again
+        elif (answer.status in _GONE and self._place is not None) or (
+            self._resumed and "DIGEST_INVALID" in answer.codes
+        ):
+            self._place, self._resumed, self._out_of_step = None, False, False
+        elif "DIGEST_INVALID" in answer.codes:
+            known = self._expected or Descriptor("", self._content.digest, self._content.size_bytes)
+            raise unexpected(known, self._content.digest) from refused
+        else:
+            raise refused.error from None
+        return answer.transient()
 
     async def _again_after(self, broken: Broken, patience: Patience) -> None:
         """Wait until it may be tried again; raises where that is of no use."""
@@ -174,6 +185,7 @@ class Upload:
         )
         async with response:
             await self._follow(response.headers, place)
+        self._out_of_step = False
 
     async def _finish(self) -> None:
         if self._place is None:
