@@ -8,6 +8,7 @@ none of this existed: it raises errors of `ekiben.errors`, and asks `identity.cu
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -189,7 +190,12 @@ class CallInterceptor(aio.ServerInterceptor):  # type: ignore[type-arg]
         call.code, call.reason = error.code_name, error.reason
         telemetry.fail_span(call.span, error.reason)
         refused = isinstance(error, Unauthenticated | PermissionDenied)
-        if refused or (call.policy.audited and call.code in _UNCERTAIN):
+        if isinstance(error, Unauthenticated) and call.caller.principal.role == Role.ROLE_SERVICE:
+            # The service is who it says; the token that it asks about is a stranger's, and strangers may write so much.
+            await self._audit.now(
+                replace(self._entry(call, call.code, detail=f"{error.reason}: {error.message}"), user="")
+            )
+        elif refused or (call.policy.audited and call.code in _UNCERTAIN):
             await self._write_down(call, call.code, detail=f"{error.reason}: {error.message}")
         status = errors.to_status(error, request_id=call.caller.request_id)
         await call.context.abort(

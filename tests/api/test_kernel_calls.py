@@ -42,6 +42,8 @@ class Accounts(stubs.AccountsServicer):
         )
 
     async def Authenticate(self, request: pb.AuthenticateRequest, context: Any) -> pb.Principal:
+        if request.token == "of a stranger":
+            raise errors.Unauthenticated("The token is not known.", reason="TOKEN_INVALID")
         return await self.GetCaller(pb.GetCallerRequest(), context)
 
     async def GetUser(self, request: pb.GetUserRequest, context: Any) -> pb.User:
@@ -163,6 +165,16 @@ async def test_a_peer_is_a_service_and_may_speak_for_a_user(running: Running) ->
         caller = await stub.Authenticate(pb.AuthenticateRequest())
     assert (caller.user, caller.organization, caller.role) == ("users/dev", "organizations/default", Role.ROLE_SERVICE)
     await peers.close()
+
+
+async def test_a_token_that_a_service_asks_about_is_refused_to_a_stranger(running: Running) -> None:
+    """Else anybody could fill the disk with entries through a service that checks tokens: a service's are not limited."""
+    peers = Peers(running.peers, "builder")
+    with pytest.raises(errors.Unauthenticated):
+        await stubs.AccountsStub(peers.registry).Authenticate(pb.AuthenticateRequest(token="of a stranger"))
+    await peers.close()
+    (entry,) = running.audit.entries
+    assert (entry.user, entry.outcome, entry.detail.partition(":")[0]) == ("", "UNAUTHENTICATED", "TOKEN_INVALID")
 
 
 async def test_a_user_cannot_claim_to_be_another(running: Running) -> None:
