@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
 _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
+_MEDIA_TYPE = re.compile(r"[a-zA-Z0-9!#$&^_.+-]{1,127}/[a-zA-Z0-9!#$&^_.+-]{1,127}")
 _OTHER_DIGEST = re.compile(r"(?!sha256:)[a-z0-9]+(?:[.+_-][a-z0-9]+)*:[a-zA-Z0-9=_-]{32,}")
 _MOST_AT_ONCE = 10_000
 _IMMUTABLE = {"Cache-Control": "private, max-age=31536000, immutable"}
@@ -102,7 +103,7 @@ class Distribution:
         content = await self._repositories.manifest(repository, found)
         shown = repository.manifests[found.digest]
         headers = {
-            "Content-Type": shown.media_type,
+            "Content-Type": shown.media_type if _MEDIA_TYPE.fullmatch(shown.media_type) else "application/octet-stream",
             "Docker-Content-Digest": str(found.digest),
             "ETag": f'"{found.digest}"',
             **(_IMMUTABLE if by_digest else {"Cache-Control": "private, no-cache"}),

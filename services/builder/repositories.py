@@ -196,7 +196,7 @@ class Repositories:
             return self._links[manifest.digest]
         try:
             links = _links(manifest, json.loads(content or self._read(manifest.digest)))
-        except (NotFound, DataLoss, InvalidArgument, ValueError, AttributeError, TypeError) as exc:
+        except (NotFound, DataLoss, InvalidArgument, ValueError, AttributeError, TypeError, RecursionError) as exc:
             log.warning("a manifest cannot be served", extra={"digest": str(manifest.digest), "cause": str(exc)})
             return None
         if len(self._links) >= _REMEMBERED:

@@ -321,6 +321,30 @@ async def test_what_is_damaged_is_told_and_nothing_else_suffers(served: Served) 
     assert (await served("/v2/default/sound/manifests/v1"))[0] == 200
 
 
+async def test_manifests_that_are_none_harm_nobody(served: Served) -> None:
+    await put_image(served.layout, "default/odd:sound")
+    for number, content in enumerate(
+        (
+            b"[" * 100_000,
+            b"[]",
+            b"not JSON",
+            b'{"config": 1, "layers": "many", "manifests": {"digest": 1}, "subject": [1], "mediaType": ["a"]}',
+            b'{"mediaType": "text/html\\r\\nSet-Cookie: a=b", "layers": [{"digest": "sha512:aa", "size": 1}]}',
+            b'{"config": {"digest": "sha256:no"}, "annotations": [1], "subject": {"digest": "%s", "size": 1}}'
+            % ABSENT.encode(),
+        )
+    ):
+        store = LayoutImageStore(served.layout)
+        await store.tag(f"default/odd:t{number}", content, MANIFEST, None)
+        status, headers, body = await served(f"/v2/default/odd/manifests/t{number}")
+        assert (status, body, "Set-Cookie" in headers) == (200, content, False)
+        assert headers["Content-Type"] in (MANIFEST, "application/octet-stream")
+    assert (await served("/v2/default/odd/manifests/sound"))[0] == 200
+    assert len(json.loads((await served("/v2/default/odd/tags/list"))[2])["tags"]) == 7
+    for path in ("/v2/default/../odd/tags/list", "/v2/default/%2e%2e/odd/tags/list", "/v2/default/odd%00/tags/list"):
+        assert (await served(path))[0] in (400, 404)
+
+
 async def test_an_image_is_seen_as_soon_as_it_is_tagged_and_no_earlier(served: Served) -> None:
     """Builds and pulls at once: whatever tag is listed can be pulled whole."""
 

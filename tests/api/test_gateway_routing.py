@@ -4,8 +4,11 @@ import json
 import socket
 
 import aiohttp
+from aiohttp import web
 
-from tests.fixtures_gateway import Plane, client, echo, free_port, gateway_settings, plane, route, serve
+from services.gateway import messages
+from services.gateway.settings import Settings
+from tests.fixtures_gateway import Plane, client, echo, free_port, gateway_settings, open_plane, plane, route, serve
 
 __all__ = ["client", "gateway_settings", "plane"]
 
@@ -53,6 +56,28 @@ async def test_a_deployment_is_reached_by_its_host_with_and_without_port_and_by_
                 2,
                 host.replace("localhost.", "localhost"),
             )
+
+
+async def test_images_are_asked_for_at_the_apis_hosts_and_deployments_keep_their_paths(
+    gateway_settings: Settings, client: aiohttp.ClientSession
+) -> None:
+    async def images(request: web.Request) -> web.Response:
+        return web.json_response({"images": request.path_qs, "authorization": request.headers.get("authorization")})
+
+    gateway_settings.run_dir.mkdir(exist_ok=True)
+    front, socket = gateway_settings.http_address, f"unix:{gateway_settings.run_dir}/images"
+    async with serve(echo, front), serve(images, socket), serve(echo) as replica:
+        peers = [messages.Peer("http", front, http2=False), messages.Peer("images", socket, http2=False)]
+        async with open_plane(gateway_settings, *peers) as plane:
+            await plane.deployer.publish(route("a", replica))
+            for path in ("/v2", "/v2/", "/v2/default/a/manifests/sha256:1?n=1"):
+                async with client.get(f"{plane.url}{path}", headers={"authorization": "Basic eDp5"}) as answer:
+                    assert await answer.json() == {"images": path, "authorization": "Basic eDp5"}
+            async with client.get(f"{plane.url}/v2x") as answer:
+                assert (await answer.json())["path"] == "/v2x"
+            # The Open Inference Protocol lives below /v2/ of a deployment.
+            async with client.get(f"{plane.url}/v2/models/a", headers=plane.host("a")) as answer:
+                assert (await answer.json())["path"] == "/v2/models/a"
 
 
 async def test_platform_tokens_are_never_forwarded_and_other_credentials_are(
