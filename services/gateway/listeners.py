@@ -77,9 +77,12 @@ def own_port_listener(plan: Plan, route: Route, routes_file: Path) -> Resource:
 
 
 def internal_listener(plan: Plan, route: InternalRoute, cluster: str) -> Resource:
-    """The listener between the services of a bento: a Unix socket that only the suite's user may open."""
+    """The listener between the services of a bento: a Unix socket in a folder that only the suite's user may enter.
+
+    Replicas may be containers with a user of their own, which are given the folder: the socket itself is open to all.
+    """
     manager = _manager(plan, "internal", {"route_config": internal_routes(cluster, route.service)})
-    return _listener(cluster, {"pipe": {"path": route.socket_path, "mode": 0o600}}, manager)
+    return _listener(cluster, {"pipe": {"path": route.socket_path, "mode": 0o666}}, manager)
 
 
 def bootstrap(*, admin_socket: Path, listeners_file: Path, clusters_file: Path) -> Resource:
