@@ -20,9 +20,12 @@ from services.deployer import domain
 from services.deployer.deployments import Deployments
 from services.deployer.ownership import Ownership
 from services.deployer.reconciler import Reconciler
+from services.deployer.runtimes.containers import ContainerStarter
+from services.deployer.runtimes.podman import Podman
 from services.deployer.runtimes.process import open_process_runtime
 from services.deployer.runtimes.replica import Limits
 from services.deployer.runtimes.serving import Telemetry
+from services.deployer.runtimes.starting import Fetch, ProcessStarter, Starter
 from services.deployer.servicer import DeploymentsServicer, InstanceTypesServicer, RoutesServicer
 from services.deployer.settings import Settings
 from services.deployer.store import Store
@@ -61,9 +64,8 @@ async def open_deployer(settings: Settings, peers: Peers, *, clock: Clock = SYST
             open_process_runtime(
                 data_dir,
                 settings.run_dir.absolute(),
-                fetch,
+                await _starter(settings, fetch),
                 limits=limits,
-                telemetry=Telemetry(settings.otlp_http_endpoint.rstrip("/"), settings.otlp_token_file),
                 pass_environment={name: os.environ[name] for name in settings.pass_environment if name in os.environ},
                 clock=clock,
             )
@@ -121,6 +123,17 @@ async def open_deployer(settings: Settings, peers: Peers, *, clock: Clock = SYST
             ready=ready,
             drain=reconciler.drain,
         )
+
+
+async def _starter(settings: Settings, fetch: Fetch) -> Starter:
+    """What replicas are on this machine."""
+    data_dir, run_dir = settings.data_dir.absolute(), settings.run_dir.absolute()
+    telemetry = Telemetry(settings.otlp_http_endpoint.rstrip("/"), settings.otlp_token_file)
+    if settings.runtime == "process":
+        return ProcessStarter(data_dir, run_dir, fetch, telemetry)
+    podman = Podman(data_dir, run_dir, runtime=settings.podman_runtime)
+    await podman.open()
+    return ContainerStarter(podman, run_dir, telemetry, settings.podman_network)
 
 
 @contextmanager

@@ -15,6 +15,14 @@ class Settings(DatabaseSettings):
     run_dir: Path
     """Folder for Unix sockets. Its path must be short (a socket's path has at most 107 bytes); only the suite's
     user may enter it, since the services behind an entry service unpickle what they are sent."""
+    runtime: str = "process"
+    """How replicas run: `process`, in the environment that the builder makes; or `podman`, as containers of the image
+    that it makes, read-only, without privileges, as the user 1034."""
+    podman_network: str = "host"
+    """With `podman`, what `podman run --network` takes. Services reach one another by sockets whatever it is; telemetry
+    needs the host's network, or an `otlp_http_endpoint` that can be reached from another one."""
+    podman_runtime: str = ""
+    """With `podman`, what `podman --runtime` takes. Empty for podman's own, or runc where only that works."""
     host: str = "127.0.0.1"
     """Host in the URLs of deployments: where the gateway's own ports for them are reached."""
     port_range: str = "7500-7999"
@@ -66,6 +74,8 @@ class Settings(DatabaseSettings):
             else:
                 if not 0 < first <= last < 65536:
                     faults.append(f"port_range is {self.port_range!r}; it must lie between 1 and 65535.")
+        if self.runtime not in ("process", "podman"):
+            faults.append(f"runtime is {self.runtime!r}; it must be process or podman.")
         if len(str(self.run_dir)) > 64:
             faults.append(f"run_dir has {len(str(self.run_dir))} characters; sockets in it need it to have at most 64.")
         if self.owner_lease_s < 1:

@@ -6,8 +6,10 @@ from typing import Any, cast
 
 from aiohttp import web
 
-from services.deployer.runtimes import Phase, serving
-from services.deployer.runtimes.replica import Folders, Limits, Replica
+from services.deployer.runtimes import Phase
+from services.deployer.runtimes.replica import Limits, Replica
+from services.deployer.runtimes.serving import Telemetry
+from services.deployer.runtimes.starting import Folders, ProcessStarter
 from services.kernel.clock import SYSTEM
 from services.kernel.processes import SupervisedProcess
 
@@ -34,7 +36,8 @@ class Process:
 
 def replica(folder: Path, limits: Limits) -> Replica:
     folders = Folders(folder, folder, folder, folder / "s", folder / "log", folder, folder)
-    return Replica("iris-1", "m", folders, limits, SYSTEM, serving.Telemetry(), cast("Any", None), lambda: None, None)
+    starter = ProcessStarter(folder, folder, cast("Any", None), Telemetry())
+    return Replica("iris-1", "m", folders, limits, SYSTEM, starter, lambda: None, None)
 
 
 async def test_replica_that_never_gets_ready_says_so_and_what_it_answered(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """From a revision to the replica sets that run it."""
 
 import json
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -85,8 +84,7 @@ def test_replica_exports_only_what_the_builder_saw_working(tmp_path: Path, expor
     (tmp_path / "complete.json").write_text(json.dumps({"exports": exports}))
     asked = spec(pb.Template(bento="bentoRepositories/iris/bentos/v1"), manifest())
     places = serving.Places(*(tmp_path for _ in range(7)))
-    told = serving.service_config(
-        replace(asked, environment=str(tmp_path)), places, serving.Telemetry("http://127.0.0.1:1")
-    )
+    telemetry = serving.Telemetry("http://127.0.0.1:1")
+    told = serving.service_config(asked, places, telemetry, serving.exports_of(tmp_path))
     assert ("tracing" in told) is ("traces" in exports)
     assert told["monitoring"]["type"] == ("otlp" if "monitors" in exports else "default")

@@ -59,6 +59,11 @@ class SetSpec:
     """Name and digest of each model: `modelRepositories/{repository}/models/{model}`."""
     environment: str
     """Where the builder put the Python environment, on the machine or volume that it shares with the runtime."""
+    image: str = ""
+    """Where the builder put the image of the bento, as `oci:FOLDER:REFERENCE` or `docker://HOST/NAME`; empty for a
+    runtime that needs none."""
+    image_digest: str = ""
+    """`sha256:<hex>` of its manifest or index: what is run, whatever the reference names by then."""
     envs: Mapping[str, str] = field(default_factory=dict, repr=False)
     files: tuple[SecretFile, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -90,7 +95,7 @@ class ReplicaStatus:
     """How often it ended in a row without ever having been ready."""
     start_time: datetime | None = None
     reason: str = ""
-    """Why it could not be started, for programs: `ENVIRONMENT_MISSING`."""
+    """Why it could not be started, for programs: `ENVIRONMENT_MISSING`, `IMAGE_MISSING`."""
 
 
 @dataclass(frozen=True)

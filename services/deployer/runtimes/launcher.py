@@ -11,6 +11,8 @@ supervisor opens:
   the race between replicas that start together for the ports which BentoML found free;
 - a dead worker is noticed after one second instead of ten. One of several is replaced; the only one is not, nor is one
   that died young, for then the supervisor ends, and whoever started it sees that, waits, and starts it again.
+As the first process of a container it ends when nobody reads what it prints: then its shim was killed. And its status
+says where the kernel ended a process for its memory: the control group that knows it is gone with the container.
 A dependency's own `envs` are put in, which BentoML does only when it starts the whole bento itself.
 
 Standard library only, and Python 3.7: bentos bring old environments.
@@ -20,10 +22,14 @@ Standard library only, and Python 3.7: bentos bring old environments.
 # ruff: noqa: PTH118, UP031, SIM105
 
 import os
+import select
 import sys
+import threading
 
 CHECK_DELAY_S = 1.0
 YOUNG_S = 30.0
+OUT_OF_MEMORY = 247
+"""Status of a container whose memory was not enough. Others have no meaning of their own above 192."""
 API_SERVER = "_bento_api_server"
 
 
@@ -90,8 +96,22 @@ def patch_environments(service_name):
     loader.load = loaded
 
 
+def end_with_the_reader():
+    """End the container once nobody reads its output; the kernel ends the other processes with the first."""
+    poll = select.poll()
+    poll.register(1, 0)
+
+    def wait():
+        poll.poll()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def main(argv):
     """Run until the server ends."""
+    if os.getpid() == 1:
+        end_with_the_reader()
     socket_path, control, kind = argv[1:4]
     arguments = argv[4:]
     # The folder of this file is no place to import from: its modules have names that a bento may use too.
@@ -117,11 +137,37 @@ def main(argv):
     build_start_command()()
 
 
-if __name__ == "__main__":
+def memory_ran_out():
+    """Whether the kernel ended a process of this container."""
+    for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
+        try:
+            with open(path) as file:
+                counts = dict(line.split() for line in file)
+        except (OSError, ValueError):
+            continue
+        if counts.get("oom_kill", "0") != "0":
+            return True
+    return False
+
+
+def run(argv):
+    """Run `main`; gives the status."""
     try:
-        main(sys.argv)
+        main(argv)
     except RuntimeError as exc:
         if "No active process found" not in str(exc):
             raise
         # Said by the supervisor with a page of its own traceback, below which the worker's last words would be lost.
-        sys.exit("The server ended: its worker processes are gone.")
+        sys.stderr.write("The server ended: its worker processes are gone.\n")
+        return 1
+    except SystemExit as exc:
+        if isinstance(exc.code, str):
+            sys.stderr.write(exc.code + "\n")
+            return 1
+        return exc.code or 0
+    return 0
+
+
+if __name__ == "__main__":
+    status = run(sys.argv)
+    sys.exit(OUT_OF_MEMORY if status and os.getpid() == 1 and memory_ran_out() else status)

@@ -17,30 +17,25 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
 import re
 import secrets
 import shutil
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ekiben.errors import FailedPrecondition
-from services.deployer.runtimes import Line, Phase, SetSpec, SetStatus, logs, serving
-from services.deployer.runtimes.replica import Folders, Limits, Replica
+from services.deployer.runtimes import Line, Phase, SetSpec, SetStatus, logs
+from services.deployer.runtimes.replica import Limits, Replica
+from services.deployer.runtimes.starting import Folders, Starter
 from services.kernel import processes
 from services.kernel.clock import SYSTEM, Clock
 from services.kernel.processes import SupervisedProcess
 
 log = logging.getLogger(__name__)
 
-Fetch = Callable[[str, Path], Awaitable[None]]
-"""Puts the content of a bento or a model into a folder that does not exist yet."""
-CONTENT_KEPT_S = 24 * 3600.0
 KEPT_LOGS = 20
 """How many logs of replicas that are gone are kept for each deployment."""
 LONGEST_TMPDIR = 56
@@ -65,20 +60,17 @@ class ProcessRuntime:
         self,
         data_dir: Path,
         run_dir: Path,
-        fetch: Fetch,
+        starter: Starter,
         *,
         limits: Limits | None = None,
-        telemetry: serving.Telemetry | None = None,
         pass_environment: Mapping[str, str] | None = None,
         clock: Clock = SYSTEM,
     ) -> None:
-        self._data, self._run, self._fetch = data_dir, run_dir, fetch
-        self._limits, self._telemetry = limits or Limits(), telemetry or serving.Telemetry()
-        self._passed, self._clock = dict(pass_environment or {}), clock
+        self._data, self._run, self._starter = data_dir, run_dir, starter
+        self._limits, self._passed, self._clock = limits or Limits(), dict(pass_environment or {}), clock
         self.mark = processes.mark_of("deployer", data_dir)
         self._sets: dict[str, _Set] = {}
         self._changed = asyncio.Event()
-        self._fetching: dict[Path, asyncio.Lock] = {}
         self._tasks: asyncio.TaskGroup
         self._kept: set[asyncio.Task[None]] = set()
         self._closing = False
@@ -98,13 +90,13 @@ class ProcessRuntime:
                     spec.target,
                     spec.service,
                     0,
-                    socket_path=str(self._gateway_socket(spec.key)),
+                    socket_path=str(self._starter.set_socket(spec.key)),
                 )
             )
+        self._starter.prepare_set(spec.key)
         known.spec = spec
         for replica in known.replicas.values():
-            replica.spec, replica.legacy, replica.sockets = self._complete(spec), spec.legacy, self._sockets(spec)
-            replica.reason = ""
+            replica.spec, replica.legacy, replica.reason = self._complete(spec), spec.legacy, ""
         await self.scale(spec.key, replicas)
 
     async def scale(self, key: str, replicas: int) -> None:
@@ -190,6 +182,7 @@ class ProcessRuntime:
             await self._adopt(process)
         kept = {id for known in self._sets.values() for id in known.replicas}
         strays = await processes.end_strays(self.mark, keep=kept)
+        await self._starter.sweep(kept)
         await asyncio.to_thread(self._sweep, kept)
         if kept or strays:
             log.info("replicas taken over", extra={"adopted": len(kept), "strays_ended": strays})
@@ -208,6 +201,10 @@ class ProcessRuntime:
     async def _adopt(self, process: SupervisedProcess) -> None:
         try:
             state: dict[str, Any] = json.loads((self._data / "replicas" / process.id / "replica.json").read_text())
+            if state.get("runtime", "process") != self._starter.name:
+                log.info("a replica of another runtime was ended", extra={"replica": process.id})
+                await process.kill()
+                return
             status = SetStatus(
                 state["key"],
                 state["deployment"],
@@ -216,7 +213,7 @@ class ProcessRuntime:
                 state["target"],
                 state["service"],
                 0,
-                socket_path=str(self._gateway_socket(state["key"])),
+                socket_path=str(self._starter.set_socket(state["key"])),
             )
         except (OSError, ValueError, KeyError):
             log.warning("a replica without its description was ended", extra={"replica": process.id})
@@ -239,7 +236,7 @@ class ProcessRuntime:
     def _add(self, known: _Set, spec: SetSpec) -> None:
         slug = re.sub(r"[^a-z0-9]+", "-", spec.service.lower()).strip("-")[:20] or "replica"
         replica = self._replica(f"{slug}-{secrets.token_hex(4)}", known.status)
-        replica.spec, replica.legacy, replica.sockets = self._complete(spec), spec.legacy, self._sockets(spec)
+        replica.spec, replica.legacy = self._complete(spec), spec.legacy
         known.replicas[replica.id] = replica
         self._begin(known, replica)
 
@@ -258,15 +255,14 @@ class ProcessRuntime:
                 own=own,
                 short=self._run / "t" / id,
                 temporary=self._temporary(id),
-                socket=self._run / "r" / id,
+                socket=self._starter.replica_socket(id),
                 log=self._data / "logs" / status.deployment_uid / f"{id}.log",
                 user_home=self._data / "homes" / status.deployment_uid,
                 states=self._run / "p",
             ),
             limits=self._limits,
             clock=self._clock,
-            telemetry=self._telemetry,
-            content=self._content,
+            starter=self._starter,
             changed=self._wake,
             spec=None,
         )
@@ -292,50 +288,15 @@ class ProcessRuntime:
         if not known.replicas and known.status.asked == 0:
             self._sets.pop(known.status.key, None)
         await asyncio.to_thread(self._prune_logs, replica.folders.log.parent)
-        await asyncio.to_thread(self._prune_content)
+        specs = [known.spec for known in self._sets.values() if known.spec is not None]
+        await self._starter.prune(specs, list(self._sets))
         self._wake()
 
     def _wake(self) -> None:
         self._changed.set()
 
-    def _gateway_socket(self, key: str) -> Path:
-        return self._run / "d" / key
-
     def _complete(self, spec: SetSpec) -> SetSpec:
         return replace(spec, envs={**self._passed, **spec.envs})
-
-    def _sockets(self, spec: SetSpec) -> dict[str, Path]:
-        return {service: self._gateway_socket(key) for service, key in spec.dependencies}
-
-    # Content
-
-    async def _content(self, spec: SetSpec) -> tuple[Path, dict[str, Path]]:
-        if not (Path(spec.environment) / "bin" / "python").exists():
-            raise FailedPrecondition(f"The environment {spec.environment} is not there.", reason="ENVIRONMENT_MISSING")
-        bento = await self._ensure("bentos", spec.bento, spec.bento_digest)
-        models = {name: await self._ensure("models", name, digest) for name, digest in spec.models}
-        return bento, models
-
-    async def _ensure(self, kind: str, name: str, digest: str) -> Path:
-        folder = self._data / kind / digest.removeprefix("sha256:")
-        async with self._fetching.setdefault(folder, asyncio.Lock()):
-            if not folder.exists():
-                folder.parent.mkdir(mode=0o700, exist_ok=True)
-                await self._fetch(name, folder)
-            with contextlib.suppress(OSError):
-                os.utime(folder)
-        return folder
-
-    def _prune_content(self) -> None:
-        """Remove content that no set uses and none has used for a while: a rollback may want it again soon."""
-        specs = [known.spec for known in self._sets.values() if known.spec is not None]
-        used = {digest for spec in specs for digest in (spec.bento_digest, *(digest for _, digest in spec.models))}
-        long_ago = time.time() - CONTENT_KEPT_S
-        for kind in ("bentos", "models"):
-            with contextlib.suppress(OSError):
-                for folder in (self._data / kind).iterdir():
-                    if f"sha256:{folder.name}" not in used and folder.stat().st_mtime < long_ago:
-                        shutil.rmtree(folder, ignore_errors=True)
 
     def _sweep(self, kept: Collection[str]) -> None:
         for parent in (self._data / "replicas", self._run / "r", self._run / "t"):
@@ -362,10 +323,10 @@ _DESCRIBED = ("key", "deployment", "deployment_uid", "revision", "target", "serv
 
 @asynccontextmanager
 async def open_process_runtime(
-    data_dir: Path, run_dir: Path, fetch: Fetch, **options: Any
+    data_dir: Path, run_dir: Path, starter: Starter, **options: Any
 ) -> AsyncIterator[ProcessRuntime]:
     """A runtime on this machine. At the end its replicas are left to the next one, unless `drain` was called."""
-    runtime = ProcessRuntime(data_dir, run_dir, fetch, **options)
+    runtime = ProcessRuntime(data_dir, run_dir, starter, **options)
     failure: Exception | None = None
     async with asyncio.TaskGroup() as tasks:
         try:

@@ -4,20 +4,19 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
 import re
 import shutil
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 
 from ekiben.errors import EkibenError
-from services.deployer.runtimes import Phase, ReplicaStatus, SetSpec, logs, serving
+from services.deployer.runtimes import Phase, ReplicaStatus, SetSpec, logs
+from services.deployer.runtimes.starting import OUT_OF_MEMORY, Folders, Starter
 from services.kernel import processes
 from services.kernel.clock import Clock
 from services.kernel.processes import ProcessSpec, SupervisedProcess
@@ -54,27 +53,6 @@ class Limits:
 
 
 @dataclass
-class Folders:
-    """Where a runtime keeps what belongs to one replica."""
-
-    own: Path
-    """Gone with the replica."""
-    short: Path
-    """Gone with the replica; for sockets."""
-    temporary: Path
-    """Gone with the replica."""
-    socket: Path
-    log: Path
-    user_home: Path
-    states: Path
-    """Of the shims."""
-
-
-Content = Callable[[SetSpec], Awaitable[tuple[Path, dict[str, Path]]]]
-"""Gives the folder of a set's bento, and of each of its models by name, fetching what is not there."""
-
-
-@dataclass
 class Replica:
     """The process of one replica, whoever started it."""
 
@@ -83,11 +61,9 @@ class Replica:
     folders: Folders
     limits: Limits
     clock: Clock
-    telemetry: serving.Telemetry
-    content: Content
+    starter: Starter
     changed: Callable[[], None]
     spec: SetSpec | None
-    sockets: dict[str, Path] = field(default_factory=dict)
     legacy: bool = False
     readiness_path: str = "/readyz"
     """Of one that was adopted, until it is told its spec."""
@@ -153,6 +129,7 @@ class Replica:
             if self.process is not None and self.process.returncode is None:
                 self.process.detach()
             raise
+        await self.starter.clean(self.id)
         await asyncio.to_thread(self._clean)
 
     # Starting
@@ -161,72 +138,32 @@ class Replica:
         spec = self.spec
         if spec is None:
             raise EkibenError("It was not told what to run.")
-        self._see(Phase.STARTING, "Its content is being fetched.")
-        bento, models = await self.content(spec)
-        places, argv, envs = await asyncio.to_thread(self._prepare, spec, bento, models)
+        launch = await self.starter.start(
+            self.id, spec, self.folders, lambda message: self._see(Phase.STARTING, message)
+        )
+        await asyncio.to_thread(self.save)
         self.ready_once = False
         self.start_time = self.clock.now()
         process = await processes.start(
             ProcessSpec(
                 id=self.id,
-                argv=argv,
-                env=envs,
-                cwd=places.bento,
+                argv=launch.argv,
+                env=launch.env,
+                cwd=launch.cwd,
                 log_file=self.folders.log,
                 log_max_bytes=self.limits.log_max_bytes,
                 log_keep=self.limits.log_keep,
                 stop_grace_s=min(spec.drain_s, ORPHAN_STOP_S),
                 orphan_grace_s=self.limits.orphan_grace_s,
-                memory_limit_bytes=spec.memory_bytes,
-                cpu_millicores=spec.cpu_millicores,
+                memory_limit_bytes=launch.memory_limit_bytes,
+                cpu_millicores=launch.cpu_millicores,
                 mark=self.mark,
             ),
             self.folders.states,
         )
-        self.note, self.reason = process.note, ""
+        self.note, self.reason = process.note or launch.note, ""
         self._see(Phase.STARTING, "It is starting.")
         return process
-
-    def _prepare(
-        self, spec: SetSpec, bento: Path, models: dict[str, Path]
-    ) -> tuple[serving.Places, list[str], dict[str, str]]:
-        own = self.folders.own
-        home = own / "home"
-        for folder in (home / "models", own / "monitoring", self.folders.user_home, self.folders.short):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.folders.temporary.mkdir(mode=0o700, exist_ok=True)
-        if self.folders.temporary.stat().st_uid != os.getuid():
-            raise OSError(f"{self.folders.temporary} belongs to somebody else")
-        if spec.files:
-            # Files go below the bento for this replica only, so it gets a bento of its own.
-            shutil.rmtree(own / "bento", ignore_errors=True)
-            shutil.copytree(bento, own / "bento", symlinks=True)
-            bento = own / "bento"
-        places = serving.Places(
-            home,
-            self.folders.user_home,
-            self.folders.temporary,
-            bento,
-            self.folders.socket,
-            self.folders.short,
-            own / "monitoring",
-        )
-        for name, folder in models.items():
-            _, repository, _, version = name.split("/")
-            link = home / "models" / repository / version
-            link.parent.mkdir(exist_ok=True)
-            if not link.is_symlink():
-                link.symlink_to(folder, target_is_directory=True)
-            (link.parent / "latest").write_text(version)
-        serving.write_files(spec, places)
-        if spec.legacy:
-            (home / "bentoml.yaml").write_text(json.dumps(serving.legacy_config(spec, self.telemetry)))
-        self.save()
-        return (
-            places,
-            serving.command(spec, places, self.sockets, spec.drain_s),
-            serving.environment(spec, places, self.telemetry, self.id),
-        )
 
     # Watching
 
@@ -318,10 +255,13 @@ class Replica:
 
     async def _ended(self, process: SupervisedProcess, why: str = "") -> None:
         code = process.returncode
+        known = await self.starter.ended(self.id, code)
         if not why and process.out_of_memory:
-            why = "It used more memory than its instance type has, so the kernel ended it."
+            why = OUT_OF_MEMORY
         elif not why and process.shim_lost:
             why = "The process that looks after it was killed."
+        elif not why and known:
+            why = known
         elif not why:
             how = (
                 f"was killed by {signal.Signals(-code).name}"
@@ -371,6 +311,7 @@ class Replica:
                 "ready_once": self.ready_once,
                 "restart_count": self.restart_count,
                 "start_time": self.start_time.isoformat() if self.start_time else "",
+                "runtime": self.starter.name,
                 "readiness_path": self.spec.readiness_path if self.spec is not None else self.readiness_path,
             }
             temporary = file.with_suffix(".tmp")

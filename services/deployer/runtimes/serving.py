@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from ekiben.errors import InvalidArgument
 from services.deployer.runtimes import SetSpec
 
 LAUNCHER = Path(__file__).with_name("launcher.py")
+INSIDE = Path(__file__).with_name("inside.py")
 PLACEHOLDER_PORT = 3000
 """BentoML wants a port although the launcher opens a Unix socket; nothing listens on it."""
 
@@ -47,10 +48,11 @@ class Telemetry:
         return self.token_file.read_text().strip() if self.token_file and self.token_file.exists() else ""
 
 
-def command(spec: SetSpec, places: Places, sockets: Mapping[str, Path], drain_s: float) -> list[str]:
+def command(
+    spec: SetSpec, places: Places, sockets: Mapping[str, Path], *, python: str, launcher: Path, drain_s: float
+) -> list[str]:
     """The command line. `sockets`: where each service that it calls is reached."""
-    python = f"{spec.environment}/bin/python"
-    launch = [python, str(LAUNCHER), str(places.socket), str(places.control)]
+    launch = [python, str(launcher), str(places.socket), str(places.control)]
     where = ["--host", "127.0.0.1", "--port", str(PLACEHOLDER_PORT)]
     if spec.legacy:
         return [*launch, "serve", str(places.bento), "--production", *where]
@@ -60,12 +62,23 @@ def command(spec: SetSpec, places: Places, sockets: Mapping[str, Path], drain_s:
     return [*launch, "start-http-server", str(places.bento), "--service-name", spec.service, *where, *grace, *calls]
 
 
-def environment(spec: SetSpec, places: Places, telemetry: Telemetry, replica: str) -> dict[str, str]:
-    """The whole environment of a replica: nothing of the platform's own is in it."""
-    exports = telemetry.endpoint and exports_of(Path(spec.environment))
+def environment(
+    spec: SetSpec,
+    places: Places,
+    telemetry: Telemetry,
+    exports: Collection[str],
+    replica: str,
+    programs: Mapping[str, str],
+) -> dict[str, str]:
+    """The whole environment of a replica: nothing of the platform's own is in it.
+
+    Args:
+        exports: what the Python environment can send, of `traces` and `monitors`; see `exports_of`.
+        programs: where programs are found, which a user may set otherwise.
+    """
+    exports = exports if telemetry.endpoint else ()
     envs = {
-        "PATH": f"{spec.environment}/bin:/usr/local/bin:/usr/bin:/bin",
-        "VIRTUAL_ENV": spec.environment,
+        **programs,
         "HOME": str(places.user_home),
         "LANG": "C.UTF-8",
         "PYTHONUNBUFFERED": "1",
@@ -100,19 +113,19 @@ def environment(spec: SetSpec, places: Places, telemetry: Telemetry, replica: st
         envs.setdefault("BENTOML_CONFIG", str(places.home / "bentoml.yaml"))
     else:
         envs["BENTOML_CONFIG_OVERRIDES"] = json.dumps(
-            {"services": {spec.service: service_config(spec, places, telemetry)}}
+            {"services": {spec.service: service_config(spec, places, telemetry, exports)}}
         )
     return envs
 
 
-def service_config(spec: SetSpec, places: Places, telemetry: Telemetry) -> dict[str, Any]:
+def service_config(spec: SetSpec, places: Places, telemetry: Telemetry, exports: Collection[str]) -> dict[str, Any]:
     """Configuration of one service of BentoML 1.2 and later; what the user overrides wins."""
     config: dict[str, Any] = {
         # Whether the services behind it answer is the platform's to know; the probe would hang with them for a minute.
         "runner_probe": {"enabled": False},
         "monitoring": {"enabled": True, "type": "default", "options": {"log_path": str(places.monitoring)}},
     }
-    exports = exports_of(Path(spec.environment)) if telemetry.endpoint else frozenset()
+    exports = exports if telemetry.endpoint else ()
     if "traces" in exports:
         config["tracing"] = tracing(telemetry)
     if "monitors" in exports:
@@ -126,10 +139,10 @@ def service_config(spec: SetSpec, places: Places, telemetry: Telemetry) -> dict[
     return merged
 
 
-def legacy_config(spec: SetSpec, telemetry: Telemetry) -> dict[str, Any]:
+def legacy_config(spec: SetSpec, telemetry: Telemetry, exports: Collection[str]) -> dict[str, Any]:
     """Configuration file of BentoML 1.0 and 1.1, as JSON is YAML too."""
     config: dict[str, Any] = {"version": 1}
-    exports = exports_of(Path(spec.environment)) if telemetry.endpoint else frozenset()
+    exports = exports if telemetry.endpoint else ()
     if "traces" in exports:
         config["tracing"] = tracing(telemetry)
     if "monitors" in exports:

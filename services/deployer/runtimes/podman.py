@@ -1,0 +1,293 @@
+"""Podman with stores of its own below the deployer's folders: it sees no other containers, and no other sees these.
+
+data_dir/containers/storage      images, and what containers wrote on top of them
+data_dir/containers/images       the images that were pulled: digest of the manifest → podman's id, and when last used
+run_dir/c                        what podman keeps until the machine starts again
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import re
+import resource
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ekiben.errors import FailedPrecondition
+from services.kernel import processes
+from services.kernel.settings import SettingsError
+
+log = logging.getLogger(__name__)
+
+OLDEST = (4, 0)
+"""The first with `--log-driver passthrough`: what a container prints goes straight to the shim."""
+MOST_PROCESSES = 32768
+"""Podman lowers its own limit to this before it sets the container's, which may then not be higher."""
+MOST_FILES = 1 << 20
+_CONFIG = """\
+# Written by Ekiben: this engine runs replicas and nothing else.
+[containers]
+default_ulimits = []
+[engine]
+events_logger = "none"
+lock_type = "file"
+"""
+_INDEX = "application/vnd.oci.image.index.v1+json"
+_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+
+
+class Podman:
+    """See the module."""
+
+    def __init__(self, data_dir: Path, run_dir: Path, *, runtime: str = "", program: str = "podman") -> None:
+        self._data, self._run, self._runtime = data_dir / "containers", run_dir / "c", runtime
+        self._program = program
+        self._mark = processes.mark_of("deployer", data_dir)
+        self._images = self._data / "images"
+        self._pulling: dict[str, asyncio.Lock] = {}
+        self._seen: set[str] = set()
+        self.rootless = os.getuid() != 0
+        self.limits = True
+        """Whether memory and cores of a container can be limited."""
+
+    # Its life
+
+    async def open(self) -> None:
+        """Make the stores, and see whether podman works.
+
+        Raises:
+            SettingsError: it is not there, too old, or does not work on this machine.
+        """
+        if shutil.which(self._program) is None:
+            raise SettingsError(
+                [
+                    "runtime is podman, and there is no podman on PATH. Install it (Debian: apt-get install podman), "
+                    "or run replicas as processes with runtime=process."
+                ]
+            )
+        await asyncio.to_thread(self._prepare)
+        status, output, error = await self.run("info", "--format", "json")
+        if status and "database configuration mismatch" in error:
+            # The folders were moved or restored somewhere else. Nothing of value is in there: images are pulled again.
+            await asyncio.to_thread(self._forget_all)
+            status, output, error = await self.run("info", "--format", "json")
+        if status:
+            raise SettingsError([f"runtime is podman, which does not work here: {said(error)}"])
+        about: dict[str, Any] = json.loads(output)
+        version = str(about["version"]["Version"])
+        numbers = re.match(r"(\d+)\.(\d+)", version)
+        if numbers is None or (int(numbers[1]), int(numbers[2])) < OLDEST:
+            raise SettingsError([f"runtime is podman, of which 4.0 or later is needed; {version} is installed."])
+        host = about["host"]
+        self.limits = not self.rootless or (
+            host.get("cgroupVersion") == "v2" and host.get("cgroupManager") == "systemd"
+        )
+        log.info("podman runs replicas", extra={"version": version, "runtime": host["ociRuntime"]["name"]})
+
+    def _prepare(self) -> None:
+        for folder in (self._data, self._images, self._run):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        booted = self._run / "boot"
+        if not booted.exists() or booted.read_text() != boot:
+            # Mounts that podman counted in there are gone.
+            for path in self._run.iterdir():
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            booted.write_text(boot)
+        (self._data / "containers.conf").write_text(_CONFIG)
+
+    def _forget_all(self) -> None:
+        for folder in (self._data / "storage", self._run / "run", self._run / "tmp", self._images):
+            shutil.rmtree(folder, ignore_errors=True)
+        self._images.mkdir(mode=0o700)
+
+    # Commands
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment of podman itself, from which a container gets nothing that is not named."""
+        kept = ("PATH", "HOME", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS", "TMPDIR")
+        own = {name: os.environ[name] for name in kept if name in os.environ}
+        return {"PATH": "/usr/local/bin:/usr/bin:/bin", **own, "CONTAINERS_CONF": str(self._data / "containers.conf")}
+
+    def command(self, *words: str) -> list[str]:
+        """A command line."""
+        stores = ["--root", str(self._data / "storage"), "--runroot", str(self._run / "run")]
+        stores += ["--tmpdir", str(self._run / "tmp")]
+        runtime = self._runtime or ("runc" if hybrid() and shutil.which("runc") else "")
+        return [self._program, *stores, *(["--runtime", runtime] if runtime else []), *words]
+
+    async def run(
+        self, *words: str, cwd: Path | None = None, env: Mapping[str, str] | None = None
+    ) -> tuple[int, str, str]:
+        """Run one: its status and what it printed. Cancelled, it is killed; `end_strays` knows what we leave behind."""
+        process = await asyncio.create_subprocess_exec(
+            *self.command(*words),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            cwd=cwd,
+            env={**self.env, **(env or {}), processes.MARK: f"{self._mark}/podman"},
+        )
+        try:
+            output, error = await process.communicate()
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            raise
+        return process.returncode or 0, output.decode(errors="replace"), error.decode(errors="replace")
+
+    # Images
+
+    async def image(self, location: str, digest: str, tell: Callable[[str], None]) -> str:
+        """Podman's id of an image, which is pulled unless it is here.
+
+        Args:
+            location: `oci:FOLDER[:REFERENCE]`, or another that podman pulls from, as `docker://HOST/NAME`.
+            digest: of the manifest or the index: whatever the reference names by now, this is what is pulled.
+
+        Raises:
+            FailedPrecondition: it is not there any more (IMAGE_MISSING), or cannot be pulled (IMAGE_NOT_PULLED).
+        """
+        name = digest.removeprefix("sha256:")
+        kept = self._images / name
+        async with self._pulling.setdefault(name, asyncio.Lock()):
+            known = await asyncio.to_thread(_read, kept)
+            if known and (known in self._seen or (await self.run("image", "exists", known))[0] == 0):
+                await asyncio.to_thread(os.utime, kept)
+                self._seen.add(known)
+                return known
+            tell("Its image is being pulled.")
+            began = time.monotonic()
+            found = await self._pull(location, digest)
+            await asyncio.to_thread(_write, kept, found)
+            self._seen.add(found)
+            log.info("image pulled", extra={"image": digest, "seconds": round(time.monotonic() - began, 1)})
+            return found
+
+    def doubt(self) -> None:
+        """Something failed: look again whether images are there."""
+        self._seen.clear()
+
+    async def _pull(self, location: str, digest: str) -> str:
+        proxies = {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}
+        if not location.startswith("oci:"):
+            named = re.sub(r"(:[^/:@]+)?(@[^@]+)?$", "", location)
+            return self._pulled(location, *await self.run("pull", "-q", f"{named}@{digest}", env=proxies))
+        folder = Path(location.removeprefix("oci:").partition(":")[0])
+        # A layout with this one image: names in the builder's own may be moved, and its index rewritten, at any time.
+        view = self._data / "views" / secrets.token_hex(8)
+        try:
+            await asyncio.to_thread(_view, folder, digest, view)
+            # Podman makes a name of the folder's path, which not every path can be.
+            return self._pulled(location, *await self.run("pull", "-q", f"oci:{view.name}:image", cwd=view.parent))
+        finally:
+            await asyncio.to_thread(shutil.rmtree, view, ignore_errors=True)
+
+    def _pulled(self, location: str, status: int, output: str, error: str) -> str:
+        if status:
+            missing = re.search(r"manifest unknown|no such file|not found", error)
+            raise FailedPrecondition(
+                f"The image {location} cannot be pulled: {said(error)}",
+                reason="IMAGE_MISSING" if missing else "IMAGE_NOT_PULLED",
+                image=location,
+            )
+        return output.strip().splitlines()[-1]
+
+    async def prune(self, digests: Collection[str], older_than_s: float) -> None:
+        """Remove images that are not among the digests and were not used for so long."""
+        used = {digest.removeprefix("sha256:") for digest in digests}
+        old = await asyncio.to_thread(self._unused, used, time.time() - older_than_s)
+        for kept, id in old:
+            async with self._pulling.setdefault(kept.name, asyncio.Lock()):
+                await self.run("untag", id)
+                # One that a container still has is not removed; by the time that has ended it is tried again.
+                if (await self.run("rmi", id))[0] == 0 or (await self.run("image", "exists", id))[0]:
+                    self._seen.discard(id)
+                    kept.unlink(missing_ok=True)
+
+    def _unused(self, used: Collection[str], long_ago: float) -> list[tuple[Path, str]]:
+        found = {path: _read(path) for path in self._images.iterdir()}
+        needed = {id for path, id in found.items() if path.name in used}
+        return [
+            (path, id)
+            for path, id in found.items()
+            if id and id not in needed and path.name not in used and path.stat().st_mtime < long_ago
+        ]
+
+    # Containers
+
+    async def containers(self) -> list[str]:
+        """The names of all containers."""
+        status, output, error = await self.run("ps", "--all", "--format", "{{.Names}}")
+        if status:
+            log.warning("containers cannot be listed", extra={"error": said(error)})
+        return output.split()
+
+    async def remove(self, *names: str) -> None:
+        """End and remove containers; those that are not there are passed over."""
+        status, _, error = await self.run("rm", "--force", "--ignore", "--time", "0", "--volumes", *names)
+        if status:
+            log.warning("containers could not be removed", extra={"containers": names, "error": said(error)})
+
+
+def said(error: str) -> str:
+    """What podman said last, without what it says before each line."""
+    lines = [line for line in error.strip().splitlines() if line.strip()]
+    return lines[-1].removeprefix("Error: ").strip() if lines else "it said nothing."
+
+
+def hybrid() -> bool:
+    """Whether control groups of both versions are mounted, with which crun refuses to work and runc does."""
+    groups = Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError):
+        return not (groups / "cgroup.controllers").exists() and bool(
+            (groups / "unified" / "cgroup.controllers").read_text().strip()
+        )
+    return False
+
+
+def ulimits() -> Sequence[str]:
+    """Options for limits that this process may set: podman's own are too high where it may not raise them."""
+    files, tasks = resource.getrlimit(resource.RLIMIT_NOFILE)[1], resource.getrlimit(resource.RLIMIT_NPROC)[1]
+    files = MOST_FILES if files == resource.RLIM_INFINITY else min(files, MOST_FILES)
+    tasks = MOST_PROCESSES if tasks == resource.RLIM_INFINITY else min(tasks, MOST_PROCESSES)
+    return ["--ulimit", f"nofile={files}:{files}", "--ulimit", f"nproc={tasks}:{tasks}"]
+
+
+def _view(layout: Path, digest: str, view: Path) -> None:
+    manifest = layout / "blobs" / "sha256" / digest.removeprefix("sha256:")
+    try:
+        content = manifest.read_bytes()
+        media_type = json.loads(content).get("mediaType")
+    except (OSError, ValueError):
+        raise FailedPrecondition(f"The image {digest} is not in {layout}.", reason="IMAGE_MISSING") from None
+    described = {
+        "mediaType": media_type or (_INDEX if b'"manifests"' in content else _MANIFEST),
+        "digest": digest,
+        "size": len(content),
+        "annotations": {"org.opencontainers.image.ref.name": "image"},
+    }
+    view.mkdir(parents=True, mode=0o700)
+    (view / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
+    (view / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [described]}))
+    (view / "blobs").symlink_to((layout / "blobs").resolve(), target_is_directory=True)
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _write(file: Path, text: str) -> None:
+    fresh = file.with_name(f".{file.name}")
+    fresh.write_text(text)
+    fresh.replace(file)
