@@ -35,6 +35,22 @@ def _trust(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def of_build(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of `build`: what is attached to an image as it is made."""
+    for option in (
+        click.option("--no-attestations", is_flag=True, help="Attach neither bill of material nor provenance."),
+        click.option("--password-file", type=_FILE, help="File with the signing key's password."),
+        click.option(
+            "--sign-key",
+            type=_FILE,
+            envvar="EKIBEN_SIGNING_KEY",
+            help="Private key to sign the image with.  [env: EKIBEN_SIGNING_KEY]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 @click.command()
 @_IMAGE
 @click.option("--key", type=_FILE, envvar="EKIBEN_SIGNING_KEY", help="Private key.  [env: EKIBEN_SIGNING_KEY]")

@@ -60,12 +60,25 @@ def images() -> None:
     help="How layers are packed: none, gzip, or zstd, which Docker before 23 and umoci before 0.5 cannot read. "
     "Models are packed only by zstd, and only where that saves a tenth.  [env: EKIBEN_IMAGES_COMPRESSION]",
 )
-def build(bento: str, base: str, output: str, push: str, platform: str, cache: Path, compression: str) -> None:
+@attestations.of_build
+def build(
+    bento: str,
+    base: str,
+    output: str,
+    push: str,
+    platform: str,
+    cache: Path,
+    compression: str,
+    sign_key: Path | None,
+    password_file: Path | None,
+    no_attestations: bool,
+) -> None:
     """Build the image of a BENTO: a tag of the local BentoML store, or a bento's folder.
 
     Nothing is executed: layers for the Python environment, for each model and for the bento itself are put on the
     base. A layer that is in the output already is neither made nor written again, and equal bentos give equal
-    digests. Prints the image's digest. Logins and certificates for registries are those of docker and podman.
+    digests. A bill of material and the provenance are attached, and signed where there is a key. Prints the image's
+    digest. Logins and certificates for registries are those of docker and podman.
 
     \b
     Examples:
@@ -81,6 +94,9 @@ def build(bento: str, base: str, output: str, push: str, platform: str, cache: P
     command += ["--base", base, "--output", output, "--cache", str(cache.expanduser().resolve())]
     command += ["--compression", compression]
     command += ["--platform", platform] if platform else []
+    command += ["--sign-key", str(sign_key)] if sign_key else []
+    command += ["--password-file", str(password_file)] if password_file else []
+    command += ["--no-attestations"] * no_attestations
     sys.stdout.flush()
     os.execv(sys.executable, command)
 

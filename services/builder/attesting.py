@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from services.builder.materials import Materials, materials_of
+from services.builder.materials import Materials, materials_of, packages_of
 from services.builder.provenance import provenance_of
 from services.content.attestations import attachments, envelopes, keys, signing
 from services.content.attestations.keys import Private
@@ -37,7 +37,11 @@ class Part:
 class Attestor:
     """Attaches what there is to say. `key` is None where nothing is signed."""
 
-    def __init__(self, say: Callable[[str], None], *, key: Private | None = None, builder: str = OFFLINE) -> None:
+    def __init__(
+        self, cache: Path, say: Callable[[str], None], *, key: Private | None = None, builder: str = OFFLINE
+    ) -> None:
+        """`cache` is a folder in which is remembered which packages an environment has."""
+        self._packages = cache / "packages"
         self._say = say
         self._key = key
         self._builder = builder
@@ -52,12 +56,14 @@ class Attestor:
         for part in parts:
             manifest = json.loads(part.manifest)
             config = json.loads(await attachments.read(store, Descriptor.from_json(manifest["config"])))
-            materials = await asyncio.to_thread(
-                materials_of,
+            packages = await asyncio.to_thread(
+                packages_of, part.environment, part.environment_digest, part.lock, self._packages
+            )
+            materials = materials_of(
                 part.image,
                 manifest,
                 config,
-                environment=part.environment,
+                packages=packages,
                 environment_digest=part.environment_digest,
                 lock=part.lock,
                 python=part.python,

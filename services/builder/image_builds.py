@@ -3,6 +3,7 @@
 Whoever calls it has the bento's folder and its recipe; the base says for which Python and platform that is resolved.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,14 +11,16 @@ from pathlib import Path
 from ekiben.errors import FailedPrecondition
 from services.builder import compilers, images
 from services.builder.assembler import Assembler, Model, Parts
+from services.builder.attesting import Attestor, Part
 from services.builder.bases import BaseImage, open_base
 from services.builder.compression import Method
-from services.builder.image_environments import ImageEnvironments
+from services.builder.image_environments import ImageEnvironment, ImageEnvironments
 from services.builder.interpreters import Interpreters
 from services.builder.locks import Lock, Work
 from services.builder.recipe import BentoFiles, Recipe
 from services.builder.targets import Target
 from services.content import open_images
+from services.content.digest import Digest
 from services.content.images import INDEX, MANIFEST, BlobsMissing, Descriptor, ImageStore, Platform
 from services.content.images.doubting import DoubtingImageStore
 
@@ -73,6 +76,7 @@ async def build_image(
     workshop: Workshop,
     work: Work,
     compression: Method = Method.GZIP,
+    attestor: Attestor | None = None,
 ) -> Descriptor:
     """Make the image, and have `reference` in `into` name it, last of all; what names it there.
 
@@ -82,6 +86,7 @@ async def build_image(
     Args:
         base: the image to put layers on, as `open_images` reads it.
         compression: how layers are packed; see `compression.Rules` for what a target can read.
+        attestor: attaches to the image what there is to say of it, and signs it, before the reference names it.
 
     Raises:
         EkibenError: it cannot be built; reasons are those of `check`, `open_images`, `Base.python`, uv's (`failures`)
@@ -89,11 +94,11 @@ async def build_image(
     """
     check(source.files)
     try:
-        return await _build(source, platforms, base, into, reference, workshop, work, compression)
+        return await _build(source, platforms, base, into, reference, workshop, work, compression, attestor)
     except BlobsMissing as exc:
         work.say(f"{into.name} lost layers that it said to have: sending them once more.")
         doubted = DoubtingImageStore(into, exc.digests)
-        return await _build(source, platforms, base, doubted, reference, workshop, work, compression)
+        return await _build(source, platforms, base, doubted, reference, workshop, work, compression, attestor)
 
 
 async def _build(
@@ -105,20 +110,32 @@ async def _build(
     workshop: Workshop,
     work: Work,
     compression: Method,
+    attestor: Attestor | None,
 ) -> Descriptor:
-    made: list[tuple[bytes, Platform]] = []
+    made: list[tuple[Part, Platform]] = []
     like: Lock | None = None
     async with open_images(base) as (base_store, base_reference):
         for platform in platforms:
             found = await open_base(base_store, base_reference, base, platform, workshop.cache / "bases")
             parts = await _parts(source, found, platform, workshop, work, like)
             like = parts.environment.lock
-            made.append(await Assembler(workshop.cache, work.say, compression).assemble(parts, found, into))
-    if len(made) == 1:
-        ((content, runs_on),) = made
-        return await into.tag(reference, content, MANIFEST, runs_on)
-    kept = [replace(await into.keep(content, MANIFEST), platform=runs_on) for content, runs_on in made]
-    return await into.tag(reference, images.index_of(kept), INDEX, None)
+            content, runs_on = await Assembler(workshop.cache, work.say, compression).assemble(parts, found, into)
+            made.append((_part(content, parts.environment), runs_on))
+    content, media_type, named = made[0][0].manifest, MANIFEST, made[0][0].image
+    if len(made) > 1 or attestor is not None:
+        for part, _ in made:
+            await into.keep(part.manifest, MANIFEST)
+    if len(made) > 1:
+        content = images.index_of([replace(part.image, platform=runs_on) for part, runs_on in made])
+        named, media_type = await into.keep(content, INDEX), INDEX
+    if attestor is not None:
+        await attestor.attest(into, named, [part for part, _ in made], source.tag)
+    return await into.tag(reference, content, media_type, made[0][1] if len(made) == 1 else None)
+
+
+def _part(manifest: bytes, environment: ImageEnvironment) -> Part:
+    image = Descriptor(MANIFEST, Digest(hashlib.sha256(manifest).hexdigest()), len(manifest))
+    return Part(image, manifest, environment.path, environment.digest, environment.lock.text, environment.target.python)
 
 
 async def _parts(

@@ -1,9 +1,10 @@
-"""What an image was made of, as its bill of material and its provenance tell it. Pure but for reading files."""
+"""What an image was made of, as its bill of material and its provenance tell it."""
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import Distribution, DistributionFinder, MetadataPathFinder
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from packaging.requirements import InvalidRequirement, Requirement
 
 from services.content.digest import Digest
+from services.content.files import make_folder, write_whole
 from services.content.images import Descriptor, Platform
 
 
@@ -62,12 +64,12 @@ def materials_of(
     manifest: Mapping[str, Any],
     config: Mapping[str, Any],
     *,
-    environment: Path,
+    packages: Sequence[Package],
     environment_digest: str,
     lock: str,
     python: str,
 ) -> Materials:
-    """From an assembled image and the environment in it. Reads the packages' metadata, so run it in a thread."""
+    """From an assembled image and the packages in it."""
     annotations = manifest.get("annotations") or {}
     layers = _layers(manifest, config)
     bento = str(annotations.get("dev.ekiben.bento") or "")
@@ -81,14 +83,34 @@ def materials_of(
         [_material(tag, layers, f"model {tag}", image) for tag in models],
         environment_digest,
         Digest(hashlib.sha256(lock.encode()).hexdigest()),
-        packages_of(environment, lock),
+        packages,
         python,
         str(annotations.get("dev.ekiben.bentoml-version") or ""),
     )
 
 
-def packages_of(environment: Path, lock: str) -> list[Package]:
-    """The packages that are installed in an environment, by name, with the hashes that its lock has for each."""
+def packages_of(environment: Path, digest: str, lock: str, remembered: Path) -> list[Package]:
+    """The packages that are installed in an environment, by name, with the hashes that its lock has for each.
+
+    Reads a file for each package, the first time; then what is remembered by the environment's digest.
+    """
+    known = remembered / f"{digest.removeprefix('sha256:')}.v1.json"
+    try:
+        return [
+            Package(**{key: _frozen(value) for key, value in each.items()}) for each in json.loads(known.read_text())
+        ]
+    except (OSError, ValueError, TypeError, AttributeError):
+        found = _read_packages(environment, lock)
+    make_folder(remembered)
+    write_whole(known, json.dumps([asdict(each) for each in found]).encode(), durable=False)
+    return found
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _read_packages(environment: Path, lock: str) -> list[Package]:
     hashes = dict(_hashes(lock))
     found = {_normal(str(each.metadata["Name"])): each for each in _installed(environment)}
     return [

@@ -18,6 +18,7 @@ from ekiben.errors import EkibenError
 from services.builder import bento as bentos
 from services.builder import image_builds
 from services.builder.assembler import Model
+from services.builder.attesting import Attestor
 from services.builder.compression import Rules
 from services.builder.image_builds import Source, Workshop
 from services.builder.image_environments import ImageEnvironments
@@ -27,6 +28,8 @@ from services.builder.recipe import make_recipe
 from services.builder.settings import Settings
 from services.builder.uv import Programs
 from services.content import open_images
+from services.content.attestations import keys
+from services.content.attestations.keys import Private
 from services.content.images import Descriptor, Platform
 from services.kernel.clock import SYSTEM
 
@@ -48,10 +51,12 @@ async def build(
     reference: str = "",
     platforms: Sequence[Platform] = (),
     compression: str = "",
+    attest: bool = True,
+    key: Private | None = None,
 ) -> Descriptor:
     """Build the image of a bento, by its tag in the local store or its folder; what names it in the output.
 
-    For this machine's platform where none is named.
+    For this machine's platform where none is named. With a key it is signed, and what is said of it too.
 
     Raises:
         EkibenError: it cannot be built; reasons are those of builds and of `image_builds.build_image`.
@@ -81,6 +86,7 @@ async def build(
                 workshop=workshop,
                 work=Work(Path(tmp), _say),
                 compression=Rules.parse(compression).of(output),
+                attestor=Attestor(cache, _say, key=key) if attest else None,
             )
 
 
@@ -112,9 +118,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tag", default="")
     parser.add_argument("--compression", default="")
     parser.add_argument("--platform", default="")
+    parser.add_argument("--no-attestations", action="store_true")
+    parser.add_argument("--sign-key", type=Path)
+    parser.add_argument("--password-file", type=Path)
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/ekiben/images").expanduser())
     given = parser.parse_args(arguments)
     try:
+        key = keys.load_private(given.sign_key, given.password_file) if given.sign_key else None
         found = asyncio.run(
             build(
                 given.bento,
@@ -124,6 +134,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 reference=given.tag,
                 compression=given.compression,
                 platforms=[Platform.parse(each) for each in dict.fromkeys(given.platform.split(",")) if each],
+                attest=key is not None or not given.no_attestations,
+                key=key,
             )
         )
     except EkibenError as exc:

@@ -112,6 +112,9 @@ async def test_an_index_is_signed_for_all_of_its_manifests(store: ImageStore) ->
     assert (await verify(store)).digest == listed[0].digest
     found = await verification.verify(store, "v", ARM, TRUSTED, NOW)
     assert found.digest == listed[1].digest
+    assert (await store.resolve(str(found.digest), ARM))[0].digest == found.digest
+    with pytest.raises(NotFound):
+        await store.find(str((await store.resolve("v", ARM))[1].layers[0].digest))
 
 
 async def test_a_signature_of_a_manifest_does_not_cover_others_of_its_index(store: ImageStore) -> None:

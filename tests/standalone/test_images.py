@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,13 @@ def built(tmp_path_factory: pytest.TempPathFactory, bentos: Path) -> dict[str, A
     return {"tag": tag, "env": bentoml.env, "base": base, "folder": folder, "bentoml": bentoml}
 
 
-def build(built: dict[str, Any], output: Path, cache: Path, bento: str = "") -> subprocess.CompletedProcess[str]:
+def build(
+    built: dict[str, Any], output: Path, cache: Path, bento: str = "", options: Sequence[object] = ()
+) -> subprocess.CompletedProcess[str]:
     command = [str(BIN / "ekiben"), "images", "build", bento or built["tag"], "--base", built["base"]]
     env = {**built["env"], "EKIBEN_BUILDER_PYTHON_PREFERENCE": "system"}
-    return run([*command, "--output", f"oci:{output}", "--cache", str(cache)], env=env, timeout_s=400)
+    command += ["--output", f"oci:{output}", "--cache", str(cache), *map(str, options)]
+    return run(command, env=env, timeout_s=400)
 
 
 @pytest.fixture(scope="module")
@@ -128,3 +131,23 @@ def test_a_bento_that_needs_commands_or_a_base_without_its_python_is_refused(
     with pytest.raises(AssertionError, match="has no image"):
         build({**built, "base": f"oci:{tmp_path}/nothing"}, tmp_path / "layout", built["folder"] / "cache")
     assert not (tmp_path / "layout" / "index.json").exists()
+
+
+def test_an_image_says_what_it_is_made_of_and_who_signed_it(image: Path, built: dict[str, Any], tmp_path: Path) -> None:
+    named = f"oci:{image}:{built['tag'].partition(':')[2]}"
+
+    def images(*arguments: object) -> str:
+        return run([str(BIN / "ekiben"), "images", *map(str, arguments)], env=built["env"]).stdout
+
+    bill = json.loads(images("sbom", named))
+    kinds = {each["name"]: each["type"] for each in bill["components"]}
+    assert kinds["bentoml"] == "library" and "machine-learning-model" in kinds.values()
+    public = images("keygen", tmp_path / "our.key", "--no-password").strip()
+    signed = build(built, image, built["folder"] / "cache", options=["--sign-key", tmp_path / "our.key"]).stdout.strip()
+    assert images("verify", named, "--key", public, "--whole").strip() == signed
+    first = images("attestations", named, "--key", public, "-o", "json")
+    said = json.loads(images("provenance", named, "--key", public))
+    dependencies = {each["uri"]: each.get("digest") for each in said["buildDefinition"]["resolvedDependencies"]}
+    assert dependencies[f"bento:{built['tag']}"] and any(each.startswith("model:") for each in dependencies)
+    again = build(built, image, built["folder"] / "cache", options=["--sign-key", tmp_path / "our.key"]).stdout.strip()
+    assert (again, images("attestations", named, "--key", public, "-o", "json")) == (signed, first)

@@ -1,6 +1,7 @@
 """Bills of material and provenance of images."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from services.builder.provenance import provenance_of
 from services.content.digest import Digest
 from services.content.images import LAYER, MANIFEST, Descriptor
 
+ENVIRONMENT = f"sha256:{'ee' * 32}"
 IMAGE = Descriptor(MANIFEST, Digest("ab" * 32), 1000)
 LOCK = """\
 # made by uv
@@ -73,8 +75,8 @@ def made(environment: Path) -> Materials:
         IMAGE,
         manifest,
         config,
-        environment=environment,
-        environment_digest=f"sha256:{'ee' * 32}",
+        packages=materials.packages_of(environment, ENVIRONMENT, LOCK, environment / "remembered"),
+        environment_digest=ENVIRONMENT,
         lock=LOCK,
         python="3.11",
     )
@@ -116,6 +118,15 @@ def test_the_bill_is_what_cyclonedx_says_and_the_same_each_time(
         "pkg:pypi/local-thing@1.0",
     }
     assert content["metadata"]["component"]["purl"].startswith("pkg:oci/summarizer@sha256")
+
+
+def test_the_packages_of_an_environment_are_read_once(environment: Path) -> None:
+    first = made(environment)
+    shutil.rmtree(environment / "lib")
+    assert made(environment) == first
+    (remembered,) = (environment / "remembered").iterdir()
+    remembered.write_text("[{}]")  # damaged: read again
+    assert made(environment).packages == []
 
 
 def test_an_image_without_packages_or_models_has_a_bill_too(tmp_path: Path) -> None:

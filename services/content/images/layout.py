@@ -22,7 +22,14 @@ from ekiben.errors import DataLoss, InvalidArgument, NotFound
 from services.content.digest import Digest
 from services.content.files import make_folder, storage_error, sync_folder, write_whole
 from services.content.images import INDEX, MANIFEST, REF_NAME, Descriptor, Image, Platform, attached
-from services.content.images.resolving import damaged, for_platform, object_of, read_json, unexpected
+from services.content.images.resolving import (
+    MAX_MANIFEST_BYTES,
+    damaged,
+    for_platform,
+    object_of,
+    read_json,
+    unexpected,
+)
 
 _CHUNK = 1 << 20
 
@@ -143,7 +150,7 @@ class LayoutImageStore:
             if REF_NAME in each.annotations or (not each.artifact_type and (await self._subject(each))[0] is None)
         ]
         if reference.startswith("sha256:"):
-            named = [each for each in entries if str(each.digest) == reference][:1]
+            named = [each for each in entries if str(each.digest) == reference][:1] or await self._kept(reference)
         else:
             named = [each for each in entries if not reference or each.annotations.get(REF_NAME) == reference]
         if not named or (not reference and len({each.digest for each in named}) > 1):
@@ -155,6 +162,18 @@ class LayoutImageStore:
                 image=reference,
             )
         return named
+
+    async def _kept(self, digest: str) -> list[Descriptor]:
+        """A manifest that has no entry of its own, as those that an index lists."""
+        size = await self.size(Digest.parse(digest))
+        if size is None or size > MAX_MANIFEST_BYTES:
+            return []
+        try:
+            content = await read_json(self, Descriptor("", Digest.parse(digest), size))
+        except InvalidArgument:
+            return []  # a layer, or something else that is no manifest
+        kind = str(content.get("mediaType") or (INDEX if "manifests" in content else MANIFEST))
+        return [Descriptor(kind, Digest.parse(digest), size)] if {"config", "manifests"} & content.keys() else []
 
     async def _subject(self, entry: Descriptor) -> tuple[Digest | None, Descriptor]:
         """What an entry is attached to, if it is; remembered, since a layout lists all its attachments at once."""
