@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs the real servers and tools that tests start by themselves, where they are missing and apt-get is there.
-# The S3 server, the OCI registry and the OCI conformance suite are Go programs, built once below ~/.cache/ekiben-tests where there is Go (1.26 or newer).
+# The S3 server, the OCI registry, the OCI conformance suite and the readers of lazy layers are Go programs, built once below ~/.cache/ekiben-tests where there is Go (1.26 or newer).
 # Nothing is started. Tests that miss one are skipped with a reason that names the package.
 set -eu
 cd "$(dirname "$0")/.."
@@ -8,6 +8,7 @@ if command -v go >/dev/null 2>&1; then
     "${PYTHON:-python3}" -m tests.s3 >/dev/null
     "${PYTHON:-python3}" -m tests.oci_registry >/dev/null
     "${PYTHON:-python3}" -m tests.oci_conformance >/dev/null
+    "${PYTHON:-python3}" -m tests.lazyread >/dev/null
 fi
 missing=""
 need() { # need PROGRAM PACKAGE

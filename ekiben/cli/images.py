@@ -57,8 +57,9 @@ def images() -> None:
     show_default=True,
     envvar="EKIBEN_IMAGES_COMPRESSION",
     metavar="METHOD | REGISTRY=METHOD,...",
-    help="How layers are packed: none, gzip, or zstd, which Docker before 23 and umoci before 0.5 cannot read. "
-    "Models are packed only by zstd, and only where that saves a tenth.  [env: EKIBEN_IMAGES_COMPRESSION]",
+    help="How layers are packed: none, gzip, zstd (not for Docker before 23, nor umoci 0.4), or for nodes that pull "
+    "lazily estargz or zstd:chunked. Models stay as they are unless zstd saves a tenth of them, or for the last two.  "
+    "[env: EKIBEN_IMAGES_COMPRESSION]",
 )
 @attestations.of_build
 def build(

@@ -128,11 +128,11 @@ class Assembler:
             return known
         async with model.folder() as folder:
             found = await asyncio.to_thread(lambda: list(_of_model(model.tag, folder)()))
-            method = await asyncio.to_thread(for_weights, self._compression, found)
-            return await self._make(into, remembered, what, Packed(found, method))
+            method, dense = await asyncio.to_thread(for_weights, self._compression, found)
+            return await self._make(into, remembered, what, Packed(found, method, dense))
 
     def _remembered(self, key: str, method: Method) -> Path:
-        hashed = hashlib.sha256(f"{images.ASSEMBLER_VERSION} {method.made_by} {key}".encode()).hexdigest()
+        hashed = hashlib.sha256(f"{images.ASSEMBLER_VERSION} {method.made_by()} {key}".encode()).hexdigest()
         return self._layers / f"{hashed}.json"
 
     async def _known(self, into: ImageStore, remembered: Path, what: str) -> Layer | None:

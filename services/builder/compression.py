@@ -6,15 +6,16 @@ alone. What a piece becomes depends on its bytes, the method, and the version of
 libdeflate and zstd give the same on every CPU (isal does not: without SSE4.2 its output is another), so both are
 pinned exactly, and `Method.made_by` is part of a layer's key and stands in the manifest.
 
+What is pulled lazily has its table of contents from `lazy_layers`.
+
 Source: RFC 1952, section 2.2 ("members"); RFC 8878, section 3 ("frames"); measurements in docs/images.md.
 """
 
 import fnmatch
+import functools
 import hashlib
-import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -23,6 +24,7 @@ import zstandard
 
 from ekiben.errors import InvalidArgument
 from services.builder.layers import Entry, tar
+from services.builder.lazy_layers import LazyLayer, has_table, in_order
 from services.content.digest import Digest
 from services.content.images import LAYER, LAYER_GZIP, LAYER_ZSTD
 
@@ -36,8 +38,6 @@ _WORTH = 0.9
 """Weights are compressed where a sample shrinks to less than this: below, a node unpacks slower than it pulls."""
 _SAMPLES = 16
 _SAMPLE_BYTES = 1 << 17
-_THREADS = min(os.cpu_count() or 1, 4)
-"""One build must not take a whole machine; memory is a few MiB for each."""
 
 
 class Method(StrEnum):
@@ -46,28 +46,34 @@ class Method(StrEnum):
     NONE = "none"
     GZIP = "gzip"
     ZSTD = "zstd"
+    ESTARGZ = "estargz"
+    ZSTD_CHUNKED = "zstd:chunked"
+
+    @property
+    def is_lazy(self) -> bool:
+        """Whether a node may run what it has not pulled whole: each file can be fetched alone."""
+        return self in (Method.ESTARGZ, Method.ZSTD_CHUNKED)
 
     @property
     def media_type(self) -> str:
         """Of a layer that is packed so."""
-        return {Method.NONE: LAYER, Method.GZIP: LAYER_GZIP}.get(self, LAYER_ZSTD)
+        return {Method.NONE: LAYER, Method.GZIP: LAYER_GZIP, Method.ESTARGZ: LAYER_GZIP}.get(self, LAYER_ZSTD)
 
-    @property
-    def made_by(self) -> str:
+    def made_by(self, *, dense: bool = False) -> str:
         """What makes the bytes: library, version and level. Others may give other bytes for the same content."""
         if self is Method.NONE:
             return ""
-        if self is Method.GZIP:
-            return f"gzip; deflate {deflate.__version__}; level {_GZIP_LEVEL}"
-        return f"zstd; zstandard {zstandard.__version__}; level {_ZSTD_LEVEL}"
+        if self.media_type == LAYER_GZIP:
+            return f"{self}; deflate {deflate.__version__}; level {0 if dense else _GZIP_LEVEL}"
+        return f"{self}; zstandard {zstandard.__version__}; level {_ZSTD_LEVEL}"
 
-    def pack(self, piece: bytes) -> bytes:
-        """One piece, to be read by itself or after others."""
+    def pack(self, piece: bytes, *, dense: bool = False) -> bytes:
+        """One piece, to be read by itself or after others. `dense`: what does not shrink is not worth trying."""
         if self is Method.NONE:
             return piece
-        if self is Method.GZIP:
-            return bytes(deflate.gzip_compress(piece, _GZIP_LEVEL))
-        # A compressor is for one thread at a time, and costs microseconds.
+        if self.media_type == LAYER_GZIP:
+            return bytes(deflate.gzip_compress(piece, 0 if dense else _GZIP_LEVEL))
+        # A compressor is for one thread at a time, and costs microseconds. zstd itself sees what does not shrink.
         return zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_checksum=True).compress(piece)
 
 
@@ -116,14 +122,18 @@ class Rules:
 
 def at_most_for_weights(target: Method) -> Method:
     """The method that `for_weights` may choose besides none: what a model's layer must be known by."""
-    return target if target is Method.ZSTD else Method.NONE
+    return Method.NONE if target is Method.GZIP else target
 
 
-def for_weights(target: Method, entries: Sequence[Entry]) -> Method:
-    """How a model's layer is packed where code is packed by `target`: as it is, unless zstd is for it and a sample of
-    the files shrinks by more than a tenth. Depends on the files' content only. Blocks."""
+def for_weights(target: Method, entries: Sequence[Entry]) -> tuple[Method, bool]:
+    """How a model's layer is packed where code is packed by `target`, and whether it is dense: as it is, unless zstd
+    or lazy pulling is for it. zstd alone only where a sample of the files shrinks by more than a tenth; what is pulled
+    lazily is packed anyway. Depends on the files' content only. Blocks."""
     most = at_most_for_weights(target)
-    return most if most is not Method.NONE and shrinks(entries) else Method.NONE
+    if most is Method.NONE:
+        return most, False
+    dense = not shrinks(entries)
+    return (Method.NONE if dense and not most.is_lazy else most), dense
 
 
 def shrinks(entries: Sequence[Entry]) -> bool:
@@ -148,7 +158,8 @@ class Packed:
 
     entries: Iterable[Entry]
     method: Method
-    annotations: Mapping[str, str] = field(default_factory=dict)
+    dense: bool = False
+    annotations: dict[str, str] = field(default_factory=dict)
     """For the descriptor; whole once the iteration has ended."""
     _hashed: "hashlib._Hash | None" = None
 
@@ -166,27 +177,19 @@ class Packed:
         if self.method is Method.NONE:  # whoever keeps them hashes them: once is enough
             yield from tar(self.entries)
             return
-        self.annotations = {ANNOTATION: self.method.made_by}
+        self.annotations[ANNOTATION] = self.method.made_by(dense=self.dense)
         self._hashed = hashlib.sha256()
-        yield from in_order(self._plain(self._hashed), self.method.pack)
+        pack = functools.partial(self.method.pack, dense=self.dense)
+        entries = list(self.entries)
+        if self.method.is_lazy and has_table(entries):
+            lazy = LazyLayer(entries, pack, self._hashed, estargz=self.method is Method.ESTARGZ)
+            yield from lazy
+            self.annotations |= lazy.annotations
+        else:
+            yield from in_order(self._plain(entries, self._hashed), pack)
 
-    def _plain(self, hashed: "hashlib._Hash") -> Iterator[bytes]:
-        for chunk in tar(self.entries):
+    @staticmethod
+    def _plain(entries: Iterable[Entry], hashed: "hashlib._Hash") -> Iterator[bytes]:
+        for chunk in tar(entries):
             hashed.update(chunk)
             yield chunk
-
-
-def in_order(pieces: Iterable[bytes], pack: Callable[[bytes], bytes]) -> Iterator[bytes]:
-    """Every piece packed, on several threads, in the order of the pieces; no more than a few are in memory."""
-    waiting: deque[Future[bytes]] = deque()
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="pack") as threads:
-        try:
-            for piece in pieces:
-                waiting.append(threads.submit(pack, piece))
-                if len(waiting) > 2 * _THREADS:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for each in waiting:
-                each.cancel()

@@ -72,12 +72,19 @@ def image_of(base: Image, layers: Sequence[Layer], names: Names, envs: Mapping[s
             "diff_ids": [*base.config["rootfs"]["diff_ids"], *(str(layer.diff_id) for layer in layers)],
         },
         "history": [
-            *(base.config.get("history") or []),
+            *_history(base),
             *({"created_by": layer.created_by, "comment": "ekiben"} for layer in layers),
         ],
     }
     descriptors = [*base.layers, *(layer.descriptor for layer in layers)]
     return canonical(config), Image(config, descriptors, annotations)
+
+
+def _history(base: Image) -> list[Any]:
+    """One entry for each layer of the base at least: buildah refuses to build on an image whose history is shorter."""
+    told = list(base.config.get("history") or [])
+    silent = len(base.layers) - sum(not each.get("empty_layer") for each in told)
+    return [{"created_by": "base image"}] * silent + told
 
 
 def manifest_of(image: Image, config: Descriptor) -> bytes:

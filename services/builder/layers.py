@@ -3,6 +3,7 @@
 Source: OCI image-spec 1.1, layer.md. Paths have no leading slash; every folder above an entry is an entry before it.
 """
 
+import io
 import os
 import stat
 import tarfile
@@ -65,22 +66,42 @@ def entries_of(folder: Path, at: str, *, owner: int = 0, without: Iterable[str] 
                 )
 
 
-def tar(entries: Iterable[Entry]) -> Iterator[bytes]:
-    """The layer in chunks of about 1 MiB; files are read as they go out, one at a time.
+@dataclass(frozen=True)
+class Run:
+    """Bytes that follow one another in a layer: an entry's header, a piece of its content, or what fills a block up."""
+
+    data: bytes
+    info: tarfile.TarInfo | None = None
+    """The entry whose header, or whose content, this is; None for what fills up."""
+    offset: int = -1
+    """Where in the entry's content the piece begins; negative for a header."""
+
+
+END = bytes(2 * tarfile.BLOCKSIZE)
+"""What a tar ends with."""
+
+
+def runs(entries: Iterable[Entry]) -> Iterator[Run]:
+    """The layer without its end; content in pieces of at most 1 MiB. Files are read as they go out, one at a time.
 
     Raises:
         Aborted: a file changed while it was read (FILE_CHANGED).
     """
+    for entry in _with_parents(entries):
+        yield from _runs(entry)
+
+
+def tar(entries: Iterable[Entry]) -> Iterator[bytes]:
+    """The layer in chunks of about 1 MiB. Raises what `runs` raises."""
     waiting: list[bytes] = []
     size = 0
-    for entry in _with_parents(entries):
-        for piece in _blocks(entry):
-            waiting.append(piece)
-            size += len(piece)
-            if size >= CHUNK_BYTES:
-                yield b"".join(waiting)
-                waiting, size = [], 0
-    waiting.append(bytes(2 * tarfile.BLOCKSIZE))
+    for run in runs(entries):
+        waiting.append(run.data)
+        size += len(run.data)
+        if size >= CHUNK_BYTES:
+            yield b"".join(waiting)
+            waiting, size = [], 0
+    waiting.append(END)
     yield b"".join(waiting)
 
 
@@ -95,35 +116,47 @@ def _with_parents(entries: Iterable[Entry]) -> Iterator[Entry]:
         yield found[name]
 
 
-def _blocks(entry: Entry) -> Iterator[bytes]:
+def _runs(entry: Entry) -> Iterator[Run]:
     info = tarfile.TarInfo(entry.name.strip("/"))
     info.uid = info.gid = entry.owner
     info.mtime = 0
     if entry.link:
         info.type, info.linkname, info.mode = tarfile.SYMTYPE, entry.link, 0o777
-        yield _header(info)
+        yield Run(header(info), info)
     elif entry.is_folder:
         info.type, info.mode = tarfile.DIRTYPE, 0o755
-        yield _header(info)
+        yield Run(header(info), info)
     elif entry.data is not None:
         info.size, info.mode = len(entry.data), 0o755 if entry.executable else 0o644
-        yield _header(info) + entry.data + bytes(-len(entry.data) % tarfile.BLOCKSIZE)
+        yield Run(header(info), info)
+        for start in range(0, info.size, CHUNK_BYTES):
+            yield Run(entry.data[start : start + CHUNK_BYTES], info, start)
     else:
         assert entry.path is not None
         with entry.path.open("rb", buffering=0) as file:
             info.size, info.mode = os.fstat(file.fileno()).st_size, 0o755 if entry.executable else 0o644
-            yield _header(info)
+            yield Run(header(info), info)
             left = info.size
             while left:
-                chunk = file.read(min(left, CHUNK_BYTES))
+                chunk = _read(file, min(left, CHUNK_BYTES))
                 if not chunk:
                     raise Aborted(f"{entry.path} became shorter while it was read. Build again.", reason="FILE_CHANGED")
+                yield Run(chunk, info, info.size - left)
                 left -= len(chunk)
-                yield chunk
             if file.read(1):
                 raise Aborted(f"{entry.path} became longer while it was read. Build again.", reason="FILE_CHANGED")
-        yield bytes(-info.size % tarfile.BLOCKSIZE)
+    if rest := -info.size % tarfile.BLOCKSIZE:
+        yield Run(bytes(rest))
 
 
-def _header(info: tarfile.TarInfo) -> bytes:
+def _read(file: io.RawIOBase, size: int) -> bytes:
+    """As many bytes as asked for, fewer only at the end: pieces, and so digests, must not depend on the file system."""
+    chunk = file.read(size) or b""
+    while len(chunk) < size and (more := file.read(size - len(chunk))):
+        chunk += more
+    return chunk
+
+
+def header(info: tarfile.TarInfo) -> bytes:
+    """An entry's header; more than one block where its name or size does not fit."""
     return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")

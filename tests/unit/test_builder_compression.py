@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import io
 import random
 import tarfile
 import threading
@@ -22,12 +23,12 @@ ENTRIES = [Entry("app/data", data=CONTENT), Entry("app/empty", data=b""), Entry(
 
 
 def unpacked(method: Method, data: bytes) -> bytes:
-    if method is Method.ZSTD:
+    if method in (Method.ZSTD, Method.ZSTD_CHUNKED):
         return zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True).read()
-    return gzip.decompress(data) if method is Method.GZIP else data
+    return data if method is Method.NONE else gzip.decompress(data)
 
 
-@pytest.mark.parametrize("method", [Method.NONE, Method.GZIP, Method.ZSTD])
+@pytest.mark.parametrize("method", [Method.NONE, Method.GZIP, Method.ZSTD, Method.ZSTD_CHUNKED])
 def test_what_is_packed_is_the_tar(method: Method) -> None:
     packed = Packed(ENTRIES, method)
     data = b"".join(packed)
@@ -43,8 +44,10 @@ def test_what_is_packed_is_the_tar(method: Method) -> None:
     ("method", "digest"),
     [
         (Method.NONE, "72cf5efb0b339fbf6a9fc7bbeb1a6c0c7dbe5008ad2ed6a3412df1c66c6b294b"),
-        (Method.GZIP, "6d80899e8d083298a67a2eddca8c930ca687477a654658499b7a11a6ba735610"),
-        (Method.ZSTD, "f6bb7fe20fc825bd3f025164c0deaa1e70d6d9b0ae86a940dca0898f10bd8a96"),
+        (Method.GZIP, "9d6a5917dfa88ed1f5409a86b4f8ce23a5e4bb8a6d2ba42b0d2e1bb7b38db715"),
+        (Method.ZSTD, "c2d26257c0c4e1451cf74bcefcf023b7a3c597fd69c9645c2c6ad2f0af811935"),
+        (Method.ESTARGZ, "6b623b18a6f2ebddd85b393d4931bc11d51b923a673e1a6d01e64573efe1fa10"),
+        (Method.ZSTD_CHUNKED, "2542d10aaa3eae5ce90e4335f90c89d7183ecf73cfd968c67b867a7e4f29fc34"),
     ],
 )
 def test_equal_content_has_the_digest_it_always_had(method: Method, digest: str) -> None:
@@ -88,12 +91,13 @@ def test_weights_are_packed_where_a_sample_shrinks(tmp_path: Path) -> None:
     (tmp_path / "weights.bin").write_bytes(random.randbytes(3 << 20))
     (tmp_path / "config.json").write_text("{}")
     dense = list(entries_of(tmp_path, "model"))
-    assert [for_weights(each, dense) for each in Method] == [Method.NONE] * len(Method)
+    assert [for_weights(each, dense)[0] for each in Method] == [Method.NONE] * 3 + [Method.ESTARGZ, Method.ZSTD_CHUNKED]
+    assert for_weights(Method.ESTARGZ, dense)[1] and not for_weights(Method.NONE, dense)[1]
     (tmp_path / "weights.bin").write_bytes(random.randbytes(1 << 20) + bytes(3 << 20))
     sparse = list(entries_of(tmp_path, "model"))
-    assert for_weights(Method.ZSTD, sparse) is Method.ZSTD
-    assert for_weights(Method.GZIP, sparse) is Method.NONE
-    assert for_weights(Method.ZSTD, [Entry("nothing")]) is Method.NONE
+    assert for_weights(Method.ZSTD, sparse) == (Method.ZSTD, False)
+    assert for_weights(Method.GZIP, sparse) == (Method.NONE, False)
+    assert for_weights(Method.ZSTD, [Entry("nothing")]) == (Method.NONE, True)
 
 
 def test_a_rule_says_what_a_registry_gets() -> None:
@@ -105,7 +109,7 @@ def test_a_rule_says_what_a_registry_gets() -> None:
     assert rules.of("oci:/srv/images") is Method.NONE
     assert Rules.parse("").of("oci:images") is Method.GZIP
     assert Rules.parse("zstd").of("docker-archive:x.tar") is Method.ZSTD
-    with pytest.raises(InvalidArgument, match="one of: none, gzip, zstd"):
+    with pytest.raises(InvalidArgument, match="one of: none, gzip, zstd, estargz, zstd:chunked"):
         Rules.parse("*=lzma")
 
 
@@ -114,3 +118,28 @@ def test_every_method_is_read_by_tarfile(tmp_path: Path) -> None:
     path.write_bytes(b"".join(Packed(ENTRIES, Method.GZIP)))
     with tarfile.open(path) as archive:
         assert archive.getnames() == ["app", "app/data", "app/empty", "app/run"]
+
+
+def test_pieces_do_not_depend_on_how_much_a_file_system_gives_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").write_bytes(CONTENT)
+    whole = [b"".join(Packed(list(entries_of(tmp_path, "app")), method)) for method in Method]
+    opened = Path.open
+
+    class Short(io.FileIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            return super().read(min(size, 300_000) if size and size > 0 else size)
+
+    def short(path: Path, mode: str = "r", buffering: int = -1) -> io.IOBase:
+        return Short(path) if (mode, buffering) == ("rb", 0) else opened(path, mode, buffering)
+
+    monkeypatch.setattr(Path, "open", short)
+    assert whole == [b"".join(Packed(list(entries_of(tmp_path, "app")), method)) for method in Method]
+
+
+def test_names_that_no_table_can_hold_are_packed_without_one() -> None:
+    odd = [*ENTRIES, Entry("app/\udce9", data=b"1")]
+    packed = Packed(odd, Method.ESTARGZ)
+    assert gzip.decompress(b"".join(packed)) == b"".join(tar(odd))
+    assert list(packed.annotations) == ["dev.ekiben.compression"]
