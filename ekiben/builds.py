@@ -28,9 +28,30 @@ class Builds:
         """Builds, newest first; of one bento when it is named."""
         return pages.items(self._stub.ListBuilds, pb.ListBuildsRequest(bento=bento), "builds", limit=limit)
 
-    async def create(self, bento: str, *, force: bool = False, secrets: Sequence[str] = ()) -> pb.Build:
-        """Start a build, or get the one that is there already; returns at once."""
-        return await self._stub.CreateBuild(pb.CreateBuildRequest(bento=bento, force=force, secrets=secrets))
+    async def create(
+        self,
+        bento: str,
+        *,
+        force: bool = False,
+        secrets: Sequence[str] = (),
+        image: bool = False,
+        platforms: Sequence[str] = (),
+        priority: "pb.Build.Priority.ValueType" = pb.Build.NORMAL,
+    ) -> pb.Build:
+        """Start a build, or get the one that is there already; returns at once.
+
+        With `image` it makes an image too, for `platforms` (`linux/amd64`; none for the builder's own).
+        """
+        output = pb.Build.IMAGE if image else pb.Build.ENVIRONMENT
+        return await self._stub.CreateBuild(
+            pb.CreateBuildRequest(
+                bento=bento, force=force, secrets=secrets, output=output, platforms=platforms, priority=priority
+            )
+        )
+
+    async def retry(self, name: str) -> pb.Build:
+        """Start anew what a build that failed or was cancelled should have done; returns at once."""
+        return await self._stub.RetryBuild(pb.RetryBuildRequest(name=name))
 
     async def cancel(self, name: str) -> pb.Build:
         """Stop a build that has not ended."""

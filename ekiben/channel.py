@@ -211,7 +211,7 @@ def _service_config() -> str:
     """gRPC's retry policy for every idempotent method of the suite's APIs."""
     global _config
     if not _config:
-        from ekiben.builder.v1 import builder_pb2
+        from ekiben.builder.v1 import builder_pb2, images_pb2
         from ekiben.deployer.v1 import deployer_pb2
         from ekiben.identity.v1 import identity_pb2
         from ekiben.recorder.v1 import recorder_pb2
@@ -226,6 +226,7 @@ def _service_config() -> str:
                 deployer_pb2,
                 files_pb2,
                 identity_pb2,
+                images_pb2,
                 lineage_pb2,
                 recorder_pb2,
                 registry_pb2,

@@ -18,6 +18,7 @@ from ekiben.deployments import Deployments
 from ekiben.endpoints import DEFAULT_ENDPOINT, Endpoint
 from ekiben.files import Files
 from ekiben.garbage import Garbage
+from ekiben.images import Images
 from ekiben.lineage import Lineage
 from ekiben.models import Models
 from ekiben.predictions import Predictions
@@ -51,6 +52,7 @@ class Client:
         self.aliases = Aliases(self._channel)
         self.files = Files(self._channel, transfer)
         self.builds = Builds(self._channel)
+        self.images = Images(self._channel)
         self.deployments = Deployments(self._channel)
         self.predictions = Predictions(self._channel)
         self.lineage = Lineage(self._channel, self.predictions)

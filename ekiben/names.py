@@ -251,6 +251,14 @@ class Build(ResourceName):
 
 
 @dataclass(frozen=True)
+class Image(ResourceName):
+    """`images/{image}`; the id is given by the server."""
+
+    _segments = (("images", _GIVEN),)
+    image: str
+
+
+@dataclass(frozen=True)
 class Deployment(ResourceName):
     """`deployments/{deployment}`; the id becomes part of a host name."""
 

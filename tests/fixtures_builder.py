@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import http.server
 import io
+import json
 import tarfile
 import tempfile
 import threading
@@ -27,11 +28,12 @@ from grpc import aio
 
 from ekiben.builder.v1 import builder_pb2 as pb
 from ekiben.builder.v1.builder_pb2_grpc import BuildsStub
+from ekiben.builder.v1.images_pb2_grpc import ImagesStub
 from ekiben.channel import open_channel
 from ekiben.identity.v1 import identity_pb2
 from ekiben.identity.v1.identity_pb2_grpc import SecretsStub
 from ekiben.registry.v1 import registry_pb2
-from ekiben.registry.v1.registry_pb2_grpc import BentosStub, UploadsStub
+from ekiben.registry.v1.registry_pb2_grpc import BentosStub, ModelsStub, UploadsStub
 from services.builder.app import open_builder
 from services.builder.settings import Settings
 from services.kernel.app import Component, serve
@@ -43,6 +45,7 @@ from services.registry.settings import Settings as RegistrySettings
 
 if TYPE_CHECKING:
     from ekiben.builder.v1.builder_pb2_grpc import BuildsAsyncStub
+    from ekiben.builder.v1.images_pb2_grpc import ImagesAsyncStub
 
 
 def wheel(name: str, version: str, requires: Sequence[str] = (), code: str = "") -> bytes:
@@ -277,17 +280,31 @@ class Registry:
         """The first admin's."""
         return (self.folder / "admin-token").read_text().strip()
 
-    async def push(self, folder: Path, version: str = "v1") -> str:
-        """Upload a bento as a client does. Gives its name."""
-        bentos, uploads = BentosStub(self.channel), UploadsStub(self.channel)
+    async def push(self, folder: Path, version: str = "v1", models: Sequence[str] = ()) -> str:
+        """Upload a bento as a client does, which uses `models` by their tags. Gives its name."""
         parent = "bentoRepositories/hello"
-        name = f"{parent}/bentos/{version}"
         with contextlib.suppress(Exception):
-            await bentos.CreateBento(
-                registry_pb2.CreateBentoRequest(
-                    parent=parent, bento_id=version, bento=registry_pb2.Bento(manifest="{}")
-                )
+            manifest = registry_pb2.Bento(manifest=json.dumps({"models": list(models)}))
+            await BentosStub(self.channel).CreateBento(
+                registry_pb2.CreateBentoRequest(parent=parent, bento_id=version, bento=manifest)
             )
+        return await self._upload(f"{parent}/bentos/{version}", folder)
+
+    async def push_model(self, tag: str, files: Mapping[str, bytes], folder: Path) -> str:
+        """Upload a model of these files, which are written to `folder`. Gives its name."""
+        repository, _, version = tag.partition(":")
+        described = {"name": repository, "version": version, "module": "test"}
+        for path, data in {"model.yaml": yaml.safe_dump(described).encode(), **files}.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(data)
+        parent = f"modelRepositories/{repository}"
+        await ModelsStub(self.channel).CreateModel(
+            registry_pb2.CreateModelRequest(parent=parent, model_id=version, model=registry_pb2.Model(manifest="{}"))
+        )
+        return await self._upload(f"{parent}/models/{version}", folder)
+
+    async def _upload(self, name: str, folder: Path) -> str:
+        uploads = UploadsStub(self.channel)
         upload = await uploads.CreateUpload(registry_pb2.CreateUploadRequest(upload=registry_pb2.Upload(resource=name)))
         signed = await uploads.SignUpload(registry_pb2.SignUploadRequest(name=upload.name))
         async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(f"{self.run_dir}/blobs")) as session:
@@ -332,6 +349,7 @@ class Builder:
     data_dir: Path
     builds: "BuildsAsyncStub"
     registry: Registry
+    images: "ImagesAsyncStub"
 
     async def ended(self, name: str) -> pb.Build:
         """The build once it has ended, as its watch gives it."""
@@ -374,7 +392,7 @@ async def running_builder(
         component = open_builder(Settings(**(values | settings)), peers, clock=clock, failpoint=failpoint)
         async with served(component, server, peers):
             async with open_channel(address, token=token or registry.admin_token) as channel:
-                yield Builder(folder, BuildsStub(channel), registry)
+                yield Builder(folder, BuildsStub(channel), registry, ImagesStub(channel))
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ SECTIONS = (
     Section(
         "Build and run",
         Entry("builds", "Builds of bentos: create, follow, logs, cancel."),
-        Entry("images", "OCI images of bentos, made without a server: build."),
+        Entry("images", "OCI images of bentos: list, get, delete; build locally."),
         Entry("deployments", "Running bentos: create, update, scale, roll back, logs."),
         Entry("clusters", "Where replicas run."),
         Entry("instance-types", "Sizes that a service may ask for.", module="clusters"),

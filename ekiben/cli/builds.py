@@ -1,5 +1,7 @@
 """`ekiben builds`: from a bento to what can run."""
 
+import asyncio
+
 import click
 
 from ekiben.builder.v1 import builder_pb2 as pb
@@ -33,6 +35,7 @@ COLUMNS = [
     ("STATE", state),
     ("STEP", lambda b: b.step),
     ("CACHED", lambda b: "yes" if b.cached else ""),
+    ("IMAGE", lambda b: last(b.image)),
     ("TOOK", took),
     ("AGE", lambda b: age(b.create_time)),
 ]
@@ -54,6 +57,9 @@ def fields(build: pb.Build) -> list[tuple[str, str]]:
         ("Size", size(environment.size_bytes) if environment.size_bytes else ""),
         ("Environment", environment.digest),
         ("Path", environment.path),
+        ("Image", last(build.image)),
+        ("Platforms", ", ".join(build.platforms)),
+        ("Priority", "" if build.priority == pb.Build.NORMAL else pb.Build.Priority.Name(build.priority).lower()),
         ("Created", f"{moment(build.create_time)} by {last(build.creator)}"),
         ("Took", took(build)),
     ]
@@ -61,7 +67,7 @@ def fields(build: pb.Build) -> list[tuple[str, str]]:
 
 @click.group(cls=NounGroup)
 def builds() -> None:
-    """Builds: the Python environment in which a bento runs, made once and shared."""
+    """Builds: the Python environment in which a bento runs, made once and shared, and images of bentos."""
 
 
 @builds.command("list")
@@ -87,23 +93,72 @@ async def get(client: Client, build: str, output: str) -> None:
 
 @builds.command()
 @click.argument("bento")
+@click.option("--image", is_flag=True, help="Make an OCI image of it too.")
+@click.option(
+    "--platform",
+    "platforms",
+    multiple=True,
+    metavar="OS/ARCH",
+    help="What the image runs on. Repeatable.  [needs --image]",
+)
 @click.option("--force", is_flag=True, help="Build anew even where there is a good build.")
 @click.option("--secret", "secrets", multiple=True, metavar="SECRET", help="Give it to the build. Repeatable.")
+@click.option(
+    "--priority",
+    type=click.Choice(["batch", "normal", "interactive"]),
+    default="normal",
+    show_default=True,
+    help="Its place in the queue.",
+)
+@click.option("-f", "--follow", "log", is_flag=True, help="Print its log while it runs.")
 @click.option("--wait/--no-wait", default=True, help="Follow it to its end.")
 @click.option("--timeout", type=DURATION, default="30m", show_default=True, help="How long to follow.")
 @output_option
 @run
 async def create(
-    client: Client, bento: str, force: bool, secrets: tuple[str, ...], wait: bool, timeout: float, output: str
+    client: Client,
+    bento: str,
+    image: bool,
+    platforms: tuple[str, ...],
+    force: bool,
+    secrets: tuple[str, ...],
+    priority: str,
+    log: bool,
+    wait: bool,
+    timeout: float,
+    output: str,
 ) -> int:
-    """Build a BENTO, and follow it to its end."""
+    """Build a BENTO, and follow it to its end.
+
+    \b
+    Examples:
+      ekiben builds create summarizer
+      ekiben builds create summarizer:production --image --follow
+    """
     named = [short.resource("secrets", secret) for secret in secrets]
     resolved = (await client.bentos.get(short.bento(bento))).name
-    build = await client.builds.create(resolved, force=force, secrets=named)
-    if wait:
-        build = await follow(client, build.name, timeout)
-    print_item(build, fields(build), output)
-    return 1 if build.state in (pb.Build.FAILED, pb.Build.CANCELLED) else 0
+    build = await client.builds.create(
+        resolved,
+        force=force,
+        secrets=named,
+        image=image,
+        platforms=platforms,
+        priority=pb.Build.Priority.Value(priority.upper()),
+    )
+    return await ended(client, build, log=log, wait=wait, timeout_s=timeout, output=output)
+
+
+@builds.command()
+@click.argument("build")
+@click.option("-f", "--follow", "log", is_flag=True, help="Print its log while it runs.")
+@click.option("--wait/--no-wait", default=True, help="Follow it to its end.")
+@click.option("--timeout", type=DURATION, default="30m", show_default=True, help="How long to follow.")
+@output_option
+@run
+async def retry(client: Client, build: str, log: bool, wait: bool, timeout: float, output: str) -> int:
+    """Build again what a BUILD that failed or was cancelled should have made."""
+    again = await client.builds.retry(short.resource("builds", build))
+    return await ended(client, again, log=log, wait=wait, timeout_s=timeout, output=output)
 
 
 @builds.command("watch")
@@ -139,6 +194,22 @@ async def cancel(client: Client, build: str, output: str) -> None:
     said(f"Cancelled build {last(found.name)}.")
     if output != "table":
         print_item(found, fields(found), output)
+
+
+async def ended(client: Client, build: pb.Build, *, log: bool, wait: bool, timeout_s: float, output: str) -> int:
+    """Follow a build that was asked for as the options say, print it, and give the exit code."""
+    if wait:
+        build = await (tail if log else follow)(client, build.name, timeout_s)
+    print_item(build, fields(build), output)
+    return 1 if build.state in (pb.Build.FAILED, pb.Build.CANCELLED) else 0
+
+
+async def tail(client: Client, name: str, timeout_s: float) -> pb.Build:
+    """Print a build's log to its end, and give the build as it ended."""
+    async with asyncio.timeout(timeout_s):
+        async for line in client.builds.log(name, follow=True):
+            said(line.text)
+    return await client.builds.get(name)
 
 
 async def follow(client: Client, name: str, timeout_s: float) -> pb.Build:

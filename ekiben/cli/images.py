@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
-from ekiben.cli import attestations
+from ekiben.cli import attestations, platform_images
+from ekiben.cli.groups import NounGroup
 
 
-@click.group()
+@click.group(cls=NounGroup)
 def images() -> None:
-    """OCI images of bentos, assembled on this machine without a server.
+    """OCI images of bentos: those of the platform, and those that are assembled on this machine without a server.
 
     \b
     Examples:
@@ -102,5 +103,5 @@ def build(
     os.execv(sys.executable, command)
 
 
-for command in attestations.COMMANDS:
+for command in (platform_images.list_, platform_images.get, platform_images.delete, *attestations.COMMANDS):
     images.add_command(command)

@@ -8,6 +8,7 @@ from ekiben.errors import InvalidArgument
 _COLLECTIONS: dict[str, type[names.ResourceName]] = {
     "deployments": names.Deployment,
     "builds": names.Build,
+    "images": names.Image,
     "predictions": names.Prediction,
     "traces": names.Trace,
     "apiTokens": names.ApiToken,

@@ -15,21 +15,27 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
-from ekiben.builder.v1 import builder_pb2_grpc
+from ekiben.builder.v1 import builder_pb2_grpc, images_pb2_grpc
 from ekiben.errors import ResourceExhausted
 from ekiben.identity.v1 import identity_pb2_grpc
 from ekiben.registry.v1 import registry_pb2_grpc
 from services.builder.access import Access
 from services.builder.distribution import Distribution, listen
 from services.builder.environments import Environments
+from services.builder.gallery import Gallery
+from services.builder.image_builds import Workshop
+from services.builder.image_environments import ImageEnvironments
+from services.builder.image_work import ImageWork
+from services.builder.images_servicer import Images
 from services.builder.interpreters import Interpreters
 from services.builder.locks import Locks
 from services.builder.logs import BuildLogs
+from services.builder.places import Place
 from services.builder.queue import Queue
 from services.builder.repositories import Repositories
 from services.builder.servicer import Builds
 from services.builder.settings import Settings
-from services.builder.store import Store
+from services.builder.store import ImageRows, Store
 from services.builder.uv import Programs
 from services.builder.worker import Worker, _pass
 from services.content.archives import fetch_content
@@ -80,16 +86,42 @@ async def open_builder(
             async def fetch(resource: str, into: Path) -> str:
                 return str(await fetch_content(uploads, peers.blobs, resource, into))
 
-            queue = Queue(store, environments, logs, bentos, changes, clock)
+            place = Place(settings.images_at, store.site)
+            rows = ImageRows(database, place.name)
+            models = registry_pb2_grpc.ModelsStub(peers.registry)
+            workshop = Workshop(data_dir, ImageEnvironments(data_dir, programs, locks), interpreters)
+            work = ImageWork(place, rows, workshop, bentos, models, fetch, clock)
+            queue = Queue(store, rows, environments, logs, bentos, changes, clock, settings.bases)
             worker = Worker(
-                store, locks, environments, interpreters, logs, changes, fetch, vault, settings, owner, clock, failpoint
+                store,
+                locks,
+                environments,
+                interpreters,
+                logs,
+                changes,
+                fetch,
+                work,
+                vault,
+                settings,
+                owner,
+                clock,
+                failpoint,
             )
-            servicer = Servicer(
-                "ekiben.builder.v1.Builds", builder_pb2_grpc.add_BuildsServicer_to_server, Builds(queue, environments)
-            )
+            servicers = [
+                Servicer(
+                    "ekiben.builder.v1.Builds",
+                    builder_pb2_grpc.add_BuildsServicer_to_server,
+                    Builds(queue, environments),
+                ),
+                Servicer(
+                    "ekiben.builder.v1.Images",
+                    images_pb2_grpc.add_ImagesServicer_to_server,
+                    Images(Gallery(rows, place)),
+                ),
+            ]
             async with _served_images(settings, peers, clock) as loops:
                 yield Component(
-                    "builder", servicers=[servicer], loops=[worker.run, changes.run, *loops], ready=store.ping
+                    "builder", servicers=servicers, loops=[worker.run, changes.run, *loops], ready=store.ping
                 )
 
 

@@ -3,8 +3,8 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
-from enum import StrEnum
+from datetime import datetime, timedelta
+from enum import IntEnum, StrEnum
 
 from ekiben.errors import FailedPrecondition
 
@@ -27,6 +27,25 @@ ENDED = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
 """States which nothing leaves."""
 
 
+class Output(StrEnum):
+    """What a build makes. The names are those of the API."""
+
+    ENVIRONMENT = "ENVIRONMENT"
+    IMAGE = "IMAGE"
+
+
+class Priority(IntEnum):
+    """Which build goes first. The numbers are those of the API."""
+
+    BATCH = 1
+    NORMAL = 2
+    INTERACTIVE = 3
+
+
+HEAD_START = timedelta(hours=1)
+"""What a priority is worth: so much later may a build be asked for and still go before one of the next lower."""
+
+
 class Step(StrEnum):
     """What a build does, in the words that a reader sees."""
 
@@ -36,6 +55,7 @@ class Step(StrEnum):
     RESOLVING = "resolving requirements"
     INSTALLING = "installing packages"
     CHECKING = "checking the environment"
+    ASSEMBLING = "assembling the image"
     DONE = "ready"
 
 
@@ -46,6 +66,7 @@ BEGINS_AT: Mapping[Step, int] = {
     Step.RESOLVING: 12,
     Step.INSTALLING: 30,
     Step.CHECKING: 92,
+    Step.ASSEMBLING: 95,
     Step.DONE: 100,
 }
 """Percent at which each step begins: from cold builds of small bentos, where downloading takes most of the time."""
@@ -71,6 +92,47 @@ class Failure:
     """One of `failures.CODES`."""
     message: str
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ImageLayer:
+    """A layer of an image, as it is stored."""
+
+    digest: str
+    size_bytes: int
+    media_type: str
+    content: str = ""
+    """What it holds, in words; empty for a layer of the base image."""
+    platform: str = ""
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image which is there."""
+
+    id: str
+    organization: str
+    place: str
+    """Where it is kept: see `places.Place.name`."""
+    digest: str
+    media_type: str
+    bento: str
+    """Resource name."""
+    bento_digest: str
+    repository: str
+    """`default/iris`."""
+    tag: str
+    """Empty once another image has it."""
+    platforms: Sequence[str]
+    size_bytes: int
+    layers: Sequence[ImageLayer]
+    base: str
+    models: Sequence[str]
+    """Resource names."""
+    build: str
+    """Id of the build that gave it last."""
+    create_time: datetime
+    use_time: datetime
 
 
 @dataclass(frozen=True)
@@ -103,6 +165,14 @@ class Build:
     """Grows with each change; a watcher compares it."""
     site: str = ""
     """Id of the folder in which its environment is made: see `app.py`."""
+    output: Output = Output.ENVIRONMENT
+    platforms: Sequence[str] = ()
+    """What its image runs on; none for an environment."""
+    base: str = ""
+    """The rule by which the base of its image is chosen, as it was set when the build was asked for."""
+    image: str = ""
+    """Id of its image, once it is there."""
+    priority: Priority = Priority.NORMAL
 
     @property
     def ended(self) -> bool:
@@ -143,10 +213,23 @@ def progress(step: Step, done: int = 0, of: int = 0) -> int:
     return begin + int((end - 1 - begin) * min(1.0, max(0.0, done / of)))
 
 
-def dedup_key(bento_digest: str, secrets: Sequence[str]) -> str:
-    """Equal for requests that one build can answer: the same content, secrets by name, and way of making recipes."""
-    text = "\n".join([f"recipe {RECIPE_VERSION}", bento_digest, *sorted(set(secrets))])
-    return hashlib.sha256(text.encode()).hexdigest()
+def dedup_key(build: Build) -> str:
+    """Equal for requests that one build can answer: the same content, secrets by name, and way of making recipes.
+
+    An image says which bento it is of, so equal content under two names makes two images.
+    """
+    lines = [f"recipe {RECIPE_VERSION}", build.bento_digest, *sorted(set(build.secrets))]
+    if build.output is Output.IMAGE:
+        lines += ["image", build.bento, build.base, *sorted(build.platforms)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def turn_of(build: Build) -> datetime:
+    """By which those that wait are ordered: when it was asked for, less the head start of its priority.
+
+    So what waits moves up, and no stream of more urgent builds can keep another waiting for ever.
+    """
+    return build.create_time - HEAD_START * (build.priority - Priority.NORMAL)
 
 
 def cancelled(build: Build, now: datetime) -> Build:

@@ -14,6 +14,7 @@ from services.builder.assembler import Assembler, Model, Parts
 from services.builder.attesting import Attestor, Part
 from services.builder.bases import BaseImage, open_base
 from services.builder.compression import Method
+from services.builder.domain import Step
 from services.builder.image_environments import ImageEnvironment, ImageEnvironments
 from services.builder.interpreters import Interpreters
 from services.builder.locks import Lock, Work
@@ -119,6 +120,7 @@ async def _build(
             found = await open_base(base_store, base_reference, base, platform, workshop.cache / "bases")
             parts = await _parts(source, found, platform, workshop, work, like)
             like = parts.environment.lock
+            await work.report(Step.ASSEMBLING, 0, 0)
             content, runs_on = await Assembler(workshop.cache, work.say, compression).assemble(parts, found, into)
             made.append((_part(content, parts.environment), runs_on))
     content, media_type, named = made[0][0].manifest, MANIFEST, made[0][0].image

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ekiben.errors import AlreadyExists, EkibenError, FailedPrecondition, InvalidArgument, NotFound
-from services.builder.offline import here
+from services.builder.platforms import here
 from services.content import open_images
 from services.content.attestations import envelopes, keyless, keys, signing, verification
 from services.content.attestations.keyless import Identity

@@ -8,9 +8,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from ekiben import errors
 from ekiben.builder.v1 import builder_pb2 as pb
+from ekiben.builder.v1 import images_pb2
 from services.builder import failures
-from services.builder.domain import Build, Environment, State
+from services.builder.domain import Build, Environment, Image, Output, Priority, State
 from services.builder.logs import LogLine
+from services.builder.places import pin_of
 
 _STATES: Mapping[State, "pb.Build.State.ValueType"] = {
     State.QUEUED: pb.Build.QUEUED,
@@ -18,6 +20,12 @@ _STATES: Mapping[State, "pb.Build.State.ValueType"] = {
     State.SUCCEEDED: pb.Build.SUCCEEDED,
     State.FAILED: pb.Build.FAILED,
     State.CANCELLED: pb.Build.CANCELLED,
+}
+
+_PRIORITIES: Mapping[Priority, "pb.Build.Priority.ValueType"] = {
+    Priority.BATCH: pb.Build.BATCH,
+    Priority.NORMAL: pb.Build.NORMAL,
+    Priority.INTERACTIVE: pb.Build.INTERACTIVE,
 }
 
 
@@ -33,6 +41,10 @@ def build_to_proto(build: Build, environment_path: Path | None) -> pb.Build:
         cached=build.cached,
         create_time=_timestamp(build.create_time),
         creator=build.creator,
+        output=pb.Build.IMAGE if build.output is Output.IMAGE else pb.Build.ENVIRONMENT,
+        platforms=build.platforms,
+        image=f"images/{build.image}" if build.image else "",
+        priority=_PRIORITIES[build.priority],
     )
     if build.start_time is not None:
         message.start_time.CopyFrom(_timestamp(build.start_time))
@@ -45,6 +57,21 @@ def build_to_proto(build: Build, environment_path: Path | None) -> pb.Build:
     return message
 
 
+def priority_of(value: int) -> Priority:
+    """The priority that a request names. Raises InvalidArgument (PRIORITY_INVALID) for one of another release."""
+    if not value:
+        return Priority.NORMAL
+    try:
+        return Priority(value)
+    except ValueError:
+        raise errors.InvalidArgument(
+            f"There is no priority {value} here.",
+            reason="PRIORITY_INVALID",
+            violations=[("priority", "must be BATCH, NORMAL or INTERACTIVE")],
+            priority=value,
+        ) from None
+
+
 def environment_to_proto(environment: Environment, path: Path) -> pb.Environment:
     """The environment, and where it lies."""
     return pb.Environment(
@@ -54,6 +81,35 @@ def environment_to_proto(environment: Environment, path: Path) -> pb.Environment
         bentoml_version=environment.bentoml_version,
         package_count=environment.package_count,
         size_bytes=environment.size_bytes,
+    )
+
+
+def image_to_proto(image: Image, location: str) -> images_pb2.Image:
+    """The image; `location` is where other programs find it."""
+    return images_pb2.Image(
+        name=f"images/{image.id}",
+        bento=image.bento,
+        bento_digest=image.bento_digest,
+        digest=image.digest,
+        platforms=image.platforms,
+        size_bytes=image.size_bytes,
+        layers=[
+            images_pb2.Image.Layer(
+                digest=layer.digest,
+                size_bytes=layer.size_bytes,
+                media_type=layer.media_type,
+                content=layer.content,
+                platform=layer.platform,
+            )
+            for layer in image.layers
+        ],
+        references=[f"{image.repository}:{tag}" for tag in (image.tag, pin_of(image.id)) if tag],
+        location=location,
+        base=image.base,
+        models=image.models,
+        build=f"builds/{image.build}",
+        create_time=_timestamp(image.create_time),
+        use_time=_timestamp(image.use_time),
     )
 
 

@@ -7,7 +7,6 @@ folder of the user.
 import argparse
 import asyncio
 import contextlib
-import platform as machine
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from services.builder.image_builds import Source, Workshop
 from services.builder.image_environments import ImageEnvironments
 from services.builder.interpreters import Interpreters
 from services.builder.locks import Locks, Work
+from services.builder.platforms import here
 from services.builder.recipe import make_recipe
 from services.builder.settings import Settings
 from services.builder.uv import Programs
@@ -32,14 +32,6 @@ from services.content.attestations import keys
 from services.content.attestations.keys import Private
 from services.content.images import Descriptor, Platform
 from services.kernel.clock import SYSTEM
-
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
-
-
-def here() -> Platform:
-    """The platform of this machine."""
-    name = machine.machine()
-    return Platform("linux", _ARCHITECTURES.get(name, name))
 
 
 async def build(

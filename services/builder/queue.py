@@ -3,15 +3,19 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
 from ekiben import names
 from ekiben.errors import FailedPrecondition, NotFound
 from ekiben.registry.v1 import registry_pb2, registry_pb2_grpc
-from services.builder.domain import Build, State, dedup_key
+from services.builder.domain import Build, Output, Priority, State, dedup_key
 from services.builder.environments import Environments
 from services.builder.logs import BuildLogs, LogLine
-from services.builder.store import Store
+from services.builder.platforms import here
+from services.builder.store import ImageRows, Store
+from services.builder.targets import Target
+from services.content.images import Platform
 from services.kernel import telemetry
 from services.kernel.clock import Clock
 from services.kernel.identity import Principal
@@ -31,19 +35,36 @@ def lease_of(build: str) -> str:
     return f"{build}/lease"
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked of a build."""
+
+    secrets: Sequence[str] = ()
+    force: bool = False
+    output: Output = Output.ENVIRONMENT
+    platforms: Sequence[str] = ()
+    """For an image; none for this machine's."""
+    priority: Priority = Priority.NORMAL
+
+
 class Queue:
     """The builds of all organizations, as callers see them."""
 
     def __init__(
         self,
         store: Store,
+        images: ImageRows,
         environments: Environments,
         logs: BuildLogs,
         bentos: "registry_pb2_grpc.BentosAsyncStub",
         changes: Topic,
         clock: Clock,
+        bases: str = "",
     ) -> None:
+        """`bases` is the rule by which bases of images are chosen; empty where none are built."""
         self._store = store
+        self._images = images
+        self._bases = bases
         self._environments = environments
         self._logs = logs
         self._bentos = bentos
@@ -63,20 +84,21 @@ class Queue:
         """At most `limit` builds, newest first, from after the position `before`."""
         return await self._store.list(caller.organization, bento, before, limit)
 
-    async def create(self, caller: Principal, bento: names.Bento, *, secrets: Sequence[str], force: bool) -> Build:
-        """A build of the bento as it is now: one that is under way or whose environment is there, else a new one.
+    async def create(self, caller: Principal, bento: names.Bento, wanted: Wanted) -> Build:
+        """A build of the bento as it is now: one that is under way or whose output is there, else a new one.
 
         Raises:
             NotFound: no such bento (BENTO_NOT_FOUND).
-            FailedPrecondition: it has no content (BENTO_NOT_UPLOADED).
+            FailedPrecondition: it has no content (BENTO_NOT_UPLOADED), or images are not made here for such platforms
+                (PLATFORM_UNSUPPORTED) or at all (BASES_NOT_SET).
         """
+        platforms = self._platforms(wanted)
         with on_behalf_of(caller):
             found = await self._bentos.GetBento(registry_pb2.GetBentoRequest(name=str(bento)))
         if found.content.state != registry_pb2.Content.READY:
             raise FailedPrecondition(
                 f"Bento {bento} has no content yet. Push it, then build.", reason="BENTO_NOT_UPLOADED", bento=str(bento)
             )
-        secrets = sorted(set(secrets))
         build = Build(
             id=f"b{uuid.uuid4().hex[:16]}",
             uid=str(uuid.uuid4()),
@@ -85,12 +107,16 @@ class Queue:
             bento_digest=found.content.digest,
             creator=caller.user,
             create_time=self._clock.now(),
-            secrets=secrets,
-            force=force,
+            secrets=sorted(set(wanted.secrets)),
+            force=wanted.force,
             traceparent=telemetry.current_traceparent(),
+            output=wanted.output,
+            platforms=platforms,
+            base=self._bases if wanted.output is Output.IMAGE else "",
+            priority=wanted.priority,
         )
         while True:
-            if not force and (good := await self._reusable(build)) is not None:
+            if not build.force and (good := await self._reusable(build)) is not None:
                 return good
             if await self._store.insert(build):
                 self._changes.notify(QUEUED)
@@ -108,6 +134,24 @@ class Queue:
         self._changes.notify(name.build)
         self._changes.notify(lease_of(name.build))
         return build
+
+    async def retry(self, caller: Principal, name: names.Build) -> Build:
+        """A build of what a build should have made that ended without; see `create`.
+
+        Raises:
+            FailedPrecondition: it is under way or ended well (BUILD_NOT_RETRIABLE).
+        """
+        build = await self.get(caller, name)
+        if build.state not in (State.FAILED, State.CANCELLED):
+            raise FailedPrecondition(
+                f"Build {name} is {build.state}; only one that FAILED or was CANCELLED is tried again. To build anew "
+                "what is there, create a build with force.",
+                reason="BUILD_NOT_RETRIABLE",
+                build=str(name),
+                state=str(build.state),
+            )
+        wanted = Wanted(build.secrets, build.force, build.output, build.platforms, build.priority)
+        return await self.create(caller, names.Bento.parse(build.bento), wanted)
 
     def is_here(self, build: Build) -> bool:
         """Whether its environment and its log lie in this builder's folder."""
@@ -153,13 +197,34 @@ class Queue:
             yield line
 
     async def _reusable(self, wanted: Build) -> Build | None:
-        key = dedup_key(wanted.bento_digest, wanted.secrets)
-        for build in await self._store.reusable(wanted.organization, key):
+        for build in await self._store.reusable(wanted.organization, dedup_key(wanted)):
             # Content may be shared by bentos; each gets a build under its own name.
             if build.bento != wanted.bento and build.state is State.SUCCEEDED:
                 continue
             if build.state is not State.SUCCEEDED:
+                if build.state is State.QUEUED and build.priority < wanted.priority:
+                    await self._store.raise_priority(build, wanted.priority)
+                    return await self._store.get(build.organization, build.id)
                 return build
-            if build.environment is not None and self._environments.find(build.environment.digest) is not None:
+            if await self._is_there(build):
                 return build
         return None
+
+    async def _is_there(self, build: Build) -> bool:
+        if build.output is Output.IMAGE:
+            return await self._images.get(build.organization, build.image) is not None
+        return build.environment is not None and self._environments.find(build.environment.digest) is not None
+
+    def _platforms(self, wanted: Wanted) -> Sequence[str]:
+        if wanted.output is not Output.IMAGE:
+            return ()
+        if not self._bases:
+            raise FailedPrecondition(
+                "No images are built here, since nobody said on which base: set EKIBEN_BUILDER_BASES, to "
+                "docker://docker.io/library/python:{python}-slim, say.",
+                reason="BASES_NOT_SET",
+            )
+        platforms = [Platform.parse(each) for each in wanted.platforms] or [here()]
+        for platform in platforms:
+            _ = Target(platform, "3").name  # raises for one that nothing can be made for
+        return sorted({str(platform) for platform in platforms})

@@ -11,9 +11,9 @@ from ekiben.builder.v1 import builder_pb2 as pb
 from ekiben.builder.v1 import builder_pb2_grpc
 from ekiben.errors import InvalidArgument
 from services.builder import messages
-from services.builder.domain import Build
+from services.builder.domain import Build, Output
 from services.builder.environments import Environments
-from services.builder.queue import Queue
+from services.builder.queue import Queue, Wanted
 from services.kernel import pages
 from services.kernel.identity import current_principal
 
@@ -47,7 +47,24 @@ class Builds(builder_pb2_grpc.BuildsServicer):
         """See the proto."""
         bento = names.Bento.parse(request.bento)
         secrets = [str(names.Secret.parse(secret)) for secret in request.secrets]
-        return self._message(await self._queue.create(current_principal(), bento, secrets=secrets, force=request.force))
+        if request.platforms and request.output != pb.Build.IMAGE:
+            raise InvalidArgument(
+                "Only an image is for platforms; ask for output IMAGE.",
+                reason="PLATFORMS_WITHOUT_IMAGE",
+                violations=[("platforms", "must be empty unless output is IMAGE")],
+            )
+        wanted = Wanted(
+            secrets,
+            request.force,
+            Output.IMAGE if request.output == pb.Build.IMAGE else Output.ENVIRONMENT,
+            request.platforms,
+            messages.priority_of(request.priority),
+        )
+        return self._message(await self._queue.create(current_principal(), bento, wanted))
+
+    async def RetryBuild(self, request: pb.RetryBuildRequest, context: Context) -> pb.Build:
+        """See the proto."""
+        return self._message(await self._queue.retry(current_principal(), names.Build.parse(request.name)))
 
     async def CancelBuild(self, request: pb.CancelBuildRequest, context: Context) -> pb.Build:
         """See the proto."""

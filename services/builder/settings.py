@@ -38,6 +38,9 @@ class Settings(DatabaseSettings):
     """Longest a build may take, sources that are compiled included."""
     lease_s: float = 30.0
     """After this long without a sign of life a worker counts as dead and its build is taken up by another."""
+    bases: str = ""
+    """Which image others are put on, with `{python}` in the place of the minor version of a bento's Python:
+    `docker://docker.io/library/python:{python}-slim`, or `oci:FOLDER:{python}`. Without it no images can be built."""
     compile_bytecode: bool = False
     """Compile every module at build time. Off: what starting BentoML imports is compiled when the environment is
     checked. Measured with BentoML 1.4.39 on two cores: a replica's first start takes 3.3 s without any of it, 1.7 s
@@ -59,6 +62,8 @@ class Settings(DatabaseSettings):
             )
         if self.lease_s < 3:
             faults.append(f"lease_s is {self.lease_s}; it must be at least 3, since it is renewed each third of it.")
+        if self.images and not self.images.startswith(("oci:", "docker://")):
+            faults.append(f"images is {self.images!r}; it must begin with oci: or docker://.")
         if self.build_timeout_s <= 0 or self.python_download_timeout_s <= 0:
             faults.append("build_timeout_s and python_download_timeout_s must be positive.")
         if faults:

@@ -6,6 +6,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from prometheus_client import Counter, Histogram
@@ -13,9 +14,11 @@ from prometheus_client import Counter, Histogram
 from ekiben.api.v1.annotations_pb2 import Role
 from ekiben.errors import Aborted, DeadlineExceeded, EkibenError, ResourceExhausted, Unavailable
 from ekiben.identity.v1 import identity_pb2, identity_pb2_grpc
-from services.builder import bento, failures
-from services.builder.domain import MOST_ATTEMPTS, Build, Environment, Failure, Lease, Step, progress
+from services.builder import bento, failures, image_builds
+from services.builder.domain import MOST_ATTEMPTS, Build, Environment, Failure, Image, Lease, Output, Step, progress
 from services.builder.environments import Environments
+from services.builder.image_builds import Source
+from services.builder.image_work import Fetch, ImageWork
 from services.builder.interpreters import Interpreters
 from services.builder.locks import Locks, Work
 from services.builder.logs import BuildLog, BuildLogs
@@ -48,8 +51,15 @@ _duration = Histogram(
     buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600),
 )
 
-Fetch = Callable[[str, Path], Awaitable[str]]
-"""Unpacks the content of a resource as a folder and gives its digest."""
+
+@dataclass(frozen=True)
+class Made:
+    """What a build made."""
+
+    environment: Environment | None
+    image: Image | None
+    cached: bool
+    """Whether it was there."""
 
 
 async def _pass(_step: str) -> None:
@@ -68,6 +78,7 @@ class Worker:
         logs: BuildLogs,
         changes: Topic,
         fetch: Fetch,
+        image_work: ImageWork,
         vault: "identity_pb2_grpc.SecretsAsyncStub",
         settings: Settings,
         owner: str,
@@ -81,6 +92,7 @@ class Worker:
         self._logs = logs
         self._changes = changes
         self._fetch = fetch
+        self._image_work = image_work
         self._vault = vault
         self._settings = settings
         self._owner = owner
@@ -159,7 +171,7 @@ class Worker:
         if build.attempts > 1:
             written.write(f"The build is taken up again (attempt {build.attempts}).")
         try:
-            environment, cached = await self._holding(lease, directory, written)
+            made = await self._holding(lease, directory, written)
         except Aborted:
             written.write("The build was cancelled.")
             return "cancelled" if await self._was_cancelled(build) else "lost"
@@ -170,11 +182,11 @@ class Worker:
         except Exception:
             log.exception("a build failed by a bug", extra={"build": build.id})
             return await self._fail(lease, Failure("INTERNAL", "The builder has a bug; its log says more."), written)
-        written.write(f"Environment {environment.digest} is {'there already' if cached else 'ready'}.")
-        kept = await self._store.succeed(build.id, lease.token, environment, cached, self._clock.now())
-        return ("cached" if cached else "succeeded") if kept else "lost"
+        now = self._clock.now()
+        kept = await self._store.succeed(build.id, lease.token, made.environment, made.cached, now, made.image)
+        return ("cached" if made.cached else "succeeded") if kept else "lost"
 
-    async def _holding(self, lease: Lease, directory: Path, written: BuildLog) -> tuple[Environment, bool]:
+    async def _holding(self, lease: Lease, directory: Path, written: BuildLog) -> Made:
         """Build while the lease is kept. Raises Aborted (LEASE_LOST) as soon as it is lost."""
         making = asyncio.ensure_future(self._make(lease, directory, written))
         keeping = asyncio.ensure_future(self._keep(lease))
@@ -194,7 +206,7 @@ class Worker:
                 if not task.cancelled():
                     task.exception()  # was raised above, or no longer matters
 
-    async def _keep(self, lease: Lease) -> tuple[Environment, bool]:
+    async def _keep(self, lease: Lease) -> Made:
         """Renew the lease until it is lost."""
         async for _ in self._changes.changes(lease_of(lease.build.id), at_most_s=self._settings.lease_s / 3):
             try:
@@ -205,7 +217,7 @@ class Worker:
                 break
         raise _lost()
 
-    async def _make(self, lease: Lease, directory: Path, written: BuildLog) -> tuple[Environment, bool]:
+    async def _make(self, lease: Lease, directory: Path, written: BuildLog) -> Made:
         build = lease.build
         report = _Reports(self._store, self._changes, lease)
         written.write(f"Building {build.bento} ({build.bento_digest}).")
@@ -218,10 +230,14 @@ class Worker:
             content = directory / "bento"
             await self._fetch_patiently(build, content, written)
             files = await asyncio.to_thread(bento.read, content)
+        if build.output is Output.IMAGE:
+            image_builds.check(files)
         recipe = make_recipe(files)
         for note in recipe.notes:
             written.write(note)
         work = Work(directory, written.write, report, env)
+        if build.output is Output.IMAGE:
+            return await self._make_image(build, Source(content, files, recipe), work)
 
         await report(Step.FINDING_PYTHON)
         await self._failpoint("python")
@@ -237,9 +253,18 @@ class Worker:
         await report(Step.INSTALLING)
         await self._failpoint("install")
         with telemetry.tracer().start_as_current_span("install packages"):
-            made = await self._environments.make(lock, recipe, interpreter, work, verify=build.force)
+            environment, cached = await self._environments.make(lock, recipe, interpreter, work, verify=build.force)
+        written.write(f"Environment {environment.digest} is {'there already' if cached else 'ready'}.")
         await self._failpoint("finish")
-        return made
+        return Made(environment, None, cached)
+
+    async def _make_image(self, build: Build, source: Source, work: Work) -> Made:
+        await self._failpoint("assemble")
+        with telemetry.tracer().start_as_current_span("assemble image"):
+            image, cached = await self._image_work.make(build, source, work)
+        work.say(f"Image {image.digest} is {'there already' if cached else 'ready'}: images/{image.id}.")
+        await self._failpoint("finish")
+        return Made(None, image, cached)
 
     async def _fetch_patiently(self, build: Build, into: Path, written: BuildLog) -> None:
         deadline = self._clock.monotonic() + _PATIENCE_S

@@ -16,7 +16,7 @@ from google.protobuf.descriptor import FileDescriptor, MethodDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from ekiben.builder.v1 import builder_pb2
+from ekiben.builder.v1 import builder_pb2, images_pb2
 from ekiben.deployer.v1 import deployer_pb2
 from ekiben.errors import InvalidArgument
 from ekiben.identity.v1 import identity_pb2
@@ -43,6 +43,7 @@ API_FILES: tuple[FileDescriptor, ...] = tuple(
         quotas_pb2,
         identity_pb2,
         builder_pb2,
+        images_pb2,
         deployer_pb2,
         recorder_pb2,
     )

@@ -191,4 +191,4 @@ async def test_every_change_but_a_renewal_gives_a_new_version(store: Store) -> N
 def _key(of: Build) -> str:
     from services.builder.domain import dedup_key
 
-    return dedup_key(of.bento_digest, of.secrets)
+    return dedup_key(of)

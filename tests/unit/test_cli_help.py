@@ -44,7 +44,7 @@ Store:
 
 Build and run:
   builds          Builds of bentos: create, follow, logs, cancel.
-  images          OCI images of bentos, made without a server: build.
+  images          OCI images of bentos: list, get, delete; build locally.
   deployments     Running bentos: create, update, scale, roll back, logs.
   clusters        Where replicas run.
   instance-types  Sizes that a service may ask for.

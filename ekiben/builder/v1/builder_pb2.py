@@ -30,7 +30,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x65kiben/builder/v1/builder.proto\x12\x11\x65kiben.builder.v1\x1a\x1f\x65kiben/api/v1/annotations.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xf9\x04\n\x05\x42uild\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x11\n\x03uid\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x13\n\x05\x62\x65nto\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x33\n\x05state\x18\x04 \x01(\x0e\x32\x1e.ekiben.builder.v1.Build.StateB\x04\xe2\x41\x01\x03\x12\x12\n\x04step\x18\x05 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1e\n\x10progress_percent\x18\x06 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12)\n\x07\x66\x61ilure\x18\x07 \x01(\x0b\x32\x12.google.rpc.StatusB\x04\xe2\x41\x01\x03\x12\x39\n\x0b\x65nvironment\x18\x08 \x01(\x0b\x32\x1e.ekiben.builder.v1.EnvironmentB\x04\xe2\x41\x01\x03\x12\x14\n\x06\x63\x61\x63hed\x18\t \x01(\x08\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x34\n\nstart_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x32\n\x08\x65nd_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x15\n\x07\x63reator\x18\r \x01(\tB\x04\xe2\x41\x01\x03\"a\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\n\n\x06QUEUED\x10\x01\x12\x0b\n\x07RUNNING\x10\x02\x12\r\n\tSUCCEEDED\x10\x03\x12\n\n\x06\x46\x41ILED\x10\x04\x12\r\n\tCANCELLED\x10\x05:4\xea\x41\x31\n\x10\x65kiben.dev/Build\x12\x0e\x62uilds/{build}*\x06\x62uilds2\x05\x62uild\"\xab\x01\n\x0b\x45nvironment\x12\x14\n\x06\x64igest\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x12\n\x04path\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1c\n\x0epython_version\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1d\n\x0f\x62\x65ntoml_version\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1b\n\rpackage_count\x18\x05 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x18\n\nsize_bytes\x18\x06 \x01(\x03\x42\x04\xe2\x41\x01\x03\"g\n\x0c\x42uildLogLine\x12\x13\n\x05index\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12.\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x12\n\x04text\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\"%\n\x0fGetBuildRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"[\n\x11ListBuildsRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x13\n\x05\x62\x65nto\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"W\n\x12ListBuildsResponse\x12(\n\x06\x62uilds\x18\x01 \x03(\x0b\x32\x18.ekiben.builder.v1.Build\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"U\n\x12\x43reateBuildRequest\x12\x13\n\x05\x62\x65nto\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05\x66orce\x18\x02 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x15\n\x07secrets\x18\x03 \x03(\tB\x04\xe2\x41\x01\x01\"(\n\x12\x43\x61ncelBuildRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\'\n\x11WatchBuildRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"Y\n\x13ReadBuildLogRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06\x66ollow\x18\x02 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x18\n\ntail_lines\x18\x03 \x01(\x05\x42\x04\xe2\x41\x01\x01\x32\xd4\x05\n\x06\x42uilds\x12k\n\x08GetBuild\x12\".ekiben.builder.v1.GetBuildRequest\x1a\x18.ekiben.builder.v1.Build\"!\xb2\xa2\x19\x02\x08\x02\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/{name=builds/*}\x12s\n\nListBuilds\x12$.ekiben.builder.v1.ListBuildsRequest\x1a%.ekiben.builder.v1.ListBuildsResponse\"\x18\xb2\xa2\x19\x02\x08\x02\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/builds\x12m\n\x0b\x43reateBuild\x12%.ekiben.builder.v1.CreateBuildRequest\x1a\x18.ekiben.builder.v1.Build\"\x1d\xb2\xa2\x19\x04\x08\x03\x10\x01\x82\xd3\xe4\x93\x02\x0f\"\n/v1/builds:\x01*\x12}\n\x0b\x43\x61ncelBuild\x12%.ekiben.builder.v1.CancelBuildRequest\x1a\x18.ekiben.builder.v1.Build\"-\xb2\xa2\x19\x04\x08\x03\x10\x01\x82\xd3\xe4\x93\x02\x1f\"\x1a/v1/{name=builds/*}:cancel:\x01*\x12w\n\nWatchBuild\x12$.ekiben.builder.v1.WatchBuildRequest\x1a\x18.ekiben.builder.v1.Build\"\'\xb2\xa2\x19\x02\x08\x02\x82\xd3\xe4\x93\x02\x1b\x12\x19/v1/{name=builds/*}:watch0\x01\x12\x80\x01\n\x0cReadBuildLog\x12&.ekiben.builder.v1.ReadBuildLogRequest\x1a\x1f.ekiben.builder.v1.BuildLogLine\"%\xb2\xa2\x19\x02\x08\x02\x82\xd3\xe4\x93\x02\x19\x12\x17/v1/{name=builds/*}:log0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x65kiben/builder/v1/builder.proto\x12\x11\x65kiben.builder.v1\x1a\x1f\x65kiben/api/v1/annotations.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xa5\x07\n\x05\x42uild\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x11\n\x03uid\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x13\n\x05\x62\x65nto\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x33\n\x05state\x18\x04 \x01(\x0e\x32\x1e.ekiben.builder.v1.Build.StateB\x04\xe2\x41\x01\x03\x12\x12\n\x04step\x18\x05 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1e\n\x10progress_percent\x18\x06 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12)\n\x07\x66\x61ilure\x18\x07 \x01(\x0b\x32\x12.google.rpc.StatusB\x04\xe2\x41\x01\x03\x12\x39\n\x0b\x65nvironment\x18\x08 \x01(\x0b\x32\x1e.ekiben.builder.v1.EnvironmentB\x04\xe2\x41\x01\x03\x12\x14\n\x06\x63\x61\x63hed\x18\t \x01(\x08\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x34\n\nstart_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x32\n\x08\x65nd_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x15\n\x07\x63reator\x18\r \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x06output\x18\x0e \x01(\x0e\x32\x1f.ekiben.builder.v1.Build.OutputB\x04\xe2\x41\x01\x03\x12\x17\n\tplatforms\x18\x0f \x03(\tB\x04\xe2\x41\x01\x03\x12\x13\n\x05image\x18\x10 \x01(\tB\x04\xe2\x41\x01\x03\x12\x39\n\x08priority\x18\x11 \x01(\x0e\x32!.ekiben.builder.v1.Build.PriorityB\x04\xe2\x41\x01\x03\"a\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\n\n\x06QUEUED\x10\x01\x12\x0b\n\x07RUNNING\x10\x02\x12\r\n\tSUCCEEDED\x10\x03\x12\n\n\x06\x46\x41ILED\x10\x04\x12\r\n\tCANCELLED\x10\x05\"<\n\x06Output\x12\x16\n\x12OUTPUT_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x45NVIRONMENT\x10\x01\x12\t\n\x05IMAGE\x10\x02\"L\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\t\n\x05\x42\x41TCH\x10\x01\x12\n\n\x06NORMAL\x10\x02\x12\x0f\n\x0bINTERACTIVE\x10\x03:4\xea\x41\x31\n\x10\x65kiben.dev/Build\x12\x0e\x62uilds/{build}*\x06\x62uilds2\x05\x62uild\"\xab\x01\n\x0b\x45nvironment\x12\x14\n\x06\x64igest\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x12\n\x04path\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1c\n\x0epython_version\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1d\n\x0f\x62\x65ntoml_version\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1b\n\rpackage_count\x18\x05 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x18\n\nsize_bytes\x18\x06 \x01(\x03\x42\x04\xe2\x41\x01\x03\"g\n\x0c\x42uildLogLine\x12\x13\n\x05index\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12.\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x12\n\x04text\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\"%\n\x0fGetBuildRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"[\n\x11ListBuildsRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x13\n\x05\x62\x65nto\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"W\n\x12ListBuildsResponse\x12(\n\x06\x62uilds\x18\x01 \x03(\x0b\x32\x18.ekiben.builder.v1.Build\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xe0\x01\n\x12\x43reateBuildRequest\x12\x13\n\x05\x62\x65nto\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05\x66orce\x18\x02 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x15\n\x07secrets\x18\x03 \x03(\tB\x04\xe2\x41\x01\x01\x12\x35\n\x06output\x18\x04 \x01(\x0e\x32\x1f.ekiben.builder.v1.Build.OutputB\x04\xe2\x41\x01\x01\x12\x17\n\tplatforms\x18\x05 \x03(\tB\x04\xe2\x41\x01\x01\x12\x39\n\x08priority\x18\x06 \x01(\x0e\x32!.ekiben.builder.v1.Build.PriorityB\x04\xe2\x41\x01\x01\"(\n\x12\x43\x61ncelBuildRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\'\n\x11RetryBuildRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\'\n\x11WatchBuildRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"Y\n\x13ReadBuildLogRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06\x66ollow\x18\x02 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x18\n\ntail_lines\x18\x03 \x01(\x05\x42\x04\xe2\x41\x01\x01\x32\xd0\x06\n\x06\x42uilds\x12k\n\x08GetBuild\x12\".ekiben.builder.v1.GetBuildRequest\x1a\x18.ekiben.builder.v1.Build\"!\xb2\xa2\x19\x02\x08\x02\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/{name=builds/*}\x12s\n\nListBuilds\x12$.ekiben.builder.v1.ListBuildsRequest\x1a%.ekiben.builder.v1.ListBuildsResponse\"\x18\xb2\xa2\x19\x02\x08\x02\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/builds\x12m\n\x0b\x43reateBuild\x12%.ekiben.builder.v1.CreateBuildRequest\x1a\x18.ekiben.builder.v1.Build\"\x1d\xb2\xa2\x19\x04\x08\x03\x10\x01\x82\xd3\xe4\x93\x02\x0f\"\n/v1/builds:\x01*\x12}\n\x0b\x43\x61ncelBuild\x12%.ekiben.builder.v1.CancelBuildRequest\x1a\x18.ekiben.builder.v1.Build\"-\xb2\xa2\x19\x04\x08\x03\x10\x01\x82\xd3\xe4\x93\x02\x1f\"\x1a/v1/{name=builds/*}:cancel:\x01*\x12z\n\nRetryBuild\x12$.ekiben.builder.v1.RetryBuildRequest\x1a\x18.ekiben.builder.v1.Build\",\xb2\xa2\x19\x04\x08\x03\x10\x01\x82\xd3\xe4\x93\x02\x1e\"\x19/v1/{name=builds/*}:retry:\x01*\x12w\n\nWatchBuild\x12$.ekiben.builder.v1.WatchBuildRequest\x1a\x18.ekiben.builder.v1.Build\"\'\xb2\xa2\x19\x02\x08\x02\x82\xd3\xe4\x93\x02\x1b\x12\x19/v1/{name=builds/*}:watch0\x01\x12\x80\x01\n\x0cReadBuildLog\x12&.ekiben.builder.v1.ReadBuildLogRequest\x1a\x1f.ekiben.builder.v1.BuildLogLine\"%\xb2\xa2\x19\x02\x08\x02\x82\xd3\xe4\x93\x02\x19\x12\x17/v1/{name=builds/*}:log0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -63,6 +63,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BUILD'].fields_by_name['end_time']._serialized_options = b'\342A\001\003'
   _globals['_BUILD'].fields_by_name['creator']._loaded_options = None
   _globals['_BUILD'].fields_by_name['creator']._serialized_options = b'\342A\001\003'
+  _globals['_BUILD'].fields_by_name['output']._loaded_options = None
+  _globals['_BUILD'].fields_by_name['output']._serialized_options = b'\342A\001\003'
+  _globals['_BUILD'].fields_by_name['platforms']._loaded_options = None
+  _globals['_BUILD'].fields_by_name['platforms']._serialized_options = b'\342A\001\003'
+  _globals['_BUILD'].fields_by_name['image']._loaded_options = None
+  _globals['_BUILD'].fields_by_name['image']._serialized_options = b'\342A\001\003'
+  _globals['_BUILD'].fields_by_name['priority']._loaded_options = None
+  _globals['_BUILD'].fields_by_name['priority']._serialized_options = b'\342A\001\003'
   _globals['_BUILD']._loaded_options = None
   _globals['_BUILD']._serialized_options = b'\352A1\n\020ekiben.dev/Build\022\016builds/{build}*\006builds2\005build'
   _globals['_ENVIRONMENT'].fields_by_name['digest']._loaded_options = None
@@ -97,8 +105,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEBUILDREQUEST'].fields_by_name['force']._serialized_options = b'\342A\001\001'
   _globals['_CREATEBUILDREQUEST'].fields_by_name['secrets']._loaded_options = None
   _globals['_CREATEBUILDREQUEST'].fields_by_name['secrets']._serialized_options = b'\342A\001\001'
+  _globals['_CREATEBUILDREQUEST'].fields_by_name['output']._loaded_options = None
+  _globals['_CREATEBUILDREQUEST'].fields_by_name['output']._serialized_options = b'\342A\001\001'
+  _globals['_CREATEBUILDREQUEST'].fields_by_name['platforms']._loaded_options = None
+  _globals['_CREATEBUILDREQUEST'].fields_by_name['platforms']._serialized_options = b'\342A\001\001'
+  _globals['_CREATEBUILDREQUEST'].fields_by_name['priority']._loaded_options = None
+  _globals['_CREATEBUILDREQUEST'].fields_by_name['priority']._serialized_options = b'\342A\001\001'
   _globals['_CANCELBUILDREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_CANCELBUILDREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
+  _globals['_RETRYBUILDREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_RETRYBUILDREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
   _globals['_WATCHBUILDREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_WATCHBUILDREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
   _globals['_READBUILDLOGREQUEST'].fields_by_name['name']._loaded_options = None
@@ -115,32 +131,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BUILDS'].methods_by_name['CreateBuild']._serialized_options = b'\262\242\031\004\010\003\020\001\202\323\344\223\002\017\"\n/v1/builds:\001*'
   _globals['_BUILDS'].methods_by_name['CancelBuild']._loaded_options = None
   _globals['_BUILDS'].methods_by_name['CancelBuild']._serialized_options = b'\262\242\031\004\010\003\020\001\202\323\344\223\002\037\"\032/v1/{name=builds/*}:cancel:\001*'
+  _globals['_BUILDS'].methods_by_name['RetryBuild']._loaded_options = None
+  _globals['_BUILDS'].methods_by_name['RetryBuild']._serialized_options = b'\262\242\031\004\010\003\020\001\202\323\344\223\002\036\"\031/v1/{name=builds/*}:retry:\001*'
   _globals['_BUILDS'].methods_by_name['WatchBuild']._loaded_options = None
   _globals['_BUILDS'].methods_by_name['WatchBuild']._serialized_options = b'\262\242\031\002\010\002\202\323\344\223\002\033\022\031/v1/{name=builds/*}:watch'
   _globals['_BUILDS'].methods_by_name['ReadBuildLog']._loaded_options = None
   _globals['_BUILDS'].methods_by_name['ReadBuildLog']._serialized_options = b'\262\242\031\002\010\002\202\323\344\223\002\031\022\027/v1/{name=builds/*}:log'
   _globals['_BUILD']._serialized_start=236
-  _globals['_BUILD']._serialized_end=869
-  _globals['_BUILD_STATE']._serialized_start=718
-  _globals['_BUILD_STATE']._serialized_end=815
-  _globals['_ENVIRONMENT']._serialized_start=872
-  _globals['_ENVIRONMENT']._serialized_end=1043
-  _globals['_BUILDLOGLINE']._serialized_start=1045
-  _globals['_BUILDLOGLINE']._serialized_end=1148
-  _globals['_GETBUILDREQUEST']._serialized_start=1150
-  _globals['_GETBUILDREQUEST']._serialized_end=1187
-  _globals['_LISTBUILDSREQUEST']._serialized_start=1189
-  _globals['_LISTBUILDSREQUEST']._serialized_end=1280
-  _globals['_LISTBUILDSRESPONSE']._serialized_start=1282
-  _globals['_LISTBUILDSRESPONSE']._serialized_end=1369
-  _globals['_CREATEBUILDREQUEST']._serialized_start=1371
-  _globals['_CREATEBUILDREQUEST']._serialized_end=1456
-  _globals['_CANCELBUILDREQUEST']._serialized_start=1458
-  _globals['_CANCELBUILDREQUEST']._serialized_end=1498
-  _globals['_WATCHBUILDREQUEST']._serialized_start=1500
-  _globals['_WATCHBUILDREQUEST']._serialized_end=1539
-  _globals['_READBUILDLOGREQUEST']._serialized_start=1541
-  _globals['_READBUILDLOGREQUEST']._serialized_end=1630
-  _globals['_BUILDS']._serialized_start=1633
-  _globals['_BUILDS']._serialized_end=2357
+  _globals['_BUILD']._serialized_end=1169
+  _globals['_BUILD_STATE']._serialized_start=878
+  _globals['_BUILD_STATE']._serialized_end=975
+  _globals['_BUILD_OUTPUT']._serialized_start=977
+  _globals['_BUILD_OUTPUT']._serialized_end=1037
+  _globals['_BUILD_PRIORITY']._serialized_start=1039
+  _globals['_BUILD_PRIORITY']._serialized_end=1115
+  _globals['_ENVIRONMENT']._serialized_start=1172
+  _globals['_ENVIRONMENT']._serialized_end=1343
+  _globals['_BUILDLOGLINE']._serialized_start=1345
+  _globals['_BUILDLOGLINE']._serialized_end=1448
+  _globals['_GETBUILDREQUEST']._serialized_start=1450
+  _globals['_GETBUILDREQUEST']._serialized_end=1487
+  _globals['_LISTBUILDSREQUEST']._serialized_start=1489
+  _globals['_LISTBUILDSREQUEST']._serialized_end=1580
+  _globals['_LISTBUILDSRESPONSE']._serialized_start=1582
+  _globals['_LISTBUILDSRESPONSE']._serialized_end=1669
+  _globals['_CREATEBUILDREQUEST']._serialized_start=1672
+  _globals['_CREATEBUILDREQUEST']._serialized_end=1896
+  _globals['_CANCELBUILDREQUEST']._serialized_start=1898
+  _globals['_CANCELBUILDREQUEST']._serialized_end=1938
+  _globals['_RETRYBUILDREQUEST']._serialized_start=1940
+  _globals['_RETRYBUILDREQUEST']._serialized_end=1979
+  _globals['_WATCHBUILDREQUEST']._serialized_start=1981
+  _globals['_WATCHBUILDREQUEST']._serialized_end=2020
+  _globals['_READBUILDLOGREQUEST']._serialized_start=2022
+  _globals['_READBUILDLOGREQUEST']._serialized_end=2111
+  _globals['_BUILDS']._serialized_start=2114
+  _globals['_BUILDS']._serialized_end=2962
 # @@protoc_insertion_point(module_scope)

@@ -55,6 +55,11 @@ class BuildsStub:
                 request_serializer=ekiben_dot_builder_dot_v1_dot_builder__pb2.CancelBuildRequest.SerializeToString,
                 response_deserializer=ekiben_dot_builder_dot_v1_dot_builder__pb2.Build.FromString,
                 _registered_method=True)
+        self.RetryBuild = channel.unary_unary(
+                '/ekiben.builder.v1.Builds/RetryBuild',
+                request_serializer=ekiben_dot_builder_dot_v1_dot_builder__pb2.RetryBuildRequest.SerializeToString,
+                response_deserializer=ekiben_dot_builder_dot_v1_dot_builder__pb2.Build.FromString,
+                _registered_method=True)
         self.WatchBuild = channel.unary_stream(
                 '/ekiben.builder.v1.Builds/WatchBuild',
                 request_serializer=ekiben_dot_builder_dot_v1_dot_builder__pb2.WatchBuildRequest.SerializeToString,
@@ -86,8 +91,8 @@ class BuildsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateBuild(self, request, context):
-        """Starts a build and returns at once. The same bento being built already, or built and still there,
-        gives that build, unless `force` is set.
+        """Starts a build and returns at once. The same bento being built already to the same output, or built and still
+        there, gives that build, unless `force` is set.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -95,6 +100,14 @@ class BuildsServicer:
 
     def CancelBuild(self, request, context):
         """Stops a build. One that has ended is FAILED_PRECONDITION (BUILD_ENDED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryBuild(self, request, context):
+        """Starts what a build that FAILED or was CANCELLED should have done, as a build of its own; one that was started
+        meanwhile for the same is given. A build of another state is FAILED_PRECONDITION (BUILD_NOT_RETRIABLE).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -135,6 +148,11 @@ def add_BuildsServicer_to_server(servicer, server):
             'CancelBuild': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelBuild,
                     request_deserializer=ekiben_dot_builder_dot_v1_dot_builder__pb2.CancelBuildRequest.FromString,
+                    response_serializer=ekiben_dot_builder_dot_v1_dot_builder__pb2.Build.SerializeToString,
+            ),
+            'RetryBuild': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryBuild,
+                    request_deserializer=ekiben_dot_builder_dot_v1_dot_builder__pb2.RetryBuildRequest.FromString,
                     response_serializer=ekiben_dot_builder_dot_v1_dot_builder__pb2.Build.SerializeToString,
             ),
             'WatchBuild': grpc.unary_stream_rpc_method_handler(
@@ -256,6 +274,33 @@ class Builds:
             target,
             '/ekiben.builder.v1.Builds/CancelBuild',
             ekiben_dot_builder_dot_v1_dot_builder__pb2.CancelBuildRequest.SerializeToString,
+            ekiben_dot_builder_dot_v1_dot_builder__pb2.Build.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryBuild(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ekiben.builder.v1.Builds/RetryBuild',
+            ekiben_dot_builder_dot_v1_dot_builder__pb2.RetryBuildRequest.SerializeToString,
             ekiben_dot_builder_dot_v1_dot_builder__pb2.Build.FromString,
             options,
             channel_credentials,

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +216,19 @@ class LayoutImageStore:
             index["manifests"] = [each for each in index["manifests"] if not _replaces(descriptor, each)]
             index["manifests"].append(descriptor.to_json())
             write_whole(self._folder / "index.json", json.dumps(index, indent=1).encode(), 0o644)
+
+    async def untag(self, references: Collection[str]) -> None:
+        """Let references name nothing any more; what they named is garbage unless others name it."""
+        await asyncio.to_thread(self._remove, frozenset(references))
+
+    def _remove(self, references: Collection[str]) -> None:
+        with self._locked():
+            index = self._index()
+            kept = [e for e in index["manifests"] if (e.get("annotations") or {}).get(REF_NAME) not in references]
+            if len(kept) < len(index["manifests"]):
+                write_whole(
+                    self._folder / "index.json", json.dumps({**index, "manifests": kept}, indent=1).encode(), 0o644
+                )
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Tables of the builder, and every statement on them. One implementation for SQLite and PostgreSQL."""
+"""Every statement on builds. One implementation for SQLite and PostgreSQL."""
 
 import json
 from collections.abc import Sequence
@@ -9,63 +9,22 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from services.builder.domain import Build, Environment, Failure, Lease, State, Step, dedup_key
+from services.builder.domain import (
+    Build,
+    Environment,
+    Failure,
+    Image,
+    Lease,
+    Output,
+    Priority,
+    State,
+    Step,
+    dedup_key,
+    turn_of,
+)
+from services.builder.store.images import put_image
+from services.builder.store.tables import builds, environments
 from services.kernel.db import AsyncConnection, Database, UtcDateTime, insert_into
-
-metadata = sa.MetaData()
-
-environments = sa.Table(
-    "environments",
-    metadata,
-    sa.Column("digest", sa.String(80), primary_key=True),
-    sa.Column("python_version", sa.String(32), nullable=False),
-    sa.Column("bentoml_version", sa.String(64), nullable=False),
-    sa.Column("package_count", sa.Integer, nullable=False),
-    sa.Column("size_bytes", sa.BigInteger, nullable=False),
-    sa.Column("create_time", UtcDateTime, nullable=False),
-    sa.Column("use_time", UtcDateTime, nullable=False),
-)
-
-builds = sa.Table(
-    "builds",
-    metadata,
-    sa.Column("id", sa.String(64), primary_key=True),
-    sa.Column("uid", sa.String(64), nullable=False),
-    sa.Column("organization", sa.String(128), nullable=False),
-    sa.Column("bento", sa.String(255), nullable=False),
-    sa.Column("bento_digest", sa.String(80), nullable=False),
-    sa.Column("dedup_key", sa.String(64), nullable=False),
-    sa.Column("active_key", sa.String(200), nullable=True),
-    sa.Column("secrets", sa.Text, nullable=False),
-    sa.Column("force", sa.Boolean, nullable=False),
-    sa.Column("creator", sa.String(128), nullable=False),
-    sa.Column("traceparent", sa.String(64), nullable=False),
-    sa.Column("state", sa.String(16), nullable=False),
-    sa.Column("step", sa.String(128), nullable=False),
-    sa.Column("progress_percent", sa.Integer, nullable=False),
-    sa.Column("failure", sa.Text, nullable=True),
-    sa.Column("environment", sa.String(80), sa.ForeignKey("environments.digest"), nullable=True),
-    sa.Column("cached", sa.Boolean, nullable=False),
-    sa.Column("create_time", UtcDateTime, nullable=False),
-    sa.Column("start_time", UtcDateTime, nullable=True),
-    sa.Column("end_time", UtcDateTime, nullable=True),
-    sa.Column("attempts", sa.Integer, nullable=False),
-    sa.Column("version", sa.Integer, nullable=False),
-    sa.Column("lease_token", sa.String(64), nullable=True),
-    sa.Column("lease_owner", sa.String(64), nullable=True),
-    # Counted up by who holds the lease: a sign of life.
-    sa.Column("lease_renewals", sa.BigInteger, nullable=False, server_default="0"),
-    # Whose folder it is built in. Empty for builds from before there were several.
-    sa.Column("site", sa.String(64), nullable=False, server_default=""),
-    sa.CheckConstraint("state IN ('QUEUED', 'RUNNING', 'SUCCEEDED', 'FAILED', 'CANCELLED')", name="builds_state"),
-    sa.Index("builds_by_time", "organization", "create_time", "id"),
-    sa.Index("builds_by_bento", "organization", "bento", "create_time"),
-    sa.Index("builds_by_state", "state", "create_time"),
-    sa.Index("builds_by_key", "organization", "dedup_key"),
-    # One build at a time answers for a dedup key. A forced one stands beside it and one that ended makes room: both
-    # have NULL here, of which there may be many. (A partial index is shorter, and loads both dialects at the start.)
-    sa.Index("builds_active", "active_key", unique=True),
-)
 
 _ACTIVE = ("QUEUED", "RUNNING")
 _NO_LEASE: dict[str, Any] = {"lease_token": None, "lease_owner": None}
@@ -136,13 +95,14 @@ class Store:
             return [_build(row) for row in (await connection.execute(query)).mappings()]
 
     async def lease(self, token: str, owner: str, now: datetime) -> Lease | None:
-        """Take the oldest build that waits to be built here; None where there is none. `now` is when it starts."""
+        """Take the build here whose turn it is; None where none waits. `now` is when it starts."""
         waits = sa.and_(builds.c.state == State.QUEUED, self._here)
         async with self._database.transaction() as connection:
-            oldest = sa.select(builds.c.id).where(waits).order_by(builds.c.create_time, builds.c.id).limit(1)
+            turn = sa.func.coalesce(builds.c.turn_time, builds.c.create_time)
+            first = sa.select(builds.c.id).where(waits).order_by(turn, builds.c.id).limit(1)
             if self._database.dialect == "postgresql":
-                oldest = oldest.with_for_update(skip_locked=True)
-            chosen = (await connection.execute(oldest)).scalar()
+                first = first.with_for_update(skip_locked=True)
+            chosen = (await connection.execute(first)).scalar()
             return None if chosen is None else await _take(connection, chosen, waits, token, owner, now)
 
     async def signs_of_life(self) -> dict[str, tuple[str, int]]:
@@ -182,37 +142,47 @@ class Store:
             **_NO_LEASE,
         )
 
-    async def succeed(self, build: str, token: str, environment: Environment, cached: bool, now: datetime) -> bool:
-        """End the build with its environment. False where the lease is lost; then nothing is kept."""
+    async def raise_priority(self, build: Build, priority: Priority) -> None:
+        """Let a build that waits go as early as one of this priority would that was asked for then."""
         async with self._database.transaction() as connection:
-            known = sa.select(environments.c.digest).where(environments.c.digest == environment.digest)
-            values = {
-                "python_version": environment.python_version,
-                "bentoml_version": environment.bentoml_version,
-                "package_count": environment.package_count,
-                "size_bytes": environment.size_bytes,
-                "use_time": now,
-            }
-            if (await connection.execute(known)).first() is None:
-                row = {"digest": environment.digest, "create_time": now, **values}
-                insert = insert_into(self._database.dialect, environments).values(**row).on_conflict_do_nothing()
-                await connection.execute(insert)
-            else:
-                await connection.execute(
-                    environments.update().where(environments.c.digest == environment.digest).values(**values)
+            await connection.execute(
+                builds.update()
+                .where(builds.c.id == build.id, builds.c.state == State.QUEUED, builds.c.priority < priority)
+                .values(
+                    priority=int(priority),
+                    turn_time=turn_of(replace(build, priority=priority)),
+                    version=builds.c.version + 1,
                 )
+            )
+
+    async def succeed(
+        self,
+        build: str,
+        token: str,
+        environment: Environment | None,
+        cached: bool,
+        now: datetime,
+        image: Image | None = None,
+    ) -> bool:
+        """End the build with what it made. False where the lease is lost; then nothing is kept."""
+        async with self._database.transaction() as connection:
+            if environment is not None:
+                await self._put_environment(connection, environment, now)
             changed = await connection.execute(
                 _with_lease(build, token).values(
                     state=State.SUCCEEDED,
                     step=Step.DONE,
                     progress_percent=100,
-                    environment=environment.digest,
+                    environment=environment.digest if environment is not None else None,
                     cached=cached,
+                    image=image.id if image is not None else None,
                     end_time=now,
                     version=builds.c.version + 1,
                     **_OVER,
                 )
             )
+            if changed.rowcount == 1 and image is not None:
+                await put_image(connection, self._database.dialect, image)
             return changed.rowcount == 1
 
     async def fail(self, build: str, token: str, failure: Failure, now: datetime) -> bool:
@@ -254,6 +224,24 @@ class Store:
         """Raises Unavailable while the database does not answer."""
         await self._database.ping()
 
+    async def _put_environment(self, connection: AsyncConnection, environment: Environment, now: datetime) -> None:
+        known = sa.select(environments.c.digest).where(environments.c.digest == environment.digest)
+        values = {
+            "python_version": environment.python_version,
+            "bentoml_version": environment.bentoml_version,
+            "package_count": environment.package_count,
+            "size_bytes": environment.size_bytes,
+            "use_time": now,
+        }
+        if (await connection.execute(known)).first() is None:
+            row = {"digest": environment.digest, "create_time": now, **values}
+            insert = insert_into(self._database.dialect, environments).values(**row).on_conflict_do_nothing()
+            await connection.execute(insert)
+        else:
+            await connection.execute(
+                environments.update().where(environments.c.digest == environment.digest).values(**values)
+            )
+
     async def _write(self, build: str, token: str, **values: Any) -> bool:
         values.setdefault("version", builds.c.version + 1)
         if values["version"] is None:  # a change that no watcher cares about
@@ -288,7 +276,7 @@ def _with_lease(build: str, token: str) -> Any:
 
 
 def _row(build: Build) -> dict[str, Any]:
-    key = dedup_key(build.bento_digest, build.secrets)
+    key = dedup_key(build)
     return {
         "id": build.id,
         "uid": build.uid,
@@ -311,6 +299,12 @@ def _row(build: Build) -> dict[str, Any]:
         "attempts": build.attempts,
         "version": build.version,
         "site": build.site,
+        "output": str(build.output),
+        "platforms": json.dumps(list(build.platforms)),
+        "base": build.base,
+        "image": None,
+        "priority": int(build.priority),
+        "turn_time": turn_of(build),
     }
 
 
@@ -346,4 +340,9 @@ def _build(row: Any) -> Build:
         attempts=row["attempts"],
         version=row["version"],
         site=row["site"],
+        output=Output(row["output"]),
+        platforms=tuple(json.loads(row["platforms"])),
+        base=row["base"],
+        image=row["image"] or "",
+        priority=Priority(row["priority"]),
     )

@@ -1,0 +1,89 @@
+"""`ekiben images list|get|delete`: images that builds of the platform made."""
+
+import click
+
+from ekiben.builder.v1 import images_pb2 as pb
+from ekiben.cli import short
+from ekiben.cli.options import limit_option, output_option
+from ekiben.cli.output import age, collect, last, moment, print_item, print_items, said, size, tag
+from ekiben.cli.session import run
+from ekiben.client import Client
+from ekiben.errors import NotFound
+
+COLUMNS = [
+    ("IMAGE", lambda i: last(i.name)),
+    ("BENTO", lambda i: tag(i.bento)),
+    ("PLATFORMS", lambda i: ",".join(i.platforms)),
+    ("SIZE", lambda i: size(i.size_bytes)),
+    ("CURRENT", lambda i: "yes" if len(i.references) > 1 else ""),
+    ("AGE", lambda i: age(i.create_time)),
+]
+
+
+def fields(image: pb.Image) -> list[tuple[str, str]]:
+    """What `get` prints."""
+    return [
+        ("Image", last(image.name)),
+        ("Bento", tag(image.bento)),
+        ("Digest", image.digest),
+        ("Platforms", ", ".join(image.platforms)),
+        ("Size", size(image.size_bytes)),
+        ("References", ", ".join(image.references)),
+        ("Location", image.location),
+        ("Base", image.base),
+        ("Models", ", ".join(tag(model) for model in image.models)),
+        ("Build", last(image.build)),
+        ("Created", moment(image.create_time)),
+        ("Used", moment(image.use_time)),
+        *((f"Layer {n}", _layer(layer)) for n, layer in enumerate(image.layers, 1)),
+    ]
+
+
+def _layer(layer: pb.Image.Layer) -> str:
+    return f"{layer.digest}  {size(layer.size_bytes)}  {layer.content or 'base'}"
+
+
+@click.command("list")
+@click.option("--bento", default="", help="Only images of this bento.")
+@limit_option
+@output_option
+@run
+async def list_(client: Client, bento: str, limit: int, output: str) -> None:
+    """List the platform's images, newest first."""
+    named = (await client.bentos.get(short.bento(bento))).name if bento else ""
+    found = await collect(client.images.list(bento=named, limit=limit))
+    print_items(found, COLUMNS, output, empty="No images yet. Make one: ekiben builds create BENTO --image")
+
+
+@click.command()
+@click.argument("image")
+@output_option
+@run
+async def get(client: Client, image: str, output: str) -> None:
+    """Show one IMAGE: its id, or a bento for its newest image."""
+    found = await client.images.get(await named(client, image))
+    print_item(found, fields(found), output)
+
+
+@click.command()
+@click.argument("image")
+@run
+async def delete(client: Client, image: str) -> None:
+    """Delete an IMAGE: its id, or a bento for its newest image."""
+    name = await named(client, image)
+    await client.images.delete(name)
+    said(f"Deleted image {last(name)}.")
+
+
+async def named(client: Client, text: str) -> str:
+    """The resource name of an image, by its id, its digest, its name, or a bento that has one."""
+    if ":" not in text or text.startswith(("images/", "sha256:")):
+        return short.resource("images", text.removeprefix("sha256:")[:20] if text.startswith("sha256:") else text)
+    bento = (await client.bentos.get(short.bento(text))).name
+    async for image in client.images.list(bento=bento, limit=1):
+        return image.name
+    raise NotFound(
+        f"Bento {text} has no image. Make one: ekiben builds create {text} --image",
+        reason="IMAGE_NOT_FOUND",
+        image=text,
+    )

@@ -1,0 +1,156 @@
+"""A build's second half: from a bento's environment to its image in the platform's place, and what to tell of it."""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ekiben import names
+from ekiben.api.v1.annotations_pb2 import Role
+from ekiben.errors import FailedPrecondition
+from ekiben.registry.v1 import registry_pb2
+from services.builder import image_builds
+from services.builder.assembler import Model
+from services.builder.domain import Build, Image, ImageLayer
+from services.builder.image_builds import Source, Workshop
+from services.builder.locks import Work
+from services.builder.places import Place, id_of, pin_of, repository_of
+from services.builder.store import ImageRows
+from services.content.images import Image as Content
+from services.content.images import Platform
+from services.kernel.clock import Clock
+from services.kernel.identity import Principal
+from services.kernel.peers import on_behalf_of
+
+if TYPE_CHECKING:
+    from ekiben.registry.v1 import registry_pb2_grpc
+
+Fetch = Callable[[str, Path], Awaitable[str]]
+"""Unpacks the content of a resource as a folder and gives its digest."""
+Say = Callable[[str], None]
+
+
+class ImageWork:
+    """Makes the images of builds."""
+
+    def __init__(
+        self,
+        place: Place,
+        rows: ImageRows,
+        workshop: Workshop,
+        bentos: "registry_pb2_grpc.BentosAsyncStub",
+        models: "registry_pb2_grpc.ModelsAsyncStub",
+        fetch: Fetch,
+        clock: Clock,
+    ) -> None:
+        self.place = place
+        self._rows = rows
+        self._workshop = workshop
+        self._bentos = bentos
+        self._models = models
+        self._fetch = fetch
+        self._clock = clock
+
+    async def make(self, build: Build, source: Source, work: Work) -> tuple[Image, bool]:
+        """Make the image of a bento without its models, which are found here, and tag it; whether it was there.
+
+        Raises:
+            EkibenError: as `image_builds.build_image`; also where a model was deleted (MODEL_NOT_FOUND) or has no
+                content (MODEL_NOT_UPLOADED).
+        """
+        models = await self._models_of(build, work)
+        source = replace(source, models=[model for _, model in models])
+        bento = names.Bento.parse(build.bento)
+        repository = repository_of(build.organization, bento)
+        platforms = [Platform.parse(each) for each in build.platforms]
+        async with self.place.open(repository) as (store, _):
+            descriptor = await image_builds.build_image(
+                source,
+                platforms,
+                base=build.base.replace("{python}", ".".join(source.recipe.python.split(".")[:2])),
+                into=store,
+                reference=self.place.reference(repository, bento.bento),
+                workshop=self._workshop,
+                work=work,
+            )
+            image = id_of(descriptor.digest)
+            manifest = b"".join([chunk async for chunk in store.read(descriptor)])
+            pin = self.place.reference(repository, pin_of(image))
+            await store.tag(pin, manifest, descriptor.media_type, descriptor.platform)
+            content = [(platform, (await store.resolve(pin, platform))[1]) for platform in platforms]
+        layers = [layer for where, one in content for layer in layers_of(where, one)]
+        now = self._clock.now()
+        made = Image(
+            id=image,
+            organization=build.organization,
+            place=self.place.name,
+            digest=str(descriptor.digest),
+            media_type=descriptor.media_type,
+            bento=build.bento,
+            bento_digest=build.bento_digest,
+            repository=repository,
+            tag=bento.bento,
+            platforms=tuple(build.platforms),
+            size_bytes=sum({layer.digest: layer.size_bytes for layer in layers}.values()) + len(manifest),
+            layers=layers,
+            base=base_of(content[0][1]),
+            models=tuple(name for name, _ in models),
+            build=build.id,
+            create_time=now,
+            use_time=now,
+        )
+        return made, await self._rows.get(build.organization, image) is not None
+
+    async def _models_of(self, build: Build, work: Work) -> Sequence[tuple[str, Model]]:
+        """The models of the build's bento, each with its resource name; fetched when they are needed."""
+        found = []
+        with on_behalf_of(Principal(build.creator, build.organization, Role.ROLE_DEVELOPER)):
+            bento = await self._bentos.GetBento(registry_pb2.GetBentoRequest(name=build.bento))
+            for name in bento.models:
+                model = await self._models.GetModel(registry_pb2.GetModelRequest(name=name))
+                if model.content.state != registry_pb2.Content.READY:
+                    raise FailedPrecondition(
+                        f"Model {model.name} of the bento has no content yet. Push it, then build.",
+                        reason="MODEL_NOT_UPLOADED",
+                        model=model.name,
+                    )
+                found.append((model.name, self._model(model, work.directory, work.say)))
+        return found
+
+    def _model(self, model: registry_pb2.Model, directory: Path, say: Say) -> Model:
+        name = names.Model.parse(model.name)
+
+        @asynccontextmanager
+        async def folder() -> AsyncIterator[Path]:
+            into = directory / "models" / model.content.digest.removeprefix("sha256:")
+            into.parent.mkdir(exist_ok=True)
+            say(f"Fetching model {name.repository}:{name.model} ({model.content.size_bytes / (1 << 20):.1f} MiB).")
+            try:
+                await self._fetch(model.name, into)
+                yield into
+            finally:
+                # At once: the next one may need the space.
+                await asyncio.to_thread(shutil.rmtree, into, ignore_errors=True)
+
+        opened: Callable[[], AbstractAsyncContextManager[Path]] = folder
+        return Model(f"{name.repository}:{name.model}", model.content.digest, opened)
+
+
+def layers_of(platform: Platform, image: Content) -> list[ImageLayer]:
+    """The layers of an image, each with what its history says that it holds."""
+    told = [each for each in image.config.get("history") or () if not each.get("empty_layer")]
+    contents = [str(each.get("created_by") or "") if each.get("comment") == "ekiben" else "" for each in told]
+    contents = ["", *contents] if len(contents) < len(image.layers) else contents
+    return [
+        ImageLayer(str(layer.digest), layer.size_bytes, layer.media_type, content, str(platform))
+        for layer, content in zip(image.layers, contents[-len(image.layers) :], strict=False)
+    ]
+
+
+def base_of(image: Content) -> str:
+    """The base image as it was named, and by its digest."""
+    named = [image.annotations.get(f"org.opencontainers.image.base.{part}", "") for part in ("name", "digest")]
+    return "@".join(part for part in named if part)

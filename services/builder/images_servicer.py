@@ -1,0 +1,49 @@
+"""The Images service: parse, call one use case, format."""
+
+from datetime import datetime
+from typing import Any
+
+import grpc
+from google.protobuf.empty_pb2 import Empty
+
+from ekiben import names
+from ekiben.builder.v1 import images_pb2 as pb
+from ekiben.builder.v1 import images_pb2_grpc
+from services.builder import messages
+from services.builder.domain import Image
+from services.builder.gallery import Gallery
+from services.kernel import pages
+from services.kernel.identity import current_principal
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Images(images_pb2_grpc.ImagesServicer):
+    """ekiben.builder.v1.Images."""
+
+    def __init__(self, gallery: Gallery) -> None:
+        self._gallery = gallery
+
+    async def GetImage(self, request: pb.GetImageRequest, context: Context) -> pb.Image:
+        """See the proto."""
+        return self._message(await self._gallery.get(current_principal(), names.Image.parse(request.name)))
+
+    async def ListImages(self, request: pb.ListImagesRequest, context: Context) -> pb.ListImagesResponse:
+        """See the proto."""
+        size = pages.page_size(request.page_size)
+        bento = str(names.Bento.parse(request.bento)) if request.bento else ""
+        before = pages.decode(request, datetime, str)
+        found = await self._gallery.list(current_principal(), bento, before, size + 1)
+        response = pb.ListImagesResponse(images=map(self._message, found[:size]))
+        if len(found) > size:
+            last = found[size - 1]
+            response.next_page_token = pages.encode(request, last.create_time, last.id)
+        return response
+
+    async def DeleteImage(self, request: pb.DeleteImageRequest, context: Context) -> Empty:
+        """See the proto."""
+        await self._gallery.delete(current_principal(), names.Image.parse(request.name))
+        return Empty()
+
+    def _message(self, image: Image) -> pb.Image:
+        return messages.image_to_proto(image, self._gallery.location(image))

@@ -1,0 +1,84 @@
+"""Where the platform keeps its images, and what they are called there.
+
+An image has two references in the repository of its bento, `ORGANIZATION/BENTO_REPOSITORY`: the bento's version, which
+moves when the bento gets another image, and `IMAGE-<id>`, which never moves. No version has capital letters, so the two
+never meet.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ekiben import names
+from services.content import open_images
+from services.content.digest import Digest
+from services.content.images import ImageStore
+from services.content.images.layout import LayoutImageStore
+
+_COMPONENT = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*")
+"""Source: OCI distribution-spec 1.1, "Pulling manifests", of which a name's components are made."""
+_ID_LENGTH = 20
+"""Hexadecimal digits of an image's digest: enough that no two images of a place have one id."""
+
+
+def id_of(digest: Digest | str) -> str:
+    """The id of the image with this digest."""
+    return str(digest).removeprefix("sha256:")[:_ID_LENGTH]
+
+
+def pin_of(image: str) -> str:
+    """The tag of an image that never moves, by its id."""
+    return f"IMAGE-{image}"
+
+
+def repository_of(organization: str, bento: names.Bento) -> str:
+    """`default/iris` for a bento of the organization of that resource name.
+
+    BentoML allows names which OCI does not (`a..b`, `a-_b`): such a one is written with hyphens and a part of its
+    digest.
+    """
+    name = bento.repository
+    if _COMPONENT.fullmatch(name) is None:
+        plain = re.sub(r"[^a-z0-9]+", "-", name).strip("-")
+        name = f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:10]}"
+    return f"{names.Organization.parse(organization).organization}/{name}"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A layout on disk that holds every image, or a prefix of an OCI registry."""
+
+    url: str
+    """`oci:FOLDER` or `docker://HOST[/PREFIX]`."""
+    site: str
+    """Id of the builder's folder: a layout of the same path on another machine is another place."""
+
+    @property
+    def name(self) -> str:
+        """By which rows say where an image is."""
+        return f"oci:{self.site}" if self.layout is not None else self.url
+
+    @property
+    def layout(self) -> Path | None:
+        """The folder of the layout; None for a registry."""
+        return Path(self.url.removeprefix("oci:")) if self.url.startswith("oci:") else None
+
+    def open(self, repository: str) -> AbstractAsyncContextManager[tuple[ImageStore, str]]:
+        """The store for images of a repository, as `open_images` gives it."""
+        return open_images(self.url if self.layout is not None else f"{self.url.rstrip('/')}/{repository}")
+
+    async def untag(self, repository: str, tags: Iterable[str]) -> None:
+        """Let tags name nothing any more. In a registry they stay: what goes there is its owner's affair."""
+        if self.layout is not None:
+            await LayoutImageStore(self.layout).untag([self.reference(repository, tag) for tag in tags])
+
+    def reference(self, repository: str, tag: str) -> str:
+        """What a tag of a repository is called in its store: a layout has all repositories."""
+        return f"{repository}:{tag}" if self.layout is not None else tag
+
+    def location(self, repository: str, image: str) -> str:
+        """Where other programs find an image, whatever its version's tag names by now."""
+        return f"{self.url.rstrip('/')}{':' if self.layout is not None else '/'}{repository}:{pin_of(image)}"

@@ -1,0 +1,93 @@
+"""Builds that give images, over real gRPC, with a real registry, the real uv and a base of a few hundred bytes."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from ekiben.builder.v1 import builder_pb2 as pb
+from ekiben.builder.v1 import images_pb2
+from ekiben.errors import FailedPrecondition, InvalidArgument, NotFound
+from services.builder.platforms import here
+from tests.fixtures_builder import Builder, PackageIndex, Registry, bento_folder, index, registry, running_builder
+from tests.small_base import small_base
+
+__all__ = ["index", "registry"]
+
+IMAGE = {"output": pb.Build.IMAGE}
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A rule that finds a base for Python 3.11."""
+    return small_base(tmp_path_factory.mktemp("base")).replace("3.11", "{python}")
+
+
+@pytest.fixture
+async def builder(registry: Registry, index: PackageIndex, bases: str, tmp_path: Path) -> AsyncIterator[Builder]:
+    async with running_builder(registry, tmp_path / "builder", bases=bases) as running:
+        yield running
+
+
+async def get(builder: Builder, name: str) -> images_pb2.Image:
+    return await builder.images.GetImage(images_pb2.GetImageRequest(name=name))
+
+
+def entries(builder: Builder) -> dict[str, str]:
+    """What the platform's layout names: reference → digest."""
+    index = json.loads((builder.data_dir / "images" / "index.json").read_bytes())
+    return {each["annotations"]["org.opencontainers.image.ref.name"]: each["digest"] for each in index["manifests"]}
+
+
+async def test_a_build_gives_an_image_with_its_models(builder: Builder, tmp_path: Path) -> None:
+    model = await builder.registry.push_model("iris:m1", {"weights": b"w" * 5000}, tmp_path / "model")
+    bento = await builder.registry.push(bento_folder(tmp_path / "bento"), models=["iris:m1"])
+    build = await builder.build(bento, **IMAGE)
+    assert build.state == pb.Build.SUCCEEDED, await builder.log(build.name)
+    assert (build.output, list(build.platforms)) == (pb.Build.IMAGE, [str(here())])
+    image = await get(builder, build.image)
+    assert (image.bento, image.build, list(image.models)) == (bento, build.name, [model])
+    assert [layer.content.split(" ")[0] for layer in image.layers] == ["", "the", "Python", "model", "bento"]
+    assert image.size_bytes >= sum(layer.size_bytes for layer in image.layers)
+    assert list(image.references) == [f"default/hello:{tag}" for tag in ("v1", f"IMAGE-{image.name[7:]}")]
+    assert entries(builder) == dict.fromkeys(image.references, image.digest)
+    assert image.location == f"oci:{builder.data_dir}/images:{image.references[1]}"
+    listed = await builder.images.ListImages(images_pb2.ListImagesRequest(bento=bento))
+    assert [each.name for each in listed.images] == [build.image] and not listed.images[0].layers
+    assert not list((builder.data_dir / "tmp").iterdir())
+
+
+async def test_equal_requests_share_one_build_and_a_model_that_is_there_is_not_fetched(
+    builder: Builder, tmp_path: Path
+) -> None:
+    await builder.registry.push_model("iris:m1", {"weights": b"w" * 5000}, tmp_path / "model")
+    bento = await builder.registry.push(bento_folder(tmp_path / "bento"), models=["iris:m1"])
+    request = pb.CreateBuildRequest(bento=bento, **IMAGE)
+    asked = await asyncio.gather(*(builder.builds.CreateBuild(request) for _ in range(4)))
+    assert len({build.name for build in asked}) == 1
+    first = await builder.ended(asked[0].name)
+    assert await builder.builds.CreateBuild(request) == first
+    other = bento_folder(tmp_path / "other", files={"src/service.py": b"import bentoml  # 2\n"})
+    second = await builder.build(await builder.registry.push(other, "v2", ["iris:m1"]), **IMAGE)
+    lines = await builder.log(second.name)
+    assert second.state == pb.Build.SUCCEEDED and second.image != first.image
+    assert "The layer of model iris:m1 is there already." in lines
+    assert not any("Fetching model" in line for line in lines)
+    environment = await builder.build(bento)
+    assert environment.name != first.name and environment.environment.path and not environment.image
+
+
+async def test_what_cannot_be_made_is_refused_in_words(builder: Builder, registry: Registry, tmp_path: Path) -> None:
+    bento = await builder.registry.push(bento_folder(tmp_path / "bento"))
+    with pytest.raises(FailedPrecondition, match="for linux/s390x are not looked for") as unsupported:
+        await builder.build(bento, platforms=["linux/s390x"], **IMAGE)
+    assert unsupported.value.reason == "PLATFORM_UNSUPPORTED"
+    with pytest.raises(InvalidArgument, match="Only an image is for platforms"):
+        await builder.build(bento, platforms=["linux/amd64"])
+    with pytest.raises(NotFound, match="does not exist"):
+        await get(builder, "images/0123456789")
+    async with running_builder(registry, tmp_path / "without", name="c") as without:
+        with pytest.raises(FailedPrecondition, match="EKIBEN_BUILDER_BASES"):
+            await without.build(bento, **IMAGE)
