@@ -20,6 +20,7 @@ need() { # need PROGRAM PACKAGE
 need initdb postgresql
 need promtool prometheus
 need podman podman
+need buildah buildah
 need containerd containerd
 need runc runc
 need skopeo skopeo

@@ -63,6 +63,11 @@ def images() -> None:
     "[env: EKIBEN_IMAGES_COMPRESSION]",
 )
 @attestations.of_build
+@click.option(
+    "--refresh-commands",
+    is_flag=True,
+    help="Run the bento's commands again, though they ran before on the same base: for newer packages of the system.",
+)
 def build(
     bento: str,
     base: str,
@@ -74,13 +79,16 @@ def build(
     sign_key: Path | None,
     password_file: Path | None,
     no_attestations: bool,
+    refresh_commands: bool,
 ) -> None:
     """Build the image of a BENTO: a tag of the local BentoML store, or a bento's folder.
 
-    Nothing is executed: layers for the Python environment, for each model and for the bento itself are put on the
-    base. A layer that is in the output already is neither made nor written again, and equal bentos give equal
-    digests. A bill of material and the provenance are attached, and signed where there is a key. Prints the image's
-    digest. Logins and certificates for registries are those of docker and podman.
+    Layers for the Python environment, for each model and for the bento itself are put on the base; nothing is
+    executed. Only where the bento has commands of its own (packages of the system, scripts, a Dockerfile template),
+    buildah runs those, and what they left is used again until they change. A layer that is in the output already is
+    neither made nor written again, and equal bentos give equal digests. A bill of material and the provenance are
+    attached, and signed where there is a key. Prints the image's digest. Logins and certificates for registries are
+    those of docker and podman.
 
     \b
     Examples:
@@ -99,6 +107,7 @@ def build(
     command += ["--sign-key", str(sign_key)] if sign_key else []
     command += ["--password-file", str(password_file)] if password_file else []
     command += ["--no-attestations"] * no_attestations
+    command += ["--refresh-commands"] if refresh_commands else []
     sys.stdout.flush()
     os.execv(sys.executable, command)
 

@@ -20,6 +20,7 @@ from ekiben.errors import ResourceExhausted
 from ekiben.identity.v1 import identity_pb2_grpc
 from ekiben.registry.v1 import registry_pb2_grpc
 from services.builder.access import Access
+from services.builder.buildah import BuildahEngine
 from services.builder.distribution import Distribution, listen
 from services.builder.environments import Environments
 from services.builder.gallery import Gallery
@@ -89,7 +90,8 @@ async def open_builder(
             place = Place(settings.images_at, store.site)
             rows = ImageRows(database, place.name)
             models = registry_pb2_grpc.ModelsStub(peers.registry)
-            workshop = Workshop(data_dir, ImageEnvironments(data_dir, programs, locks), interpreters)
+            engine = BuildahEngine(data_dir / "engine", programs, timeout_s=settings.build_timeout_s)
+            workshop = Workshop(data_dir, ImageEnvironments(data_dir, programs, locks), interpreters, engine)
             work = ImageWork(place, rows, workshop, bentos, models, fetch, clock)
             queue = Queue(store, rows, environments, logs, bentos, changes, clock, settings.bases)
             worker = Worker(

@@ -2,6 +2,9 @@
 
     base (by name) · users · Python environment · one layer for each model · the bento itself
 
+Where a bento runs commands, the base is one with the user and their layers, and those that need the environment have a
+layer above it; in bentos before 1.4, above the bento.
+
 What a layer holds is known by a key before the layer is made: the environment's digest, a model's digest or what its
 files look like. Under that key `layers/<key>.json` remembers the layer, as long as the store has it.
 """
@@ -20,12 +23,14 @@ from services.builder import environment_layers, images
 from services.builder.bases import BaseImage
 from services.builder.bytecode import Bytecode, Compiler
 from services.builder.compression import Method, Packed, at_most_for_weights, for_weights
+from services.builder.engine import Stores, on_top
 from services.builder.image_environments import ImageEnvironment
 from services.builder.images import BENTO_PATH, HOME, Layer, Names
 from services.builder.layers import USER, Entry, entries_of, tar
+from services.builder.runs import Runs
 from services.content.digest import Digest
 from services.content.files import make_folder, write_whole
-from services.content.images import Again, Descriptor, ImageStore, Platform
+from services.content.images import Again, Descriptor, ImageStore, Platform, Readable
 from services.content.images.copying import copy_blob, together
 
 _PLACES = 8
@@ -55,6 +60,8 @@ class Parts:
     manifest: Mapping[str, Any]
     """bento.yaml."""
     models: Sequence[Model] = ()
+    runs: Runs | None = None
+    """Of the bento's commands, if it has any."""
 
 
 class Assembler:
@@ -90,11 +97,17 @@ class Assembler:
                 lambda: environment_layers.entries(environment, python, parts.compiler, self._bytecode),
             )
         )
-        for model in sorted(parts.models, key=lambda model: model.tag):
-            layers.append(await self._model(into, model))
-        layers.append(
-            await self._layer(into, f"bento {_looks(parts.bento)}", f"bento {parts.tag}", _of_bento(parts.bento))
-        )
+        bento = await self._layer(into, f"bento {_looks(parts.bento)}", f"bento {parts.tag}", _of_bento(parts.bento))
+        on_bento = parts.runs is not None and parts.runs.commands.on_bento
+        configuration = images.configuration_of(base.image, images.envs_of(parts.manifest))
+        after: list[Layer] = []
+        if parts.runs is not None and parts.runs.commands.after is not None:
+            below = on_top(base.image, [*layers, bento] if on_bento else layers)
+            after, source, configuration = await parts.runs.after(below, Stores(into, rest=base.store), configuration)
+            for made in after:
+                await self._copy(made.descriptor, source, into)
+        models = [await self._model(into, model) for model in sorted(parts.models, key=lambda model: model.tag)]
+        layers += [*models, bento, *after] if on_bento else [*after, *models, bento]
         names = Names(
             parts.tag,
             environment.bentoml_version,
@@ -103,14 +116,14 @@ class Assembler:
             str(base.descriptor.digest),
             environment.digest,
         )
-        config, image = images.image_of(base.image, layers, names, images.envs_of(parts.manifest))
+        config, image = images.image_of(base.image, layers, names, configuration)
         digest, size_bytes = await into.write(_of([config]))
         content = images.manifest_of(image, images.config_descriptor(digest, size_bytes))
         return content, images.platform_of(base.image)
 
-    async def _copy(self, layer: Descriptor, source: ImageStore, into: ImageStore) -> None:
+    async def _copy(self, layer: Descriptor, source: Readable, into: ImageStore) -> None:
         if await copy_blob(layer, source, into):
-            self._say(f"Copied layer {str(layer.digest)[:19]} of the base image ({layer.size_bytes >> 20} MiB).")
+            self._say(f"Copied layer {str(layer.digest)[:19]} of what is below ({layer.size_bytes >> 20} MiB).")
 
     async def _layer(self, into: ImageStore, key: str, what: str, entries: Callable[[], Iterable[Entry]]) -> Layer:
         """A layer of code, made unless the store has the one that is remembered under `key`."""

@@ -15,7 +15,7 @@ from typing import IO, Any
 import zstandard
 
 from ekiben.errors import FailedPrecondition
-from services.content.images import Descriptor, ImageStore
+from services.content.images import Descriptor, Readable
 
 _PYTHON = re.compile(r"(?:.*/)?bin/python(3\.\d+)")
 _TEXTS = ("etc/passwd", "etc/group")
@@ -164,7 +164,7 @@ class BaseFiles:
 
 
 @asynccontextmanager
-async def spooled(layer: Descriptor, store: ImageStore) -> AsyncIterator[IO[bytes]]:
+async def spooled(layer: Descriptor, store: Readable) -> AsyncIterator[IO[bytes]]:
     """A layer in a temporary file, for `opened`.
 
     Raises:

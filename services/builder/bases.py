@@ -15,7 +15,7 @@ from ekiben.errors import FailedPrecondition
 from services.builder.base_files import BaseFiles, spooled
 from services.builder.layers import USER, Entry
 from services.content.files import make_folder, write_whole
-from services.content.images import Descriptor, Image, ImageStore, Platform
+from services.content.images import Descriptor, Image, ImageStore, Platform, Readable
 
 _FORMAT = 2
 """Of what is remembered; grows with its members."""
@@ -103,7 +103,7 @@ class Base:
 class BaseImage:
     """A base, and the store that it is read from."""
 
-    store: ImageStore
+    store: Readable
     name: str
     """As somebody named it, `oci:python-3.11`."""
     reference: str
@@ -131,7 +131,7 @@ async def open_base(store: ImageStore, reference: str, name: str, platform: Plat
     return BaseImage(store, name, told, descriptor, image, await look_into(image, store, remembered))
 
 
-async def look_into(image: Image, store: ImageStore, remembered: Path) -> Base:
+async def look_into(image: Image, store: Readable, remembered: Path) -> Base:
     """Read the layers of a base, lowest first, or what was remembered of them. Plain, gzip and zstd are read.
 
     Raises:

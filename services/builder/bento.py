@@ -37,8 +37,12 @@ def read(bento: Path) -> BentoFiles:
     except (OSError, ValueError) as exc:
         raise _incomplete(f"its requirements cannot be read: {exc}") from exc
     docker = bento / "env" / "docker"
+    try:
+        dockerfile = _text(docker / "Dockerfile") if (docker / "Dockerfile").is_file() else ""
+    except (OSError, ValueError) as exc:
+        raise _incomplete(f"its Dockerfile cannot be read: {exc}") from exc
     scripts = sorted(path.name for path in docker.glob("*") if path.name.startswith(("script__", "setup_script")))
-    return BentoFiles(manifest, requirements, version, _shipped(bento), tuple(scripts))
+    return BentoFiles(manifest, requirements, version, _shipped(bento), tuple(scripts), dockerfile)
 
 
 def _inline(manifest: dict[str, Any]) -> str:

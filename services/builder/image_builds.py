@@ -13,12 +13,16 @@ from services.builder import compilers, images
 from services.builder.assembler import Assembler, Model, Parts
 from services.builder.attesting import Attestor, Part
 from services.builder.bases import BaseImage, open_base
+from services.builder.commands import make_commands, secrets_of
 from services.builder.compression import Method
 from services.builder.domain import Step
+from services.builder.engine import Engine, Secret
+from services.builder.executions import Executions
 from services.builder.image_environments import ImageEnvironment, ImageEnvironments
 from services.builder.interpreters import Interpreters
 from services.builder.locks import Lock, Work
 from services.builder.recipe import BentoFiles, Recipe
+from services.builder.runs import Runs
 from services.builder.targets import Target
 from services.content import open_images
 from services.content.digest import Digest
@@ -36,6 +40,10 @@ class Source:
     """What was read of it."""
     recipe: Recipe
     models: Sequence[Model] = ()
+    secrets: Sequence[Secret] = ()
+    """Variables that the bento's commands find, and that its image does not hold."""
+    refresh_commands: bool = False
+    """Whether commands run again that ran before, so that packages of the system are the newest."""
 
     @property
     def tag(self) -> str:
@@ -43,18 +51,21 @@ class Source:
         return f"{self.files.manifest.get('name')}:{self.files.manifest.get('version')}"
 
 
-def check(files: BentoFiles) -> None:
-    """Refuse a bento whose image cannot be assembled, before any work is done for it.
+def check(files: BentoFiles, engine: Engine | None) -> None:
+    """Refuse a bento whose image cannot be made, before any work is done for it.
 
     Raises:
-        FailedPrecondition: it runs commands while its image is built (IMAGE_NEEDS_COMMANDS).
+        FailedPrecondition: it runs commands while its image is built, and they cannot be run (reasons of
+            `make_commands`, ENGINE_MISSING).
     """
-    if files.scripts or images.commands_of(files.manifest):
-        raise FailedPrecondition(
-            "The bento runs commands while its image is built (apt packages, scripts or a Dockerfile template). "
-            "Images of such bentos are not built here yet: use `bentoml containerize`.",
-            reason="IMAGE_NEEDS_COMMANDS",
-        )
+    if make_commands(files):
+        if engine is None:
+            raise FailedPrecondition(
+                "The bento runs commands while its image is built (packages of the system, scripts or a Dockerfile "
+                "template), and nothing here runs them. Build its image by `ekiben images build`.",
+                reason="ENGINE_MISSING",
+            )
+        engine.check()
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,8 @@ class Workshop:
     """A folder in which is remembered what was made; several builds may use it at once."""
     environments: ImageEnvironments
     interpreters: Interpreters
+    engine: Engine | None = None
+    """Runs what bentos run while their images are built; without one these are refused."""
 
 
 async def build_image(
@@ -93,7 +106,7 @@ async def build_image(
         EkibenError: it cannot be built; reasons are those of `check`, `open_images`, `Base.python`, uv's (`failures`)
             and `Assembler.assemble`; `BlobsMissing` where the store does not keep what it is given.
     """
-    check(source.files)
+    check(source.files, workshop.engine)
     try:
         return await _build(source, platforms, base, into, reference, workshop, work, compression, attestor)
     except BlobsMissing as exc:
@@ -115,10 +128,14 @@ async def _build(
 ) -> Descriptor:
     made: list[tuple[Part, Platform]] = []
     like: Lock | None = None
+    runs = _runs(source, workshop, work)
     async with open_images(base) as (base_store, base_reference):
         for platform in platforms:
             found = await open_base(base_store, base_reference, base, platform, workshop.cache / "bases")
+            if runs is not None:
+                found = await runs.prepare(found, workshop.cache / "bases")
             parts = await _parts(source, found, platform, workshop, work, like)
+            parts = replace(parts, runs=runs)
             like = parts.environment.lock
             await work.report(Step.ASSEMBLING, 0, 0)
             content, runs_on = await Assembler(workshop.cache, work.say, compression).assemble(parts, found, into)
@@ -138,6 +155,21 @@ async def _build(
 def _part(manifest: bytes, environment: ImageEnvironment) -> Part:
     image = Descriptor(MANIFEST, Digest(hashlib.sha256(manifest).hexdigest()), len(manifest))
     return Part(image, manifest, environment.path, environment.digest, environment.lock.text, environment.target.python)
+
+
+def _runs(source: Source, workshop: Workshop, work: Work) -> Runs | None:
+    given = {each.name: each for each in source.secrets}
+    for name, value in secrets_of(source.files.manifest).items():
+        if name not in given and value:
+            given[name] = Secret(name, value, public=True)
+    commands = make_commands(source.files, sorted(given))
+    if workshop.engine is None or not commands:
+        return None
+    for name in sorted(set(secrets_of(source.files.manifest)) - set(given)):
+        work.say(f"WARNING: the variable {name}, which the bento's commands may need, has no value.")
+    executions = Executions(workshop.cache / "executed", workshop.engine, work.say, again=source.refresh_commands)
+    models = {model.tag: model.folder for model in source.models}
+    return Runs(executions, commands, [given[name] for name in sorted(given)], source.bento, models)
 
 
 async def _parts(

@@ -48,6 +48,8 @@ class ImageWork:
     ) -> None:
         self.place = place
         self._rows = rows
+        self.engine = workshop.engine
+        """What runs the commands of bentos."""
         self._workshop = workshop
         self._bentos = bentos
         self._models = models

@@ -18,7 +18,7 @@ HOME = "/home/bentoml"
 VENV = "/app/.venv"
 ENTRYPOINT = f"{BENTO_PATH}/env/docker/entrypoint.sh"
 PORTS = ("3000/tcp", "3001/tcp")
-_EVERY_BENTO = re.compile(
+EVERY_BENTO = re.compile(
     r"apt-get update && apt-get install -q -y --no-install-recommends --allow-remove-essential\s+"
     r"ca-certificates gnupg2 bash build-essential( git)?"
 )
@@ -50,41 +50,52 @@ class Names:
     """Digest of the Python environment."""
 
 
-def image_of(base: Image, layers: Sequence[Layer], names: Names, envs: Mapping[str, str]) -> tuple[bytes, Image]:
-    """The configuration's bytes, and the image: the base's layers below ours."""
+def configuration_of(base: Image, envs: Mapping[str, str]) -> dict[str, Any]:
+    """The member `config` of a bento's image on a base."""
     below = base.config.get("config") or {}
+    return {
+        **{key: value for key, value in below.items() if key not in ("Cmd", "Entrypoint", "Healthcheck")},
+        "User": "bentoml",
+        "WorkingDir": BENTO_PATH,
+        "Entrypoint": [ENTRYPOINT],
+        "ExposedPorts": {port: {} for port in PORTS},
+        "Env": _environment(below.get("Env") or [], envs),
+    }
+
+
+def image_of(
+    base: Image, layers: Sequence[Layer], names: Names, configuration: Mapping[str, Any]
+) -> tuple[bytes, Image]:
+    """The configuration's bytes, and the image: the base's layers below ours."""
     annotations = annotations_of(names)
     config: dict[str, Any] = {
         "architecture": base.config["architecture"],
         "os": base.config["os"],
         **({"variant": base.config["variant"]} if base.config.get("variant") else {}),
-        "config": {
-            **{key: value for key, value in below.items() if key not in ("Cmd", "Entrypoint", "Healthcheck")},
-            "User": "bentoml",
-            "WorkingDir": BENTO_PATH,
-            "Entrypoint": [ENTRYPOINT],
-            "ExposedPorts": {port: {} for port in PORTS},
-            "Env": _environment(below.get("Env") or [], envs),
-            "Labels": {**(below.get("Labels") or {}), **annotations},
-        },
+        "config": {**configuration, "Labels": {**(configuration.get("Labels") or {}), **annotations}},
         "rootfs": {
             "type": "layers",
             "diff_ids": [*base.config["rootfs"]["diff_ids"], *(str(layer.diff_id) for layer in layers)],
         },
-        "history": [
-            *_history(base),
-            *({"created_by": layer.created_by, "comment": "ekiben"} for layer in layers),
-        ],
+        "history": history_of(base, layers),
     }
     descriptors = [*base.layers, *(layer.descriptor for layer in layers)]
     return canonical(config), Image(config, descriptors, annotations)
 
 
-def _history(base: Image) -> list[Any]:
-    """One entry for each layer of the base at least: buildah refuses to build on an image whose history is shorter."""
-    told = list(base.config.get("history") or [])
-    silent = len(base.layers) - sum(not each.get("empty_layer") for each in told)
-    return [{"created_by": "base image"}] * silent + told
+def history_of(base: Image, layers: Sequence[Layer]) -> list[dict[str, Any]]:
+    """The base's history, then ours. One that does not tell of each layer is filled up: buildah and podman build
+    nothing on an image whose history has fewer or more layers than the image."""
+    history = [dict(each) for each in base.config.get("history") or []]
+    told = sum(1 for each in history if not each.get("empty_layer"))
+    missing = len(base.config["rootfs"]["diff_ids"]) - told
+    if missing < 0:
+        history, missing = [], missing + told
+    return [
+        *({"created_by": "base image"} for _ in range(missing)),
+        *history,
+        *({"created_by": layer.created_by, "comment": "ekiben"} for layer in layers),
+    ]
 
 
 def manifest_of(image: Image, config: Descriptor) -> bytes:
@@ -133,8 +144,9 @@ def annotations_of(names: Names) -> dict[str, str]:
 
 def envs_of(manifest: Mapping[str, Any]) -> dict[str, str]:
     """The variables that a bento gives its image: all but those for the build only, and those without a value."""
-    envs = manifest.get("envs")
-    found = {}
+    envs, docker = manifest.get("envs"), manifest.get("docker")
+    old = docker.get("env") if isinstance(docker, Mapping) else None
+    found = {str(key): str(value) for key, value in old.items()} if isinstance(old, Mapping) else {}
     for each in envs if isinstance(envs, list) else ():
         if not isinstance(each, Mapping) or not each.get("name") or each.get("stage", "all") == "build":
             continue
@@ -154,7 +166,7 @@ def commands_of(manifest: Mapping[str, Any]) -> list[str]:
     if isinstance(docker, Mapping):
         for key in ("system_packages", "setup_script", "dockerfile_template", "cuda_version"):
             found += [f"{key}: {docker[key]}"] if docker.get(key) else []
-    return [each for each in found if not _EVERY_BENTO.fullmatch(each)]
+    return [each for each in found if not EVERY_BENTO.fullmatch(each)]
 
 
 def _environment(base: Sequence[str], envs: Mapping[str, str]) -> list[str]:

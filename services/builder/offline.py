@@ -7,6 +7,7 @@ folder of the user.
 import argparse
 import asyncio
 import contextlib
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -18,7 +19,10 @@ from services.builder import bento as bentos
 from services.builder import image_builds
 from services.builder.assembler import Model
 from services.builder.attesting import Attestor
+from services.builder.buildah import BuildahEngine
+from services.builder.commands import secrets_of
 from services.builder.compression import Rules
+from services.builder.engine import Secret
 from services.builder.image_builds import Source, Workshop
 from services.builder.image_environments import ImageEnvironments
 from services.builder.interpreters import Interpreters
@@ -45,6 +49,7 @@ async def build(
     compression: str = "",
     attest: bool = True,
     key: Private | None = None,
+    refresh_commands: bool = False,
 ) -> Descriptor:
     """Build the image of a bento, by its tag in the local store or its folder; what names it in the output.
 
@@ -55,10 +60,6 @@ async def build(
     """
     folder = Path(bento) if Path(bento, "bento.yaml").is_file() else localstore.folder("bentos", bento)
     files = await asyncio.to_thread(bentos.read, folder)
-    image_builds.check(files)
-    recipe = make_recipe(files)
-    for note in recipe.notes:
-        _say(note)
     settings = Settings(database_url="sqlite://", data_dir=cache)
     with (
         tempfile.TemporaryDirectory(prefix="ekb") as run_dir,
@@ -66,8 +67,22 @@ async def build(
     ):
         programs = Programs(cache, Path(run_dir))
         locks = Locks(cache, programs)
-        workshop = Workshop(cache, ImageEnvironments(cache, programs, locks), Interpreters(programs, settings, SYSTEM))
-        source = Source(folder, files, recipe, [_model(each) for each in localstore.read_bento(folder).models])
+        engine = BuildahEngine(cache / "engine", programs, timeout_s=settings.build_timeout_s)
+        image_builds.check(files, engine)
+        recipe = make_recipe(files)
+        for note in recipe.notes:
+            if note not in recipe.skipped:
+                _say(note)
+        interpreters = Interpreters(programs, settings, SYSTEM)
+        workshop = Workshop(cache, ImageEnvironments(cache, programs, locks), interpreters, engine)
+        source = Source(
+            folder,
+            files,
+            recipe,
+            [_model(each) for each in localstore.read_bento(folder).models],
+            [Secret(name, os.environ[name]) for name in secrets_of(files.manifest) if name in os.environ],
+            refresh_commands,
+        )
         async with open_images(output) as (into, named):
             return await image_builds.build_image(
                 source,
@@ -113,6 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-attestations", action="store_true")
     parser.add_argument("--sign-key", type=Path)
     parser.add_argument("--password-file", type=Path)
+    parser.add_argument("--refresh-commands", action="store_true")
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/ekiben/images").expanduser())
     given = parser.parse_args(arguments)
     try:
@@ -125,6 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 cache=given.cache.absolute(),
                 reference=given.tag,
                 compression=given.compression,
+                refresh_commands=given.refresh_commands,
                 platforms=[Platform.parse(each) for each in dict.fromkeys(given.platform.split(",")) if each],
                 attest=key is not None or not given.no_attestations,
                 key=key,

@@ -48,6 +48,8 @@ class BentoFiles:
     """Archives and source folders in the bento, relative path → digest. See `Recipe.shipped`."""
     scripts: Sequence[str] = ()
     """Scripts in env/docker that run while an image is built."""
+    dockerfile: str = ""
+    """env/docker/Dockerfile, as the bento's BentoML rendered it."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ class Recipe:
     """Files of the bento which requirements name as `shipped:<path>`: path → digest."""
     notes: tuple[str, ...] = ()
     """Sentences for the log: what was changed, and what a local environment cannot do. Not part of the digest."""
+    skipped: tuple[str, ...] = ()
+    """Those of the notes that hold for a local environment only: images have it."""
 
     def digest(self, *parts: str) -> str:
         """Equal for recipes that resolve alike; `parts` are what else the lock depends on, Python and platform."""
@@ -138,7 +142,7 @@ def make_recipe(files: BentoFiles) -> Recipe:
     requirements = _with_bentoml(requirements, version, notes)
     requirements, constraints = _compatible(requirements, version, notes)
     options = _index_options([line for line in lines if isinstance(line, Option)], notes)
-    notes += _not_done_here(manifest, files.scripts)
+    skipped = _not_done_here(manifest, files.scripts)
     return Recipe(
         python=_python(manifest, files.version_txt),
         bentoml_version=version,
@@ -150,7 +154,8 @@ def make_recipe(files: BentoFiles) -> Recipe:
         insecure_hosts=tuple(option.value for option in options if option.name == "--trusted-host"),
         hashes={r.name: r.hashes for r in requirements if r.name and r.hashes},
         shipped=shipped,
-        notes=tuple(notes),
+        notes=(*notes, *skipped),
+        skipped=tuple(skipped),
     )
 
 

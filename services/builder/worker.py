@@ -16,6 +16,7 @@ from ekiben.errors import Aborted, DeadlineExceeded, EkibenError, ResourceExhaus
 from ekiben.identity.v1 import identity_pb2, identity_pb2_grpc
 from services.builder import bento, failures, image_builds
 from services.builder.domain import MOST_ATTEMPTS, Build, Environment, Failure, Image, Lease, Output, Step, progress
+from services.builder.engine import Secret
 from services.builder.environments import Environments
 from services.builder.image_builds import Source
 from services.builder.image_work import Fetch, ImageWork
@@ -231,13 +232,16 @@ class Worker:
             await self._fetch_patiently(build, content, written)
             files = await asyncio.to_thread(bento.read, content)
         if build.output is Output.IMAGE:
-            image_builds.check(files)
+            image_builds.check(files, self._image_work.engine)
         recipe = make_recipe(files)
         for note in recipe.notes:
-            written.write(note)
+            if build.output is not Output.IMAGE or note not in recipe.skipped:
+                written.write(note)
         work = Work(directory, written.write, report, env)
         if build.output is Output.IMAGE:
-            return await self._make_image(build, Source(content, files, recipe), work)
+            secrets = [Secret(name, value) for name, value in env.items()]
+            source = Source(content, files, recipe, secrets=secrets, refresh_commands=build.force)
+            return await self._make_image(build, source, work)
 
         await report(Step.FINDING_PYTHON)
         await self._failpoint("python")

@@ -119,15 +119,7 @@ def test_other_tools_read_what_is_written(image: Path, built: dict[str, Any], tm
     assert list((root / "home/bentoml/bento/models").glob("*/*/model.yaml"))
 
 
-def test_a_bento_that_needs_commands_or_a_base_without_its_python_is_refused(
-    built: dict[str, Any], tmp_path: Path
-) -> None:
-    repository, _, version = built["tag"].partition(":")
-    bento = shutil.copytree(Path(built["env"]["BENTOML_HOME"]) / "bentos" / repository / version, tmp_path / "bento")
-    text = (bento / "bento.yaml").read_text()
-    (bento / "bento.yaml").write_text(text.replace("post_commands: []", "post_commands: [echo hello]"))
-    with pytest.raises(AssertionError, match="runs commands"):
-        build(built, tmp_path / "layout", built["folder"] / "cache", str(bento))
+def test_a_base_that_is_not_there_is_refused(built: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="has no image"):
         build({**built, "base": f"oci:{tmp_path}/nothing"}, tmp_path / "layout", built["folder"] / "cache")
     assert not (tmp_path / "layout" / "index.json").exists()

@@ -143,6 +143,19 @@ def canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
+class Readable(Protocol):
+    """What layers are read from: an ImageStore, or several."""
+
+    @property
+    def name(self) -> str:
+        """See ImageStore."""
+        ...
+
+    def read(self, descriptor: Descriptor) -> AsyncIterator[bytes]:
+        """See ImageStore."""
+        ...
+
+
 class ImageStore(Protocol):
     """Where images are kept. Every reader checks what it reads against its digest."""
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from ekiben.errors import InvalidArgument, NotFound
 from services.content.digest import Digest
-from services.content.images import Again, BlobsMissing, Descriptor, ImageStore, Platform
+from services.content.images import Again, BlobsMissing, Descriptor, ImageStore, Platform, Readable
 from services.content.images.resolving import INDEXES, MANIFESTS, for_platform, object_of, platform_of
 
 T = TypeVar("T")
@@ -46,7 +46,7 @@ async def together(jobs: Iterable[Coroutine[Any, Any, T]], parallel: int = _PARA
         raise
 
 
-async def copy_blob(descriptor: Descriptor, source: ImageStore, into: ImageStore) -> bool:
+async def copy_blob(descriptor: Descriptor, source: Readable, into: ImageStore) -> bool:
     """Have a blob in another store: as it is there, mounted, or sent. Whether its bytes were sent."""
     if await into.size(descriptor.digest) == descriptor.size_bytes or await into.mount(descriptor, source.name):
         return False

@@ -1,0 +1,220 @@
+"""What a bento runs while its image is made: before its environment is there, and after. Pure.
+
+A bento of 1.4 (spec 2) has lists of commands in bento.yaml. For an older one the Dockerfile counts that its own BentoML
+rendered when the bento was built: with its distribution, its options and its template. The part of it that installs
+Python packages and copies the bento is left out, for layers take its place:
+
+    before · [environment · models · bento] · after
+"""
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ekiben.errors import FailedPrecondition
+from services.builder import containerfiles
+from services.builder.containerfiles import Instruction
+from services.builder.images import BENTO_PATH, EVERY_BENTO, commands_of
+from services.builder.recipe import BentoFiles
+
+_SETTINGS = (
+    "ENV LANG=C.UTF-8 LC_ALL=C.UTF-8 PYTHONIOENCODING=UTF-8 PYTHONUNBUFFERED=1",
+    f"ENV BENTO_PATH={BENTO_PATH} BENTOML_HOME=/home/bentoml/ BENTOML_HF_CACHE_DIR={BENTO_PATH}/hf-models",
+    "ENV BENTOML_CONTAINERIZED=true",
+)
+_PACKAGES_ONLY = re.compile(r"apt-get install -q -y (-o Dpkg::Options::=--force-confdef )?[-+.:=~\w' ]+")
+_COMPILER = re.compile(r"\bca-certificates gnupg2 bash build-essential( curl| git)*")
+_DONE_BY_LAYERS = (
+    # The user and its folders; the names are BentoML's.
+    re.compile(r"RUN (if command -v groupadd.*)?(groupadd|addgroup) -g \$BENTO_USER_GID.*", re.DOTALL),
+    re.compile(r"RUN mkdir \$BENTO_PATH && chown .*"),
+    re.compile(rf"RUN chmod \+x {BENTO_PATH}/env/docker/entrypoint\.sh"),
+    # Of no effect in the shell that runs it, or for files that are left out of layers anyway.
+    re.compile(r"RUN rm -rf /var/(lib/\{apt,cache,log\}|cache/apk/\*|cache/yum)"),
+    re.compile(r"RUN rm -f /etc/apt/apt.conf.d/docker-clean; echo .* > /etc/apt/apt.conf.d/keep-cache"),
+)
+_BENTOMLS_END = (
+    re.compile(r"EXPOSE \d+"),
+    re.compile(r"USER bentoml"),
+    re.compile(rf'ENTRYPOINT \[ "{BENTO_PATH}/env/docker/entrypoint\.sh" \]'),
+)
+_ENVIRONMENT_BEGINS = (
+    re.compile(r"RUN command -v uv .*"),
+    re.compile(r"(COPY|ADD) (--\S+ )*\.?/?env/python \.?/?env/python/?"),
+)
+_BENTO_COPIED = re.compile(r"COPY (--\S+ )*\. \./?")
+_LASTING = ("ARG", "SHELL")
+"""Instructions that hold for the rest of a stage and are not kept in an image."""
+
+
+@dataclass(frozen=True)
+class Script:
+    """Instructions of a Containerfile to run on an image that is there."""
+
+    instructions: tuple[str, ...]
+    stages: tuple[str, ...] = ()
+    """Whole stages that the instructions copy from."""
+    files: tuple[str, ...] = ()
+    """What of the bento they read, by path; `.` for all of it."""
+    configures: bool = False
+    """Whether what they leave in the image's configuration is kept."""
+
+
+@dataclass(frozen=True)
+class Commands:
+    """All that a bento runs."""
+
+    before: Script | None = None
+    after: Script | None = None
+    on_bento: bool = False
+    """Whether `after` runs when models and bento are there, as in bentos before 1.4; else it finds the environment."""
+
+    def __bool__(self) -> bool:
+        return self.before is not None or self.after is not None
+
+
+NO_COMMANDS = Commands()
+
+
+def make_commands(files: BentoFiles, secrets: Sequence[str] = ()) -> Commands:
+    """What a bento runs; `secrets` names variables that each of its commands is given.
+
+    Raises:
+        FailedPrecondition: it asks for conda (CONDA_UNSUPPORTED), has no Dockerfile (BENTO_INCOMPLETE), or its
+            template leaves nothing to put layers in place of (TEMPLATE_UNSUPPORTED).
+    """
+    manifest = files.manifest
+    conda = manifest.get("conda")
+    if isinstance(conda, Mapping) and any(conda.get(name) for name in ("environment_yml", "dependencies", "pip")):
+        raise FailedPrecondition(
+            "The bento has packages of conda, which the layer of its environment cannot hold. "
+            "Name what it needs in python.packages, or use `bentoml containerize`.",
+            reason="CONDA_UNSUPPORTED",
+        )
+    if not commands_of(manifest):
+        return NO_COMMANDS
+    if isinstance(manifest.get("image"), Mapping):
+        return _of_spec_2(manifest, secrets)
+    return _of_dockerfile(files.dockerfile, manifest.get("docker") or {}, secrets)
+
+
+def secrets_of(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Variables for the time of building, with the values that bento.yaml gives them, if any."""
+    envs = manifest.get("envs")
+    return {
+        str(each["name"]): str(each.get("value") or "")
+        for each in (envs if isinstance(envs, list) else ())
+        if isinstance(each, Mapping) and each.get("name") and each.get("stage") == "build"
+    }
+
+
+def _of_spec_2(manifest: Mapping[str, Any], secrets: Sequence[str]) -> Commands:
+    image = manifest["image"]
+    before, after = (
+        [str(each).strip() for each in image.get(name) or () if str(each).strip()]
+        for name in ("commands", "post_commands")
+    )
+    others = [each for each in before if not EVERY_BENTO.fullmatch(each)]
+    if len(others) < len(before) and all(_PACKAGES_ONLY.fullmatch(each) for each in (*others, *after)):
+        # Nobody is there who could use the compiler, but the lists of packages are needed.
+        before = ["apt-get update", *others] if others else []
+    if any(re.search(r"\bapt(-get)? install\b", each) for each in after) and "apt-get update" not in " ".join(after):
+        after = ["apt-get update", *after]  # the lists are in no layer
+    included = [f"src/{str(name).strip('/')}" for name in image.get("build_include") or ()]
+    settings = [*_SETTINGS, *(f"ENV {each}" for each in _variables(manifest))]
+    return Commands(_script(before, (), settings, secrets), _script(after, included, settings, secrets))
+
+
+def _variables(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """The bento's variables that commands see: those for the time of running only are not among them."""
+    envs = manifest.get("envs")
+    for each in envs if isinstance(envs, list) else ():
+        if isinstance(each, Mapping) and each.get("name") and each.get("stage", "all") == "all" and each.get("value"):
+            value = _escaped(str(each["value"])).replace("$", r"\$")
+            yield f'{each["name"]}="{value}"'
+
+
+def _script(
+    commands: Sequence[str], files: Sequence[str], settings: Sequence[str], secrets: Sequence[str]
+) -> Script | None:
+    if not commands:
+        return None
+    scripts = re.findall(r"\./(env/docker/script__\w+)", " ".join(commands))
+    copied = [*dict.fromkeys(scripts), *files]
+    instructions = [
+        *settings,
+        f"WORKDIR {BENTO_PATH}",
+        *(f"COPY --chown=1034:1034 {shlex.quote(f'./{name}')} {shlex.quote(f'./{name}')}" for name in copied),
+        *(f"RUN {containerfiles.with_secrets(command, secrets)}" for command in commands),
+    ]
+    return Script(tuple(instructions), files=tuple(copied))
+
+
+def _of_dockerfile(dockerfile: str, docker: Mapping[str, Any], secrets: Sequence[str]) -> Commands:
+    if not dockerfile:
+        raise FailedPrecondition(
+            "The bento cannot be built: it has no env/docker/Dockerfile. Build the bento again.",
+            reason="BENTO_INCOMPLETE",
+        )
+    *earlier, last = containerfiles.stages(dockerfile)
+    begin = next((n for n, each in enumerate(last) if _is(each, _ENVIRONMENT_BEGINS)), None)
+    end = next((n for n, each in enumerate(last) if begin is not None and n > begin and _is(each, (_BENTO_COPIED,))), 0)
+    if begin is None or not end:
+        raise FailedPrecondition(
+            "The bento's Dockerfile template leaves out what BentoML does in the block SETUP_BENTO_COMPONENTS, or does "
+            "not end with it, so that nothing says where its environment belongs. Call super() in that block, or use "
+            "`bentoml containerize`.",
+            reason="TEMPLATE_UNSUPPORTED",
+        )
+    # A compiler is installed for packages without wheels; what else would use it is a script or a template.
+    lean = not any(docker.get(name) for name in ("setup_script", "dockerfile_template", "cuda_version"))
+    env = docker.get("env")
+    spaced = {f"ENV {k}={v}": (k, v) for k, v in env.items() if " " in str(v)} if isinstance(env, Mapping) else {}
+    before = [
+        _quoted(*spaced[each.flat]) if each.flat in spaced else _lean(each) if lean else each
+        for each in last[1:begin]
+        if not _is(each, _DONE_BY_LAYERS)
+    ]
+    after = [each for each in last[end + 1 :] if not _is(each, _DONE_BY_LAYERS)]
+    lasting = [each for each in before if each.keyword in _LASTING]
+    if all(_is(each, _BENTOMLS_END) for each in after):
+        after = []
+    return Commands(
+        _of_instructions(before, earlier, secrets),
+        _of_instructions([*lasting, *after], earlier, secrets) if after else None,
+        on_bento=True,
+    )
+
+
+def _of_instructions(
+    instructions: Sequence[Instruction], earlier: Sequence[Sequence[Instruction]], secrets: Sequence[str]
+) -> Script:
+    files = list(dict.fromkeys(name for each in instructions for name in containerfiles.sources(each)))
+    stages: tuple[str, ...] = ()
+    if any(containerfiles.copies_from_stage(each) for each in instructions):
+        stages = tuple(each.text for stage in earlier for each in stage)
+        files += [name for stage in earlier for each in stage for name in containerfiles.sources(each)]
+    return Script(
+        tuple(containerfiles.give_secrets(each, secrets) for each in instructions), stages, tuple(files), True
+    )
+
+
+def _is(instruction: Instruction, patterns: Sequence[re.Pattern[str]]) -> bool:
+    return any(pattern.fullmatch(instruction.flat) for pattern in patterns)
+
+
+def _quoted(name: str, value: str) -> Instruction:
+    """What BentoML writes without quotes, and engines then cannot read."""
+    return Instruction(f'ENV {name}="{_escaped(value)}"')
+
+
+def _escaped(value: str) -> str:
+    return re.sub(r'([\\"])', r"\\\1", value)
+
+
+def _lean(instruction: Instruction) -> Instruction:
+    if instruction.keyword != "RUN" or "apt-get install" not in instruction.text:
+        return instruction
+    return Instruction(_COMPILER.sub("ca-certificates bash", instruction.text))

@@ -1,0 +1,147 @@
+"""What commands changed in an image, as a layer that depends on what they did and not on when.
+
+A container engine writes the difference as a tar with the times of this minute, in the order of a folder. It is written
+anew: names in order, no times, and without what package managers leave for themselves.
+"""
+
+import re
+import tarfile
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ekiben.errors import FailedPrecondition
+from services.builder.layers import CHUNK_BYTES
+
+_LEFT_OUT = re.compile(
+    r"(var/log/(apt|yum|dnf)/|var/cache/(apt|apk|yum|dnf|ldconfig)/|var/lib/apt/lists/|root/\.cache/(pip|uv)/|run/secrets/).*"
+    r"|var/log/(dpkg|alternatives|bootstrap|yum|dnf)\.log|run/secrets|etc/\.pwd\.lock"
+)
+_PLACEHOLDER = ("etc/hosts", "etc/resolv.conf", "etc/hostname", "run/.containerenv")
+"""Files that an engine mounts its own on, and for that makes where a base has none: left out where they are empty."""
+SHORTEST_SECRET = 8
+"""Shorter values occur by chance in any program."""
+_PYC_WITH_TIME = 0
+"""Flags of bytecode that names the time of its source. Source: PEP 552."""
+
+
+@dataclass
+class Difference:
+    """The layer of one tar, to be read once."""
+
+    path: Path
+    """The engine's tar, not compressed."""
+    without: Collection[str] = ()
+    """Names that are left out: another layer has them."""
+    secrets: Mapping[str, str] = field(default_factory=dict)
+    """Values, by name, that must not be in any file."""
+    _sources: set[str] = field(default_factory=set)
+
+    def chunks(self) -> Iterator[bytes]:
+        """The layer's tar in pieces of about 1 MiB.
+
+        Raises:
+            FailedPrecondition: a file has the value of a secret (SECRET_IN_IMAGE).
+        """
+        with tarfile.open(self.path, "r:") as archive:
+            members = [each for each in archive if self._kept(each)]
+            self._sources = {_plain(each.name) for each in members if each.name.endswith(".py")}
+            waiting: list[bytes] = []
+            size = 0
+            for info, content in _in_order(members):
+                for block in self._blocks(archive, info, content):
+                    waiting.append(block)
+                    size += len(block)
+                    if size >= CHUNK_BYTES:
+                        yield b"".join(waiting)
+                        waiting, size = [], 0
+            yield b"".join([*waiting, bytes(2 * tarfile.BLOCKSIZE)])
+
+    def _kept(self, info: tarfile.TarInfo) -> bool:
+        name = _plain(info.name)
+        if name in _PLACEHOLDER and not info.size:
+            return False
+        return bool(name) and not _LEFT_OUT.fullmatch(name) and name not in self.without
+
+    def _blocks(self, archive: tarfile.TarFile, info: tarfile.TarInfo, content: tarfile.TarInfo) -> Iterator[bytes]:
+        shown = tarfile.TarInfo(_plain(info.name))
+        shown.type, shown.mode, shown.linkname = info.type, info.mode, info.linkname
+        shown.uid, shown.gid, shown.devmajor, shown.devminor = info.uid, info.gid, info.devmajor, info.devminor
+        shown.mtime, shown.size = 0, info.size
+        # Capabilities of programs are kept; times in fractions of a second are not.
+        shown.pax_headers = {k: v for k, v in sorted(info.pax_headers.items()) if k.startswith("SCHILY.xattr.")}
+        yield shown.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+        if not info.isreg():
+            return
+        file = archive.extractfile(content)
+        assert file is not None
+        tail = b""
+        overlap = max((len(value.encode()) for value in self.secrets.values()), default=0)
+        stale = _source_of(shown.name) in self._sources
+        while chunk := file.read(CHUNK_BYTES):
+            chunk, stale = _settled(chunk) if stale else chunk, False
+            self._search(tail + chunk, shown.name)
+            tail = chunk[-overlap:] if overlap else b""
+            yield chunk
+        yield bytes(-info.size % tarfile.BLOCKSIZE)
+
+    def _search(self, data: bytes, name: str) -> None:
+        for secret, value in self.secrets.items():
+            if len(value) >= SHORTEST_SECRET and value.encode() in data:
+                raise FailedPrecondition(
+                    f"The commands leave the value of {secret} in the image, in /{name}. "
+                    "Remove it in the command that uses it.",
+                    reason="SECRET_IN_IMAGE",
+                    secret=secret,
+                    file=f"/{name}",
+                )
+
+
+def _settled(bytecode: bytes) -> bytes:
+    """Bytecode of a source that has lost its time: else Python would compile it at each start."""
+    if int.from_bytes(bytecode[4:8], "little") != _PYC_WITH_TIME or len(bytecode) < 16:
+        return bytecode
+    return bytecode[:8] + bytes(4) + bytecode[12:]
+
+
+def _source_of(bytecode: str) -> str:
+    folder, _, name = bytecode.rpartition("/__pycache__/")
+    return f"{folder}/{name.split('.', 1)[0]}.py" if name.endswith(".pyc") else ""
+
+
+def _in_order(members: Iterable[tarfile.TarInfo]) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarInfo]]:
+    """By name, each with the member that has its content: of several names of one file the first one has it."""
+    by_name = {each.name: each for each in members}
+    names: dict[str, list[str]] = {}
+    for each in by_name.values():
+        if each.islnk():
+            names.setdefault(each.linkname, [each.linkname]).append(each.name)
+    first = {target: min(linked, key=_order) for target, linked in names.items()}
+    of = {name: target for target, linked in names.items() for name in linked}
+    for name in sorted(by_name, key=_order):
+        info = by_name[name]
+        target = of.get(name)
+        if target is None or target not in by_name:
+            yield info, info
+        elif first[target] == name:
+            yield _renamed(by_name[target], name), by_name[target]
+        else:
+            yield _linked(by_name[target], name, first[target]), by_name[target]
+
+
+def _order(name: str) -> list[str]:
+    return _plain(name).split("/")
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("./").strip("/")
+
+
+def _renamed(info: tarfile.TarInfo, name: str) -> tarfile.TarInfo:
+    return info.replace(name=name, deep=False)
+
+
+def _linked(info: tarfile.TarInfo, name: str, target: str) -> tarfile.TarInfo:
+    link = info.replace(name=name, linkname=_plain(target), deep=False)
+    link.type, link.size = tarfile.LNKTYPE, 0
+    return link

@@ -1,0 +1,148 @@
+"""What a bento runs while its image is built, read from its files."""
+
+import pytest
+
+from ekiben.errors import FailedPrecondition
+from services.builder import containerfiles
+from services.builder.commands import make_commands, secrets_of
+from services.builder.recipe import BentoFiles
+
+EVERY = (
+    "apt-get update && apt-get install -q -y --no-install-recommends --allow-remove-essential "
+    "ca-certificates gnupg2 bash build-essential git"
+)
+PACKAGES = "apt-get install -q -y -o Dpkg::Options::=--force-confdef sl"
+
+OLD = r"""
+# Block SETUP_BENTO_BASE_IMAGE
+FROM python:3.11-slim as base-container
+ENV LANG=C.UTF-8
+USER root
+
+ENV DEBIAN_FRONTEND=noninteractive
+RUN rm -f /etc/apt/apt.conf.d/docker-clean; echo 'Binary::apt::APT::Keep-Downloaded-Packages "true";' > /etc/apt/apt.conf.d/keep-cache
+RUN set -eux && \
+    apt-get update -y && \
+    apt-get install -q -y --no-install-recommends --allow-remove-essential \
+        ca-certificates gnupg2 bash build-essential sl
+# Block SETUP_BENTO_USER
+ARG BENTO_USER=bentoml
+ARG BENTO_USER_UID=1034
+ARG BENTO_USER_GID=1034
+RUN groupadd -g $BENTO_USER_GID -o $BENTO_USER && useradd -m -u $BENTO_USER_UID -g $BENTO_USER_GID -o -r $BENTO_USER
+ENV GREETING=good day
+ARG BENTO_PATH=/home/bentoml/bento
+ENV BENTO_PATH=$BENTO_PATH
+RUN mkdir $BENTO_PATH && chown bentoml:bentoml $BENTO_PATH -R
+WORKDIR $BENTO_PATH
+COPY --chown=bentoml:bentoml ./env/python ./env/python/
+# install python packages with install.sh
+RUN bash -euxo pipefail /home/bentoml/bento/env/python/install.sh
+COPY --chown=bentoml:bentoml . ./
+# Default port for BentoServer
+EXPOSE 3000
+EXPOSE 3001
+RUN chmod +x /home/bentoml/bento/env/docker/entrypoint.sh
+USER bentoml
+ENTRYPOINT [ "/home/bentoml/bento/env/docker/entrypoint.sh" ]
+RUN rm -rf /var/lib/{apt,cache,log}
+"""
+
+
+def of_image(commands: list[str], post_commands: list[str] | None = None, **manifest: object) -> BentoFiles:
+    image = {"base_image": "python:3.11-slim", "commands": commands, "post_commands": post_commands or []}
+    return BentoFiles({"image": image, **manifest}, "")
+
+
+def runs(script: object) -> list[str]:
+    return [each for each in script.instructions if each.startswith("RUN")]  # type: ignore[attr-defined]
+
+
+def test_a_bento_without_commands_of_its_own_runs_nothing() -> None:
+    assert not make_commands(of_image([EVERY]))
+    assert not make_commands(BentoFiles({"docker": {"distro": "debian", "env": {"A": "b"}}}, "", dockerfile=OLD))
+
+
+def test_packages_alone_need_no_compiler_and_other_commands_may() -> None:
+    lean = make_commands(of_image([EVERY, PACKAGES]))
+    assert lean.before is not None and lean.after is None
+    assert runs(lean.before) == ["RUN apt-get update", f"RUN {PACKAGES}"]
+    full = make_commands(of_image([EVERY, PACKAGES, "make all"]))
+    assert full.before is not None
+    assert runs(full.before) == [f"RUN {EVERY}", f"RUN {PACKAGES}", "RUN make all"]
+
+
+def test_commands_on_the_environment_find_its_scripts_and_the_lists_of_packages() -> None:
+    script = "./env/docker/script__0123456789abcdef"
+    commands = make_commands(of_image([EVERY], [f"chmod +x {script} && {script}", PACKAGES]))
+    assert commands.after is not None and not commands.on_bento
+    assert commands.after.files == ("env/docker/script__0123456789abcdef",)
+    assert f"COPY --chown=1034:1034 {script} {script}" in commands.after.instructions
+    assert runs(commands.after)[0] == "RUN apt-get update"
+
+
+def test_secrets_reach_every_command_by_file_and_are_not_shown() -> None:
+    files = of_image(["echo 1"], envs=[{"name": "TOKEN", "value": "", "stage": "build"}, {"name": "A", "value": 'b"$'}])
+    assert secrets_of(files.manifest) == {"TOKEN": ""}
+    before = make_commands(files, ["TOKEN"]).before
+    assert before is not None
+    assert r'ENV A="b\"\$"' in before.instructions
+    (run,) = runs(before)
+    assert run == 'RUN --mount=type=secret,id=TOKEN export TOKEN="$(cat /run/secrets/TOKEN)"; echo 1'
+    assert containerfiles.without_secrets(run) == "RUN echo 1"
+
+
+def test_of_an_old_bento_the_part_that_layers_take_the_place_of_is_left_out() -> None:
+    docker = {"distro": "debian", "system_packages": ["sl"], "env": {"GREETING": "good day"}}
+    commands = make_commands(BentoFiles({"docker": docker}, "", dockerfile=OLD))
+    assert commands.before is not None and commands.after is None and commands.on_bento
+    (run,) = runs(commands.before)
+    assert "ca-certificates bash sl" in run and "build-essential" not in run
+    assert 'ENV GREETING="good day"' in commands.before.instructions
+    assert commands.before.files == ()
+
+
+def test_what_a_template_adds_runs_on_the_whole_bento_and_may_copy_from_stages() -> None:
+    text = "FROM golang AS tools\nCOPY src/go.mod .\nRUN make\n" + OLD
+    text = text.replace("# Default port", 'SHELL ["/bin/bash", "-c"]\nCOPY --from=tools /x /x\nRUN --network=none x\n')
+    docker = {"dockerfile_template": "t", "env": {"GREETING": "good day"}}
+    commands = make_commands(BentoFiles({"docker": docker}, "", dockerfile=text), ["S"])
+    assert commands.before is not None and commands.after is not None
+    assert "build-essential" in runs(commands.before)[0], "a template may use the compiler"
+    assert commands.before.stages == () and commands.after.stages[0] == "FROM golang AS tools"
+    assert commands.after.files == ("src/go.mod",)
+    assert "ARG BENTO_PATH=/home/bentoml/bento" in commands.after.instructions
+    assert 'RUN --network=none --mount=type=secret,id=S export S="$(cat /run/secrets/S)"; x' in runs(commands.after)
+    assert 'ENTRYPOINT [ "/home/bentoml/bento/env/docker/entrypoint.sh" ]' in commands.after.instructions
+
+
+@pytest.mark.parametrize(
+    ("manifest", "dockerfile", "reason"),
+    [
+        ({"docker": {"setup_script": "x"}, "conda": {"dependencies": ["blas"]}}, OLD, "CONDA_UNSUPPORTED"),
+        ({"docker": {"dockerfile_template": "x"}}, "FROM scratch\nCOPY . .\n", "TEMPLATE_UNSUPPORTED"),
+        ({"docker": {"dockerfile_template": "x"}}, f"{OLD}\nFROM scratch\n", "TEMPLATE_UNSUPPORTED"),
+        ({"docker": {"setup_script": "x"}}, "", "BENTO_INCOMPLETE"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_in_words(manifest: dict[str, object], dockerfile: str, reason: str) -> None:
+    with pytest.raises(FailedPrecondition) as caught:
+        make_commands(BentoFiles(manifest, "", dockerfile=dockerfile))
+    assert caught.value.reason == reason
+
+
+def test_instructions_are_read_with_continuations_comments_and_here_documents() -> None:
+    text = (
+        '# syntax=x\nFROM a\nRUN one && \\\n  # a comment\n\n  two\nRUN <<EOF\n# kept\nthree\nEOF\ncopy ["a b", "c"]\n'
+    )
+    (stage,) = containerfiles.stages(text)
+    assert [each.flat for each in stage] == [
+        "FROM a",
+        "RUN one && two",
+        "RUN <<EOF # kept three EOF",
+        'copy ["a b", "c"]',
+    ]
+    assert stage[2].text == "RUN <<EOF\n# kept\nthree\nEOF"
+    assert [containerfiles.sources(each) for each in stage] == [[], [], [], ["."]]
+    (copy,) = containerfiles.instructions("COPY --chown=1:1 ./a 'b c' x* https://host/f /to/")
+    assert containerfiles.sources(copy) == ["a", "b c", ".", "https://host/f"][:3]
