@@ -31,13 +31,14 @@ TRUSTED = Trust([TrustedKey("ours", KEY.public_key())])
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "layout"
+def store(image_store: ImageStore) -> ImageStore:
+    return image_store
 
 
 @pytest.fixture
-def store(folder: Path) -> ImageStore:
-    return LayoutImageStore(folder)
+def folder(tmp_path: Path) -> Path:
+    """Of a layout, whose files a test may damage."""
+    return tmp_path / "damaged"
 
 
 async def bytes_of(content: bytes) -> AsyncIterator[bytes]:
@@ -190,7 +191,8 @@ async def test_a_tag_that_moves_afterwards_changes_nothing_of_what_was_verified(
     assert (await refusal(store)).reason == "IMAGE_NOT_SIGNED"
 
 
-async def test_removed_signatures_are_missed(store: ImageStore, folder: Path) -> None:
+async def test_removed_signatures_are_missed(folder: Path) -> None:
+    store = LayoutImageStore(folder)
     made = await image(store, "v", "1")
     signature = await signing.sign(store, made, signing.by_key(KEY))
     (folder / "blobs" / "sha256" / signature.digest.hex).unlink()
@@ -198,7 +200,8 @@ async def test_removed_signatures_are_missed(store: ImageStore, folder: Path) ->
 
 
 @pytest.mark.parametrize("what", ["bundle", "attachment"])
-async def test_changed_signatures_do_not_count(store: ImageStore, folder: Path, what: str) -> None:
+async def test_changed_signatures_do_not_count(folder: Path, what: str) -> None:
+    store = LayoutImageStore(folder)
     made = await image(store, "v", "1")
     await signing.sign(store, made, signing.by_key(KEY))
     (attachment,) = await attachments.attachments(store, made.digest)
@@ -209,7 +212,8 @@ async def test_changed_signatures_do_not_count(store: ImageStore, folder: Path, 
     assert (await refusal(LayoutImageStore(folder))).reason in ("IMAGE_NOT_SIGNED", "IMAGE_SIGNATURE_REFUSED")
 
 
-async def test_a_changed_manifest_or_configuration_is_no_longer_read(store: ImageStore, folder: Path) -> None:
+async def test_a_changed_manifest_or_configuration_is_no_longer_read(folder: Path) -> None:
+    store = LayoutImageStore(folder)
     made = await image(store, "v", "1")
     await signing.sign(store, made, signing.by_key(KEY))
     content = json.loads(await attachments.read(store, made))
@@ -224,10 +228,11 @@ async def test_a_changed_manifest_or_configuration_is_no_longer_read(store: Imag
 
 
 async def test_older_clients_signatures_count_too_and_are_of_one_image(store: ImageStore) -> None:
-    made, other = await image(store, "acme/x:v", "1"), await image(store, "acme/x:other", "2")
-    await signing.sign_for_older_clients(store, "acme/x:v", made, KEY, name="acme/x")
-    assert (await verify(store, "acme/x:v")).signers == ("ours",)
-    assert f"acme/x:sha256-{made.digest.hex}.sig" in await store.references()
+    prefix = "acme/x:" if isinstance(store, LayoutImageStore) else ""  # one layout holds several repositories
+    made, other = await image(store, f"{prefix}v", "1"), await image(store, f"{prefix}other", "2")
+    await signing.sign_for_older_clients(store, f"{prefix}v", made, KEY, name="acme/x")
+    assert (await verify(store, f"{prefix}v")).signers == ("ours",)
+    assert f"{prefix}sha256-{made.digest.hex}.sig" in await store.references()
     payload = envelopes.simple_signing(made.digest, "acme/x")
     signature = base64.b64encode(keys.sign(KEY, payload)).decode()
     layer, size = await store.write(bytes_of(payload))
@@ -238,8 +243,8 @@ async def test_older_clients_signatures_count_too_and_are_of_one_image(store: Im
         "config": Descriptor(CONFIG, config, config_size).to_json(),
         "layers": [signed.to_json()],
     }
-    await store.tag(f"acme/x:sha256-{other.digest.hex}.sig", canonical(manifest), MANIFEST, None)
-    assert "of another image" in (await refusal(store, "acme/x:other")).message
+    await store.tag(f"{prefix}sha256-{other.digest.hex}.sig", canonical(manifest), MANIFEST, None)
+    assert "of another image" in (await refusal(store, f"{prefix}other")).message
 
 
 async def test_attestations_are_listed_signed_or_not_and_whose_signature_is_known(store: ImageStore) -> None:
