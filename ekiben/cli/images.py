@@ -25,11 +25,18 @@ def images() -> None:
 @click.argument("bento")
 @click.option(
     "--base",
-    required=True,
+    default="docker://docker.io/library/python:{python}-slim",
+    show_default=True,
     envvar="EKIBEN_BASE_IMAGE",
     metavar="IMAGE",
     help="Base image with the bento's Python and bash: docker://HOST/REPOSITORY[:TAG|@DIGEST], or "
-    "oci:FOLDER[:REFERENCE].  [env: EKIBEN_BASE_IMAGE]",
+    "oci:FOLDER[:REFERENCE]. With {python} in the place of 3.11 it is for bentos that name no base of their own.  "
+    "[env: EKIBEN_BASE_IMAGE]",
+)
+@click.option(
+    "--refresh-base",
+    is_flag=True,
+    help="Ask what the base's name stands for now. Otherwise what it stood for the first time is taken.",
 )
 @click.option(
     "--output",
@@ -71,6 +78,7 @@ def images() -> None:
 def build(
     bento: str,
     base: str,
+    refresh_base: bool,
     output: str,
     push: str,
     platform: str,
@@ -103,6 +111,7 @@ def build(
     command = [sys.executable, "-P", "-m", "services.builder.offline", bento]
     command += ["--base", base, "--output", output, "--cache", str(cache.expanduser().resolve())]
     command += ["--compression", compression]
+    command += ["--refresh-base"] if refresh_base else []
     command += ["--platform", platform] if platform else []
     command += ["--sign-key", str(sign_key)] if sign_key else []
     command += ["--password-file", str(password_file)] if password_file else []

@@ -16,6 +16,7 @@ from services.builder.base_files import BaseFiles, spooled
 from services.builder.layers import USER, Entry
 from services.content.files import make_folder, write_whole
 from services.content.images import Descriptor, Image, ImageStore, Platform, Readable
+from services.content.images.resolving import for_platform
 
 _FORMAT = 2
 """Of what is remembered; grows with its members."""
@@ -119,15 +120,21 @@ class BaseImage:
         return key_of(self.image)
 
 
-async def open_base(store: ImageStore, reference: str, name: str, platform: Platform, remembered: Path) -> BaseImage:
-    """Find a base for a platform, and look into it.
+async def open_base(
+    store: ImageStore, what: str | Descriptor, name: str, platform: Platform, remembered: Path
+) -> BaseImage:
+    """Find a base for a platform, by a reference or by what that stood for, and look into it.
 
     Raises:
         NotFound: there is no such base (IMAGE_NOT_FOUND).
         FailedPrecondition: a layer of it cannot be read (LAYER_UNSUPPORTED).
     """
-    descriptor, image = await store.resolve(reference, platform)
-    told = name.removeprefix("docker://") if name.startswith("docker://") else reference
+    if isinstance(what, Descriptor):
+        descriptor, image = await for_platform(store, [what], platform, name)
+    else:
+        descriptor, image = await store.resolve(what, platform)
+    transport, _, rest = name.partition(":")
+    told = rest.removeprefix("//") if transport == "docker" else rest.partition(":")[2]
     return BaseImage(store, name, told, descriptor, image, await look_into(image, store, remembered))
 
 

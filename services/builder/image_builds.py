@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ekiben.errors import FailedPrecondition
-from services.builder import compilers, images
+from services.builder import base_rules, compilers, images
 from services.builder.assembler import Assembler, Model, Parts
 from services.builder.attesting import Attestor, Part
-from services.builder.bases import BaseImage, open_base
+from services.builder.bases import BaseImage
 from services.builder.commands import make_commands, secrets_of
 from services.builder.compression import Method
 from services.builder.domain import Step
@@ -24,7 +24,6 @@ from services.builder.locks import Lock, Work
 from services.builder.recipe import BentoFiles, Recipe
 from services.builder.runs import Runs
 from services.builder.targets import Target
-from services.content import open_images
 from services.content.digest import Digest
 from services.content.images import INDEX, MANIFEST, BlobsMissing, Descriptor, ImageStore, Platform
 from services.content.images.doubting import DoubtingImageStore
@@ -91,6 +90,7 @@ async def build_image(
     work: Work,
     compression: Method = Method.GZIP,
     attestor: Attestor | None = None,
+    refresh_base: bool = False,
 ) -> Descriptor:
     """Make the image, and have `reference` in `into` name it, last of all; what names it there.
 
@@ -98,27 +98,29 @@ async def build_image(
     build takes them for its own and gives the same digest.
 
     Args:
-        base: the image to put layers on, as `open_images` reads it.
+        base: the image to put layers on, or a rule for it; see `base_rules.choose`.
+        refresh_base: whether to ask what its name stands for now, instead of taking what it stood for before.
         compression: how layers are packed; see `compression.Rules` for what a target can read.
         attestor: attaches to the image what there is to say of it, and signs it, before the reference names it.
 
     Raises:
-        EkibenError: it cannot be built; reasons are those of `check`, `open_images`, `Base.python`, uv's (`failures`)
+        EkibenError: it cannot be built; reasons are those of `check`, `base_rules`, `Base.python`, uv's (`failures`)
             and `Assembler.assemble`; `BlobsMissing` where the store does not keep what it is given.
     """
     check(source.files, workshop.engine)
-    try:
-        return await _build(source, platforms, base, into, reference, workshop, work, compression, attestor)
-    except BlobsMissing as exc:
-        work.say(f"{into.name} lost layers that it said to have: sending them once more.")
-        doubted = DoubtingImageStore(into, exc.digests)
-        return await _build(source, platforms, base, doubted, reference, workshop, work, compression, attestor)
+    name = base_rules.choose(base, source.files.manifest, source.recipe.python)
+    async with base_rules.opened(name, platforms, workshop.cache, refresh=refresh_base) as bases:
+        try:
+            return await _build(source, bases, into, reference, workshop, work, compression, attestor)
+        except BlobsMissing as exc:
+            work.say(f"{into.name} lost layers that it said to have: sending them once more.")
+            doubted = DoubtingImageStore(into, exc.digests)
+            return await _build(source, bases, doubted, reference, workshop, work, compression, attestor)
 
 
 async def _build(
     source: Source,
-    platforms: Sequence[Platform],
-    base: str,
+    bases: Sequence[BaseImage],
     into: ImageStore,
     reference: str,
     workshop: Workshop,
@@ -129,17 +131,13 @@ async def _build(
     made: list[tuple[Part, Platform]] = []
     like: Lock | None = None
     runs = _runs(source, workshop, work)
-    async with open_images(base) as (base_store, base_reference):
-        for platform in platforms:
-            found = await open_base(base_store, base_reference, base, platform, workshop.cache / "bases")
-            if runs is not None:
-                found = await runs.prepare(found, workshop.cache / "bases")
-            parts = await _parts(source, found, platform, workshop, work, like)
-            parts = replace(parts, runs=runs)
-            like = parts.environment.lock
-            await work.report(Step.ASSEMBLING, 0, 0)
-            content, runs_on = await Assembler(workshop.cache, work.say, compression).assemble(parts, found, into)
-            made.append((_part(content, parts.environment), runs_on))
+    for base in bases:
+        found = base if runs is None else await runs.prepare(base, workshop.cache / "bases")
+        parts = replace(await _parts(source, found, workshop, work, like), runs=runs)
+        like = parts.environment.lock
+        await work.report(Step.ASSEMBLING, 0, 0)
+        content, runs_on = await Assembler(workshop.cache, work.say, compression).assemble(parts, found, into)
+        made.append((_part(content, parts.environment), runs_on))
     content, media_type, named = made[0][0].manifest, MANIFEST, made[0][0].image
     if len(made) > 1 or attestor is not None:
         for part, _ in made:
@@ -172,12 +170,10 @@ def _runs(source: Source, workshop: Workshop, work: Work) -> Runs | None:
     return Runs(executions, commands, [given[name] for name in sorted(given)], source.bento, models)
 
 
-async def _parts(
-    source: Source, base: BaseImage, platform: Platform, workshop: Workshop, work: Work, like: Lock | None
-) -> Parts:
+async def _parts(source: Source, base: BaseImage, workshop: Workshop, work: Work, like: Lock | None) -> Parts:
     python = base.about.python(source.recipe.python, base.name)
     target = Target(images.platform_of(base.image), python.version, base.about.libc)
-    work.say(f"Base image {base.name}: {target} at {python.path}.")
+    work.say(f"Base image {base.name} ({base.descriptor.digest}): {target} at {python.path}.")
     environment = await workshop.environments.make(source.recipe, target, source.bento, work, like=like)
     compiler = await compilers.find(base, python, workshop.cache, workshop.interpreters, work.say)
     return Parts(source.tag, source.bento, environment, compiler, source.files.manifest, source.models)

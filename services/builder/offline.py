@@ -50,6 +50,7 @@ async def build(
     attest: bool = True,
     key: Private | None = None,
     refresh_commands: bool = False,
+    refresh_base: bool = False,
 ) -> Descriptor:
     """Build the image of a bento, by its tag in the local store or its folder; what names it in the output.
 
@@ -94,6 +95,7 @@ async def build(
                 work=Work(Path(tmp), _say),
                 compression=Rules.parse(compression).of(output),
                 attestor=Attestor(cache, _say, key=key) if attest else None,
+                refresh_base=refresh_base,
             )
 
 
@@ -120,7 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; prints the image's digest."""
     parser = argparse.ArgumentParser(prog="python -m services.builder.offline")
     parser.add_argument("bento")
-    parser.add_argument("--base", required=True)
+    parser.add_argument("--base", default="")
+    parser.add_argument("--refresh-base", action="store_true")
     parser.add_argument("--output", required=True)
     parser.add_argument("--tag", default="")
     parser.add_argument("--compression", default="")
@@ -142,6 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 reference=given.tag,
                 compression=given.compression,
                 refresh_commands=given.refresh_commands,
+                refresh_base=given.refresh_base,
                 platforms=[Platform.parse(each) for each in dict.fromkeys(given.platform.split(",")) if each],
                 attest=key is not None or not given.no_attestations,
                 key=key,

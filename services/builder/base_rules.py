@@ -1,0 +1,117 @@
+"""Which base a bento's image is put on, and remembering what a name stood for.
+
+cache/bases/pins.json       name and platform → descriptor of its manifest
+
+A name in a registry such as `python:3.11-slim` stands for something else each week, and images of equal bentos would
+differ by it. So it is resolved once; that digest is used until somebody asks anew.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import re
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ekiben.errors import InvalidArgument, NotFound
+from services.builder.bases import BaseImage, open_base
+from services.content import open_images
+from services.content.files import make_folder, write_whole
+from services.content.images import Descriptor, Platform
+
+USUAL = "docker://docker.io/library/python:{python}-slim"
+"""As BentoML's own images have it."""
+_PLACE = "{python}"
+_BENTOMLS = re.compile(r"(?:docker\.io/)?(?:library/)?python:3\.\d+(?:\.\d+)?-slim(?:-\w+)?")
+"""What the client writes for a bento that asks for nothing: that is a matter of the rule."""
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}$")
+
+
+def choose(base: str, manifest: Mapping[str, Any], python: str) -> str:
+    """The name of a bento's base, as `open_images` reads it.
+
+    `base` is an image, or a rule with `{python}` where the minor version goes. A rule is for bentos that name no base
+    of their own; an image is for every bento. Empty is the usual rule.
+
+    Raises:
+        InvalidArgument: the rule has braces with something else in them (BASE_RULE_INVALID).
+    """
+    base = base or USUAL
+    if re.search(r"[{}]", base.replace(_PLACE, "")):
+        raise InvalidArgument(
+            f"The rule for base images {base!r} is refused: only {_PLACE} may stand in braces, as in {USUAL}.",
+            reason="BASE_RULE_INVALID",
+            rule=base,
+        )
+    if _PLACE not in base:
+        return base
+    for section in ("image", "docker"):
+        named = str((manifest.get(section) or {}).get("base_image") or "") if _is_mapping(manifest, section) else ""
+        if named and not _BENTOMLS.fullmatch(named):
+            return f"docker://{named.removeprefix('docker://')}"
+    return base.replace(_PLACE, ".".join(python.split(".")[:2]))
+
+
+@asynccontextmanager
+async def opened(
+    name: str, platforms: Sequence[Platform], cache: Path, *, refresh: bool = False
+) -> AsyncIterator[list[BaseImage]]:
+    """The base that `name` stands for, for each platform: what it stood for before, unless `refresh`.
+
+    Raises:
+        NotFound: there is no such image (IMAGE_NOT_FOUND), or what it stood for is gone (BASE_GONE).
+        EkibenError: see `open_images`.
+    """
+    folder = cache / "bases"
+    async with open_images(name) as (store, reference):
+        # A layout on disk changes only when its owner has it changed.
+        moves = name.startswith("docker:") and not _DIGEST.search(reference)
+        found = []
+        for platform in platforms:
+            key = f"{name} {platform}"
+            pinned = (await asyncio.to_thread(_pins, folder)).get(key) if moves and not refresh else None
+            try:
+                what = Descriptor.from_json(pinned) if pinned else reference
+                base = await open_base(store, what, name, platform, folder)
+            except NotFound as error:
+                if not pinned:
+                    raise
+                raise NotFound(
+                    f"{name} stood for {pinned['digest']}, which is not there any more. To take what it stands for "
+                    "now, give --refresh-base.",
+                    reason="BASE_GONE",
+                    image=name,
+                ) from error
+            if moves and not pinned:
+                await asyncio.to_thread(_pin, folder, key, replace(base.descriptor, annotations={}).to_json())
+            found.append(base)
+        yield found
+
+
+def _is_mapping(manifest: Mapping[str, Any], section: str) -> bool:
+    return isinstance(manifest.get(section), Mapping)
+
+
+def _pins(folder: Path) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads((folder / "pins.json").read_text())
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def _pin(folder: Path, key: str, descriptor: Mapping[str, Any]) -> None:
+    make_folder(folder)
+    with _alone(folder):
+        pins = {**_pins(folder), key: descriptor}
+        write_whole(folder / "pins.json", json.dumps(pins, indent=1, sort_keys=True).encode())
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    with open(folder / ".pins.lock", "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
