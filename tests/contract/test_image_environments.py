@@ -1,0 +1,332 @@
+"""Environments for images, for this machine's platform and for another, by the real uv from an index of the test's own.
+
+Bases are a few files: what says which Python and C library there are, nothing that runs.
+"""
+
+import base64
+import gzip
+import hashlib
+import io
+import json
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ekiben.errors import EkibenError, NotFound
+from services.builder import bento
+from services.builder.image_builds import Source, Workshop, build_image
+from services.builder.image_environments import ImageEnvironments
+from services.builder.interpreters import Interpreters
+from services.builder.locks import Locks, Work
+from services.builder.recipe import make_recipe
+from services.builder.settings import Settings
+from services.builder.uv import Programs
+from services.content import open_images
+from services.content.images import Descriptor, Platform
+from services.content.images.layout import LayoutImageStore
+from services.kernel.clock import SYSTEM
+from tests.fixtures_builder import PackageIndex, bento_folder, index, wheel
+from tests.image_content import put_image
+from tests.oci_registry import OciRegistry
+
+__all__ = ["index"]
+
+AMD64, ARM64 = Platform("linux", "amd64"), Platform("linux", "arm64")
+MINOR = f"{sys.version_info.major}.{sys.version_info.minor}"
+SITE = f"app/.venv/lib/python{MINOR}/site-packages"
+
+
+def platform_wheel(name: str, version: str, tag: str, files: dict[str, str]) -> bytes:
+    """A wheel for one platform, with more files than its module."""
+    out = io.BytesIO()
+    info = f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(io.BytesIO(wheel(name, version))) as pure, zipfile.ZipFile(out, "w") as archive:
+        rows = pure.read(f"{info}/RECORD").decode().splitlines()
+        for member in pure.namelist():
+            if not member.endswith(("RECORD", "WHEEL")):
+                archive.writestr(zipfile.ZipInfo(member), pure.read(member))
+        rows = [row for row in rows if "WHEEL" not in row and "RECORD" not in row]
+        files = {**files, f"{info}/WHEEL": f"Wheel-Version: 1.0\nRoot-Is-Purelib: false\nTag: {tag}\n"}
+        for path, text in files.items():
+            archive.writestr(zipfile.ZipInfo(path), text)
+            rows.append(f"{path},sha256={digest64(text)},{len(text)}")
+        archive.writestr(zipfile.ZipInfo(f"{info}/RECORD"), "\n".join([*rows, f"{info}/RECORD,,"]) + "\n")
+    return out.getvalue()
+
+
+def digest64(text: str) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).decode().rstrip("=")
+
+
+def native(index: PackageIndex, name: str = "native", machines: Sequence[str] = ("x86_64", "aarch64")) -> None:
+    """A package with a wheel for each machine, a command, a `.pth` file and a script of the old kind."""
+    for machine in machines:
+        tag = f"cp{MINOR.replace('.', '')}-cp{MINOR.replace('.', '')}-manylinux_2_28_{machine}"
+        files = {
+            f"{name}/_for.py": f"machine = {machine!r}\n",
+            f"{name}/broken.py": "this is no Python\n",
+            f"{name}-1.0.dist-info/entry_points.txt": f"[console_scripts]\n{name}-command = {name}:main\n",
+            f"{name}-1.0.data/purelib/{name}.pth": f"import {name}\n",
+            f"{name}-1.0.data/scripts/{name}-old": "#!python\nprint(1)\n",
+        }
+        index.files[f"{name}-1.0-{tag}.whl"] = platform_wheel(name, "1.0", tag, files)
+
+
+async def put_base(layout: Path, *platforms: Platform) -> str:
+    """A base that cannot run, with a Python and a C library to be found in it. Gives its name."""
+    for platform in platforms or (AMD64, ARM64):
+        machine = {"amd64": "x86_64", "arm64": "aarch64"}[platform.architecture]
+        files = {
+            "bin/bash": b"",
+            f"usr/bin/python{MINOR}": b"",
+            f"lib/{machine}-linux-gnu/libc.so.6": b"GNU C Library (Debian GLIBC 2.36-9) stable release version 2.36.\n",
+            "var/lib/dpkg/status": f"Package: python{MINOR}-minimal\nVersion: {MINOR}.2-6\n\n".encode(),
+        }
+        await put_image(layout, "base", files, platform=platform)
+    return f"oci:{layout}:base"
+
+
+@dataclass
+class Bench:
+    """What builds images, with a cache of its own."""
+
+    folder: Path
+    lines: list[str] = field(default_factory=list)
+    builds: int = 0
+
+    @property
+    def layout(self) -> Path:
+        return self.folder / "layout"
+
+    async def build(
+        self,
+        bento_at: Path,
+        base: str,
+        platforms: Sequence[Platform] = (AMD64,),
+        env: dict[str, str] | None = None,
+        **options: Any,
+    ) -> Descriptor:
+        cache = self.folder / "cache"
+        self.builds += 1
+        directory = cache / "tmp" / str(self.builds)
+        directory.mkdir(parents=True)
+        settings = Settings(database_url="", data_dir=cache, python_downloads=False)
+        files = bento.read(bento_at)
+        with tempfile.TemporaryDirectory(prefix="ekw") as run_dir:
+            programs = Programs(cache, Path(run_dir))
+            locks = Locks(cache, programs)
+            interpreters = Interpreters(programs, settings, SYSTEM)
+            async with open_images(f"oci:{self.layout}") as (into, _):
+                return await build_image(
+                    Source(bento_at, files, make_recipe(files)),
+                    platforms,
+                    base=base,
+                    into=into,
+                    reference="v1",
+                    workshop=Workshop(cache, ImageEnvironments(cache, programs, locks), interpreters),
+                    work=Work(directory, self.lines.append, env=env or {}),
+                    **options,
+                )
+
+    async def refused(self, *arguments: Any, **options: Any) -> EkibenError:
+        with pytest.raises(EkibenError) as caught:
+            await self.build(*arguments, **options)
+        assert not (self.layout / "index.json").exists()
+        return caught.value
+
+    async def content(self, platform: Platform) -> dict[str, str | bytes]:
+        """What the image's layers hold: path → content, or where a link leads."""
+        _, image = await LayoutImageStore(self.layout).resolve("v1", platform)
+        found: dict[str, str | bytes] = {}
+        for layer in image.layers:
+            with tarfile.open(self.layout / "blobs" / "sha256" / layer.digest.hex) as archive:
+                for member in archive:
+                    file = archive.extractfile(member) if member.isfile() else None
+                    found[member.name] = member.linkname if member.issym() else file.read() if file else b""
+        return found
+
+    def everything(self) -> bytes:
+        """All that was written, unpacked where it is packed, and all that was said."""
+        parts = ["\n".join(self.lines).encode()]
+        for path in self.folder.rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                data = path.read_bytes()
+                parts.append(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)
+        return b"\0".join(parts)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, index: PackageIndex) -> Bench:
+    return Bench(tmp_path / "bench")
+
+
+def manifest(**more: Any) -> dict[str, Any]:
+    image = {"base_image": f"python:{MINOR}-slim", "python_version": MINOR, "commands": [], "post_commands": []}
+    return {"image": image, **more}
+
+
+async def test_each_platform_gets_its_own_wheels_under_one_reference(
+    bench: Bench, index: PackageIndex, tmp_path: Path
+) -> None:
+    native(index)
+    folder = bento_folder(tmp_path / "bento", "native\nbentoml==1.4.39\n", manifest=manifest())
+    base = await put_base(tmp_path / "bases")
+    found = await bench.build(folder, base, [ARM64, AMD64])
+    listed = json.loads((bench.layout / "blobs" / "sha256" / found.digest.hex).read_bytes())
+    assert [each["platform"]["architecture"] for each in listed["manifests"]] == ["amd64", "arm64"]
+    for platform, machine in ((AMD64, "x86_64"), (ARM64, "aarch64")):
+        inside = await bench.content(platform)
+        assert inside[f"{SITE}/native/_for.py"] == f"machine = {machine!r}\n".encode()
+        assert inside["app/.venv/bin/python"] == f"/usr/bin/python{MINOR}"
+        assert inside["app/.venv/bin/python3"] == inside[f"app/.venv/bin/python{MINOR}"] == "python"
+        assert f"version_info = {MINOR}.2\n".encode() in bytes(inside["app/.venv/pyvenv.cfg"])  # type: ignore[arg-type]
+        assert b"home = /usr/bin\n" in bytes(inside["app/.venv/pyvenv.cfg"])  # type: ignore[arg-type]
+        for script in ("native-command", "native-old"):
+            text = inside[f"app/.venv/bin/{script}"]
+            assert isinstance(text, bytes) and text.startswith(b"#!/bin/sh\n") and b"'python'" in text
+        assert inside[f"{SITE}/native.pth"] == b"import native\n"
+        tag = f"cpython-{MINOR.replace('.', '')}"
+        compiled = inside[f"{SITE}/native/__pycache__/_for.{tag}.pyc"]
+        assert isinstance(compiled, bytes) and f"/{SITE}/native/_for.py".encode() in compiled
+        assert f"{SITE}/native/__pycache__/broken.{tag}.pyc" not in inside
+        assert str(bench.folder).encode() not in b"".join(x for x in inside.values() if isinstance(x, bytes))
+    again = await bench.build(folder, base, [AMD64, ARM64])
+    assert again.digest == found.digest
+    alone = await bench.build(folder, base, [ARM64])
+    assert str(alone.digest) == listed["manifests"][1]["digest"]
+
+
+async def test_equal_bentos_with_wheels_of_their_own_give_one_digest_on_any_machine(
+    index: PackageIndex, tmp_path: Path
+) -> None:
+    wheels = {"env/python/wheels/own-1.0-py3-none-any.whl": wheel("own", "1.0")}
+    base = await put_base(tmp_path / "bases", AMD64)
+    digests = set()
+    for number in ("1", "a machine with another name"):
+        folder = bento_folder(tmp_path / number / "bento", manifest=manifest(), files=wheels)
+        bench = Bench(tmp_path / number / "bench")
+        digests.add((await bench.build(folder, base)).digest)
+        inside = await bench.content(AMD64)
+        info = f"{SITE}/own-1.0.dist-info"
+        assert f"{info}/METADATA" in inside and f"{info}/direct_url.json" not in inside
+        assert b"direct_url" not in bytes(inside[f"{info}/RECORD"])  # type: ignore[arg-type]
+    assert len(digests) == 1
+
+
+async def test_versions_stay_the_same_for_each_platform_where_nothing_fixes_them(
+    bench: Bench, index: PackageIndex, tmp_path: Path
+) -> None:
+    native(index)
+    native(index, "onlyamd", ["x86_64"])
+    folder = bento_folder(tmp_path / "bento", "tabulate\nbentoml==1.4.39\n", manifest=manifest())
+    base = await put_base(tmp_path / "bases")
+    del index.files["tabulate-0.10.0-py3-none-any.whl"]
+    await bench.build(folder, base, [AMD64])
+    index.add("tabulate", "0.10.0")
+    await bench.build(folder, base, [AMD64, ARM64])
+    assert f"{SITE}/tabulate-0.9.0.dist-info/METADATA" in await bench.content(ARM64)
+
+
+async def test_a_package_without_a_wheel_for_the_platform_is_named(
+    bench: Bench, index: PackageIndex, tmp_path: Path
+) -> None:
+    native(index, machines=["x86_64"])
+    index.add_source("sourced", "1.0", "raise SystemExit('must not run')")
+    base = await put_base(tmp_path / "bases")
+    folder = bento_folder(tmp_path / "1", "native\nbentoml==1.4.39\n", manifest=manifest())
+    error = await bench.refused(folder, base, [AMD64, ARM64])
+    assert (error.reason, error.metadata["requirement"]) == ("WHEEL_NOT_FOUND", "native")
+    assert "linux/arm64" in error.message and "manylinux_2_28_x86_64" in error.message
+    folder = bento_folder(tmp_path / "2", "sourced\nbentoml==1.4.39\n", manifest=manifest())
+    error = await bench.refused(folder, base)
+    assert (error.reason, error.metadata["requirement"]) == ("WHEEL_NOT_FOUND", "sourced")
+    assert "must not run" not in "\n".join(bench.lines)
+
+
+async def test_a_wheel_whose_hash_is_not_the_locks_is_refused(
+    bench: Bench, index: PackageIndex, tmp_path: Path
+) -> None:
+    folder = bento_folder(tmp_path / "bento", manifest=manifest())
+    base = await put_base(tmp_path / "bases", AMD64)
+    wanted = hashlib.sha256(b"another file").hexdigest()
+    (folder / "env/python/requirements.lock.txt").write_text(
+        f"tabulate==0.9.0 --hash=sha256:{wanted}\nbentoml==1.4.39\n"
+    )
+    error = await bench.refused(folder, base)
+    assert error.reason == "REQUIREMENT_HASH_MISMATCH" and "tabulate" in error.message
+    # The lock was made with the index's hash; what the index gives then is something else.
+    other = bento_folder(tmp_path / "other", "tabulate==0.10.0\nbentoml==1.4.39\n", manifest=manifest())
+    good = index.files["tabulate-0.10.0-py3-none-any.whl"]
+    page = index.page("tabulate")
+    index.files["tabulate-0.10.0-py3-none-any.whl"] = wheel("tabulate", "0.10.0", code="stolen = 1\n")
+    index.page = lambda project: page if project == "tabulate" else PackageIndex.page(index, project)  # type: ignore[method-assign]
+    error = await bench.refused(other, base)
+    assert error.reason == "REQUIREMENT_HASH_MISMATCH", error.message
+    assert error.metadata["requirement"] == "tabulate==0.10.0"
+    index.files["tabulate-0.10.0-py3-none-any.whl"] = good
+    await bench.build(other, base)
+
+
+@pytest.mark.parametrize("way", ["variable", "setting", "netrc"])
+async def test_credentials_of_a_private_index_are_in_no_layer_log_or_file(
+    bench: Bench, index: PackageIndex, tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index.credentials = "me:hunter2-hunter2"
+    host = index.url.removeprefix("http://")
+    lines, env = "", {}
+    if way == "variable":
+        lines, env = f"--index-url http://me:${{PYPI_TOKEN}}@{host}\n", {"PYPI_TOKEN": "hunter2-hunter2"}
+    elif way == "setting":
+        env = {"UV_DEFAULT_INDEX": f"http://me:hunter2-hunter2@{host}"}
+    else:
+        netrc = tmp_path / "netrc"
+        netrc.write_text(f"machine {host.partition(':')[0]} login me password hunter2-hunter2\n")
+        netrc.chmod(0o600)
+        monkeypatch.setenv("NETRC", str(netrc))
+    requirements = f"{lines}tabulate\nbentoml==1.4.39\n"
+    folder = bento_folder(tmp_path / "bento", requirements, manifest=manifest())
+    await bench.build(folder, await put_base(tmp_path / "bases", AMD64), env=env)
+    assert f"{SITE}/tabulate/__init__.py" in await bench.content(AMD64)
+    assert b"hunter2" not in bench.everything()
+
+
+async def test_what_a_base_is_called_in_a_registry_is_asked_once(
+    bench: Bench, index: PackageIndex, tmp_path: Path, oci_registry: OciRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = oci_registry.new_repository()
+    name = f"docker://{oci_registry.host}/{repository}:{MINOR}"
+    monkeypatch.setenv("EKIBEN_REGISTRY_INSECURE", oci_registry.host)
+    folder = bento_folder(tmp_path / "bento", manifest=manifest())
+
+    async def push(layout: Path) -> None:
+        source = LayoutImageStore(layout)
+        async with open_images(name) as (into, reference):
+            descriptor, image = await source.resolve("base", AMD64)
+            raw = b"".join([chunk async for chunk in source.read(descriptor)])
+            for each in (Descriptor.from_json(json.loads(raw)["config"]), *image.layers):
+                await into.write(source.read(each))
+            await into.tag(reference, raw, descriptor.media_type, AMD64)
+
+    await put_base(tmp_path / "one", AMD64)
+    await push(tmp_path / "one")
+    rule = name.replace(f":{MINOR}", ":{python}")
+    made = await bench.build(folder, rule)
+    await put_image(tmp_path / "two", "base", {"other": b""}, platform=AMD64)
+    await push(tmp_path / "two")
+    assert (await bench.build(folder, rule)).digest == made.digest
+    with pytest.raises(EkibenError, match="has no Python"):
+        await bench.build(folder, rule, refresh_base=True)
+    pins = bench.folder / "cache" / "bases" / "pins.json"
+    known = json.loads(pins.read_text())
+    for pin in known.values():
+        pin["digest"] = f"sha256:{'0' * 64}"
+    pins.write_text(json.dumps(known))
+    with pytest.raises(NotFound, match="--refresh-base"):
+        await bench.build(folder, rule)
