@@ -42,8 +42,9 @@ def images() -> None:
     "--output",
     default="",
     metavar="IMAGE",
-    help="Where to put the image: oci:FOLDER[:REFERENCE], a layout that is made when it is not there, or "
-    "docker://HOST/REPOSITORY[:TAG]. The bento's version is the tag where none is given.",
+    help="Where to put the image: oci:FOLDER[:REFERENCE], a layout that is made when it is not there; "
+    "docker://HOST/REPOSITORY[:TAG]; or docker-archive:FILE[:NAME:TAG], for docker load. Without a tag it is the "
+    "bento's version.",
 )
 @click.option("--push", default="", metavar="HOST/REPOSITORY[:TAG]", help="The registry to put the image into.")
 @click.option(
@@ -117,6 +118,31 @@ def build(
     command += ["--password-file", str(password_file)] if password_file else []
     command += ["--no-attestations"] * no_attestations
     command += ["--refresh-commands"] if refresh_commands else []
+    sys.stdout.flush()
+    os.execv(sys.executable, command)
+
+
+@images.command()
+@click.argument("source")
+@click.argument("target")
+@click.option("--platform", default="", metavar="OS/ARCH", help="Of an image for several platforms: only this one.")
+@click.option("--no-attachments", is_flag=True, help="Leave out signatures, bills of material and provenance.")
+def copy(source: str, target: str, platform: str, no_attachments: bool) -> None:
+    """Copy the image SOURCE to TARGET, byte for byte, with every platform and with what is attached to it.
+
+    Both are docker://HOST/REPOSITORY[:TAG|@DIGEST] or oci:FOLDER[:REFERENCE]; the target may be
+    docker-archive:FILE[:NAME:TAG]. What the target has is not sent; within one registry nothing is. Prints the image's
+    digest. Logins and certificates for registries are those of docker and podman.
+
+    \b
+    Examples:
+      ekiben images copy docker://python:3.11-slim oci:python-3.11
+      ekiben images copy oci:images:1.0 docker://registry.example.com/team/summarizer:1.0
+      ekiben images copy oci:images:1.0 docker-archive:summarizer.tar && docker load -i summarizer.tar
+    """
+    command = [sys.executable, "-P", "-m", "services.builder.image_copying", source, target]
+    command += ["--platform", platform] if platform else []
+    command += ["--no-attachments"] * no_attachments
     sys.stdout.flush()
     os.execv(sys.executable, command)
 

@@ -18,6 +18,7 @@ from ekiben.errors import InvalidArgument
 from services.content.blobs import BlobReader, BlobStore
 from services.content.blobs.filesystem import open_filesystem, read_filesystem
 from services.content.images import ImageStore
+from services.content.images.archive import open_archive
 from services.content.images.layout import LayoutImageStore
 
 
@@ -53,12 +54,14 @@ async def open_images(name: str) -> AsyncIterator[tuple[ImageStore, str]]:
 
         oci:FOLDER[:REFERENCE]
         docker://HOST/REPOSITORY[:TAG|@DIGEST]
+        docker-archive:FILE[:NAME:TAG]          only to be written
 
     Nothing is asked and nothing is made yet.
 
     Raises:
         InvalidArgument: another form (IMAGE_NAME_INVALID).
-        FailedPrecondition: a certificate for the registry cannot be used (REGISTRY_CERTIFICATE_INVALID).
+        FailedPrecondition: a certificate for the registry cannot be used (REGISTRY_CERTIFICATE_INVALID), or the file
+            cannot be written (OUTPUT_NOT_WRITABLE).
     """
     transport, _, rest = name.partition(":")
     if transport == "oci" and rest.partition(":")[0]:
@@ -71,8 +74,14 @@ async def open_images(name: str) -> AsyncIterator[tuple[ImageStore, str]]:
         async with open_registry(rest.removeprefix("//")) as (store, reference):
             yield store, reference
         return
+    if transport == "docker-archive" and rest.partition(":")[0]:
+        file, _, reference = rest.partition(":")
+        async with open_archive(Path(file)) as archive:
+            yield archive, reference
+        return
     raise InvalidArgument(
-        f"The image {name!r} is refused: its form is oci:FOLDER[:REFERENCE] or docker://HOST/REPOSITORY[:TAG].",
+        f"The image {name!r} is refused: its form is oci:FOLDER[:REFERENCE], docker://HOST/REPOSITORY[:TAG] or, to be "
+        "written, docker-archive:FILE[:NAME:TAG].",
         reason="IMAGE_NAME_INVALID",
         image=name,
     )

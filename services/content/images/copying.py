@@ -12,7 +12,14 @@ from typing import Any, TypeVar
 from ekiben.errors import InvalidArgument, NotFound
 from services.content.digest import Digest
 from services.content.images import Again, BlobsMissing, Descriptor, ImageStore, Platform, Readable
-from services.content.images.resolving import INDEXES, MANIFESTS, for_platform, object_of, platform_of
+from services.content.images.resolving import (
+    INDEXES,
+    MANIFESTS,
+    MAX_MANIFEST_BYTES,
+    for_platform,
+    object_of,
+    platform_of,
+)
 
 T = TypeVar("T")
 _PARALLEL = 4
@@ -81,29 +88,36 @@ async def copy_image(
         descriptor = await source.find(named)
     else:
         descriptor, _ = await for_platform(source, [await source.find(named)], platform, f"{source.name}:{named}")
-    return await _Copy(source, into, named, attachments, say).run(descriptor, reference)
+    return await _Copy(source, named, into, reference, attachments, say).run(descriptor)
 
 
 class _Copy:
     def __init__(
-        self, source: ImageStore, into: ImageStore, named: str, attachments: bool, say: Callable[[str], None]
+        self,
+        source: ImageStore,
+        named: str,
+        into: ImageStore,
+        reference: str,
+        attachments: bool,
+        say: Callable[[str], None],
     ) -> None:
         self._source = source
         self._named = named
         self._into = into
+        self._reference = reference
         self._attachments = attachments
         self._say = say
         self._done: set[Digest] = set()
 
-    async def run(self, descriptor: Descriptor, reference: str) -> Descriptor:
+    async def run(self, descriptor: Descriptor) -> Descriptor:
         content = await self._read(descriptor)
         manifest = object_of(content, str(descriptor.digest))
         blobs = await self._parts(descriptor, manifest, _DEPTH)
         runs_on = None if descriptor.media_type in INDEXES else await platform_of(self._source, manifest)
         if self._attachments:
             await self._copy_attachments(descriptor.digest, _DEPTH)
-            await self._copy_signatures(descriptor.digest, reference)
-        return await self._put(partial(self._into.tag, reference, content, descriptor.media_type, runs_on), blobs)
+            await self._copy_signatures(descriptor.digest)
+        return await self._put(partial(self._into.tag, self._reference, content, descriptor.media_type, runs_on), blobs)
 
     async def _parts(self, descriptor: Descriptor, manifest: dict[str, Any], depth: int) -> Sequence[Descriptor]:
         """Copy what a manifest names; the blobs among it."""
@@ -138,6 +152,7 @@ class _Copy:
         self._done.add(descriptor.digest)
         if self._attachments:
             await self._copy_attachments(descriptor.digest, depth)
+            await self._copy_signatures(descriptor.digest)
 
     async def _copy_attachments(self, subject: Digest, depth: int) -> None:
         for attached in await self._source.referrers(subject) if depth else ():
@@ -149,7 +164,7 @@ class _Copy:
             await self._put(partial(self._into.attach, content, attached.media_type), blobs)
             await self._copy_attachments(attached.digest, depth - 1)
 
-    async def _copy_signatures(self, subject: Digest, reference: str) -> None:
+    async def _copy_signatures(self, subject: Digest) -> None:
         """What cosign before version 3 attached: under tags of the same repository, which layouts name in full."""
         for suffix in _COSIGN:
             name = f"sha256-{subject.hex}{suffix}"
@@ -159,7 +174,7 @@ class _Copy:
                 continue
             content = await self._read(descriptor)
             blobs = await self._parts(descriptor, object_of(content, str(descriptor.digest)), 1)
-            there = _beside(reference, name)
+            there = _beside(self._reference, name)
             await self._put(partial(self._into.tag, there, content, descriptor.media_type, None), blobs)
 
     async def _put(self, put: Callable[[], Awaitable[T]], blobs: Sequence[Descriptor]) -> T:
@@ -180,6 +195,8 @@ class _Copy:
         await self._into.write(Again(lambda: self._source.read(descriptor)), descriptor)
 
     async def _read(self, descriptor: Descriptor) -> bytes:
+        if descriptor.size_bytes > MAX_MANIFEST_BYTES:
+            raise InvalidArgument(f"Manifest {descriptor.digest} is too large.", reason="MANIFEST_INVALID")
         return b"".join([chunk async for chunk in self._source.read(descriptor)])
 
 
