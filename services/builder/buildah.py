@@ -180,7 +180,7 @@ class _Execution:
         return await self._programs.run(["buildah", *own, *arguments], cwd=self._work, env=env, line=line)
 
     def _take(self, line: str) -> None:
-        line = line.rpartition("\r")[2]
+        line = self._order.masked(line.rpartition("\r")[2])
         self._written = self._written or line.startswith("COMMIT ")
         if _NOISE.fullmatch(line) or (self._written and not line.startswith("Error: ")):
             return
@@ -195,6 +195,7 @@ class _Execution:
         self._say(line)
 
     def _failure(self, text: str) -> EkibenError:
+        text = self._order.masked(text)
         if re.search(r"no space left on device|disk quota exceeded", text, re.IGNORECASE):
             return ResourceExhausted(
                 "The disk is full, or its quota, where the engine keeps images. Free some space and build again.",

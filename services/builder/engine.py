@@ -42,6 +42,14 @@ class Order:
     without: Collection[str] = ()
     """Names that are left out of the difference."""
 
+    def masked(self, text: str) -> str:
+        """The text without secrets, longest first; shorter than four characters are ordinary words."""
+        values = [each.value for each in self.secrets if not each.public]
+        hidden = {line for value in values for line in (value, *value.splitlines()) if len(line) > 3}
+        for line in sorted(hidden, key=len, reverse=True):
+            text = text.replace(line, "…")
+        return text
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -61,10 +69,10 @@ class Engine(Protocol):
         ...
 
     def run(self, order: Order, say: Callable[[str], None]) -> AbstractAsyncContextManager[Outcome]:
-        """Run a script; `say` takes the lines that it prints. The outcome's files are there until the context ends.
+        """Run a script; `say` takes the lines that it prints, and neither these nor errors hold a secret.
 
-        Cancelling ends every process of the script, and takes its mounts away. What a killed engine left goes before
-        the next run in the same place.
+        The outcome's files are there until the context ends. Cancelling ends every process of the script, and takes
+        its mounts away. What a killed engine left goes before the next run in the same place.
 
         Raises:
             FailedPrecondition: a command failed (COMMAND_FAILED), the engine did (ENGINE_FAILED), or the image is for

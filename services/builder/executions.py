@@ -59,7 +59,7 @@ class Executions:
             self._say(f"The layer of {what} is there already.")
             return known
         self._say(f"Running {what}.")
-        async with self._engine.run(order, self._masked(order.secrets)) as outcome:
+        async with self._engine.run(order, self._say) as outcome:
             layers = [await self._keep(each, order, what) for each in outcome.tars]
         left = outcome.configuration
         configuration = {key: left[key] for key in _KEPT_CONFIGURATION if left.get(key)}
@@ -144,17 +144,6 @@ class Executions:
             make_folder(self._folder)
             write_whole(file, tokens.token_bytes(32))
         return hmac.digest(file.read_bytes(), value.encode(), "sha256").hex()
-
-    def _masked(self, secrets: Sequence[Secret]) -> Callable[[str], None]:
-        values = [each.value for each in secrets if not each.public]
-        hidden = sorted({line for value in values for line in value.splitlines() if len(line) > 3}, key=len)
-
-        def say(text: str) -> None:
-            for value in reversed(hidden):
-                text = text.replace(value, "…")
-            self._say(text)
-
-        return say
 
 
 def _digest(context: Path, name: str) -> str:
