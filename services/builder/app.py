@@ -23,6 +23,7 @@ from services.builder.access import Access
 from services.builder.buildah import BuildahEngine
 from services.builder.distribution import Distribution, listen
 from services.builder.environments import Environments
+from services.builder.forwarding import open_forwarding
 from services.builder.gallery import Gallery
 from services.builder.image_builds import Workshop
 from services.builder.image_environments import ImageEnvironments
@@ -36,6 +37,7 @@ from services.builder.queue import Queue
 from services.builder.repositories import Repositories
 from services.builder.servicer import Builds
 from services.builder.settings import Settings
+from services.builder.shelves import LayoutShelf, Shelf
 from services.builder.store import ImageRows, Store
 from services.builder.uv import Programs
 from services.builder.worker import Worker, _pass
@@ -142,8 +144,10 @@ async def _served_images(
         writer = Writer(auditor, clock)
         stack.push_async_callback(writer.finish)
         access = Access(RemoteAuthenticator(peers.registry, clock), writer)
-        repositories = Repositories(Path(place)) if kind == "oci" else None
-        served = Distribution(repositories, access, elsewhere=place.removeprefix("//"))
+        shelf: Shelf = LayoutShelf(Repositories(Path(place)))
+        if kind != "oci":
+            shelf = await stack.enter_async_context(open_forwarding(place.removeprefix("//")))
+        served = Distribution(shelf, access)
         await stack.enter_async_context(listen(served.app(), settings.images_listen))
         yield [auditor.run]
 

@@ -26,10 +26,10 @@ from prometheus_client import Counter, Histogram
 
 from ekiben.errors import DataLoss, EkibenError, InvalidArgument, NotFound, PermissionDenied, Unauthenticated
 from services.builder.access import Access, peer
-from services.builder.repositories import Repositories, Repository, tag_order
-from services.builder.sending import send_blob
+from services.builder.repositories import tag_order
+from services.builder.shelves import Shelf, Shown
 from services.content.digest import Digest
-from services.content.images import INDEX, Descriptor
+from services.content.images import INDEX
 from services.kernel import telemetry
 from services.kernel.identity import Principal
 from services.kernel.problems import http_status
@@ -66,11 +66,9 @@ class _Refusal(Exception):
 class Distribution:
     """The handlers."""
 
-    def __init__(self, repositories: Repositories | None, access: Access, *, elsewhere: str = "") -> None:
-        """`repositories` are None where the images are in another registry, whose name is `elsewhere`."""
-        self._repositories = repositories
+    def __init__(self, shelf: Shelf, access: Access) -> None:
+        self._shelf = shelf
         self._access = access
-        self._elsewhere = elsewhere
 
     def app(self) -> web.Application:
         """The application."""
@@ -94,58 +92,56 @@ class Distribution:
     async def manifest(self, request: web.Request) -> web.Response:
         """A manifest by tag or digest, as it was stored: nothing is translated, since its digest would change."""
         name, repository = await self._repository(request)
-        reference = request.match_info["reference"]
-        by_digest = ":" in reference
-        found = _named(reference, repository)
+        reference = _reference(request.match_info["reference"])
+        found = await repository.manifest(reference) if reference else None
         if found is None:
-            raise _Refusal(404, "MANIFEST_UNKNOWN", f"{name} has no manifest {reference[:140]!r}.")
-        assert self._repositories is not None
-        content = await self._repositories.manifest(repository, found)
-        shown = repository.manifests[found.digest]
+            raise _Refusal(
+                404, "MANIFEST_UNKNOWN", f"{name} has no manifest {request.match_info['reference'][:140]!r}."
+            )
+        known = _MEDIA_TYPE.fullmatch(found.media_type)
         headers = {
-            "Content-Type": shown.media_type if _MEDIA_TYPE.fullmatch(shown.media_type) else "application/octet-stream",
+            "Content-Type": found.media_type if known else "application/octet-stream",
             "Docker-Content-Digest": str(found.digest),
             "ETag": f'"{found.digest}"',
-            **(_IMMUTABLE if by_digest else {"Cache-Control": "private, no-cache"}),
+            **(_IMMUTABLE if isinstance(reference, Digest) else {"Cache-Control": "private, no-cache"}),
         }
         if _is_known(request, found.digest):
             return web.Response(status=304, headers=headers)
-        return web.Response(body=content, headers=headers)
+        return web.Response(body=found.content, headers=headers)
 
     async def blob(self, request: web.Request) -> web.StreamResponse:
         """A blob, or a range of it."""
         name, repository = await self._repository(request)
         digest = _digest(request.match_info["digest"])
-        found = repository.blobs.get(digest) if digest else None
-        if found is None:
-            raise _Refusal(404, "BLOB_UNKNOWN", f"{name} has no blob {request.match_info['digest'][:140]!r}.")
         headers = {
             "Content-Type": "application/octet-stream",
-            "Docker-Content-Digest": str(found.digest),
-            "ETag": f'"{found.digest}"',
+            "Docker-Content-Digest": str(digest),
+            "ETag": f'"{digest}"',
             "Accept-Ranges": "bytes",
             **_IMMUTABLE,
         }
-        if _is_known(request, found.digest):
-            return web.Response(status=304, headers=headers)
-        assert self._repositories is not None
-        return await send_blob(request, self._repositories.path(found.digest), found, headers, _transferred.inc)
+        sent = await repository.send(request, digest, headers, _transferred.inc) if digest else None
+        if sent is None:
+            raise _Refusal(404, "BLOB_UNKNOWN", f"{name} has no blob {request.match_info['digest'][:140]!r}.")
+        return sent
 
     async def tags(self, request: web.Request) -> web.Response:
         """The tags of a repository."""
         name, repository = await self._repository(request)
-        return _page(request, {"name": name}, "tags", list(repository.tags), tag_order)
+        return _page(request, {"name": name}, "tags", await repository.tags(), tag_order)
 
     async def catalog(self, request: web.Request) -> web.Response:
         """The repositories of the caller's organization."""
-        names = await self._here().names(_organization(request))
+        names = await self._shelf.names(_organization(request))
+        if names is None:
+            raise _Refusal(501, "UNSUPPORTED", "The registry where the images are lists no repositories.")
         return _page(request, {}, "repositories", names, str)
 
     async def referrers(self, request: web.Request) -> web.Response:
         """What refers to a manifest, be that here or not."""
         _, repository = await self._repository(request)
         digest = _digest(request.match_info["digest"])
-        found = repository.referrers.get(digest, ()) if digest else ()
+        found = await repository.referrers(digest) if digest else ()
         headers = {"Content-Type": INDEX}
         if wanted := request.query.get("artifactType"):
             found = [each for each in found if each.artifact_type == wanted]
@@ -153,20 +149,12 @@ class Distribution:
         index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [each.to_json() for each in found]}
         return web.Response(body=json.dumps(index).encode(), headers=headers)
 
-    def _here(self) -> Repositories:
-        if self._repositories is None:
-            raise _Refusal(
-                501, "UNSUPPORTED", f"The images of this platform are in {self._elsewhere}: pull them there."
-            )
-        return self._repositories
-
-    async def _repository(self, request: web.Request) -> tuple[str, Repository]:
+    async def _repository(self, request: web.Request) -> tuple[str, Shown]:
         name = request.match_info["name"]
         if len(name) > 255 or _NAME.fullmatch(name) is None:
             raise _Refusal(400, "NAME_INVALID", "A repository's name is ORGANIZATION/REPOSITORY in lower case.")
-        here = self._here()
         # Of another organization's nothing is told, not even that it is there.
-        found = await here.get(name) if name.partition("/")[0] == _organization(request) else None
+        found = await self._shelf.find(name) if name.partition("/")[0] == _organization(request) else None
         if found is None:
             raise _Refusal(404, "NAME_UNKNOWN", f"Your organization has no repository {name!r}.")
         return name, found
@@ -195,11 +183,11 @@ def _digest(text: str) -> Digest | None:
         raise _Refusal(400, "DIGEST_INVALID", exc.message) from exc
 
 
-def _named(reference: str, repository: Repository) -> Descriptor | None:
-    if ":" in reference:
-        digest = _digest(reference)
-        return repository.manifests.get(digest) if digest else None
-    return repository.tags.get(reference) if _TAG.fullmatch(reference) else None
+def _reference(text: str) -> str | Digest | None:
+    """A tag or a digest; None for what can name nothing."""
+    if ":" in text:
+        return _digest(text)
+    return text if _TAG.fullmatch(text) else None
 
 
 def _is_known(request: web.Request, digest: Digest) -> bool:
@@ -213,6 +201,7 @@ def _page(
     asked = request.query.get("n", str(_MOST_AT_ONCE))
     if not (asked.isascii() and asked.isdigit() and len(asked) < 10):
         raise _Refusal(400, "PAGINATION_NUMBER_INVALID", "n is the most values of a page: a number from 0.")
+    values = sorted(values, key=order)
     if last := request.query.get("last", ""):
         values = [value for value in values if order(value) > order(last)]
     most = min(int(asked), _MOST_AT_ONCE)

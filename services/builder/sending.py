@@ -43,6 +43,8 @@ async def send_blob(
                 reason="BLOB_DAMAGED",
                 digest=blob.digest,
             )
+        if any(each.value in ("*", str(blob.digest)) for each in request.if_none_match or ()):
+            return web.Response(status=304, headers=headers)
         start, stop, status = _range(request, blob)
         if status == 416:
             return web.Response(status=416, headers={**headers, "Content-Range": f"bytes */{size}"})

@@ -23,8 +23,8 @@ class Settings(DatabaseSettings):
     """Where images are kept: `oci:FOLDER`, an OCI layout, or `docker://HOST/PREFIX`, a registry. Empty for the layout
     `images` in `data_dir`."""
     images_listen: str = ""
-    """Where images of a layout are served to container engines over HTTP (`/v2/`): `host:port` or `unix:/path`. The
-    gateway forwards to it. Empty for nowhere."""
+    """Where images are served to container engines over HTTP (`/v2/`): `host:port` or `unix:/path`. The gateway
+    forwards to it. Empty for nowhere."""
     workers: int = 1
     """Builds at a time. One by default: resolving and installing use every core by themselves."""
     python_preference: str = "managed"

@@ -4,98 +4,24 @@ import asyncio
 import base64
 import json
 import os
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
-import aiohttp
 import pytest
 
-from ekiben.api.v1.annotations_pb2 import Role
-from ekiben.errors import Unauthenticated, Unavailable
-from services.builder.access import Access
-from services.builder.distribution import Distribution, listen
 from services.builder.repositories import Repositories
+from services.builder.shelves import LayoutShelf
 from services.content.images import INDEX, MANIFEST, Descriptor, Platform
 from services.content.images.layout import LayoutImageStore
-from services.kernel.audit import Writer
-from services.kernel.identity import AuditRecord, Principal
+from tests.fixtures_distribution import ABSENT, Served, serving
 from tests.image_content import add_entries, digest_of, put_blob, put_image, put_index, put_referrer
-
-ABSENT = "sha256:" + "0" * 64
-
-
-@dataclass
-class Tokens:
-    """An authenticator and an auditor that know what they are told."""
-
-    principals: dict[str, Principal] = field(default_factory=dict)
-    away: bool = False
-    written: list[AuditRecord] = field(default_factory=list)
-
-    async def authenticate(self, token: str) -> Principal:
-        if self.away:
-            raise Unavailable("The registry is away.", reason="UNAVAILABLE")
-        if token not in self.principals:
-            raise Unauthenticated("The token is not known here.", reason="TOKEN_INVALID")
-        return self.principals[token]
-
-    async def record(self, entry: AuditRecord) -> None:
-        self.written.append(entry)
-
-
-@dataclass
-class Served:
-    """A served layout, and who asks."""
-
-    layout: Path
-    tokens: Tokens
-    session: aiohttp.ClientSession
-
-    async def __call__(
-        self, path: str, method: str = "GET", token: str = "viewer", **headers: str
-    ) -> tuple[int, Mapping[str, str], bytes]:
-        sent = {name.replace("_", "-"): value for name, value in headers.items()}
-        if token:
-            sent["Authorization"] = "Basic " + base64.b64encode(f"anybody:{token}".encode()).decode()
-        async with self.session.request(method, f"http://images{path}", headers=sent) as response:
-            return response.status, response.headers, await response.read()
-
-    async def code(self, path: str, status: int, method: str = "GET", token: str = "viewer") -> str:
-        """The specification's code of an error with this status."""
-        found, headers, body = await self(path, method, token)
-        assert found == status, (found, body)
-        assert headers["Content-Type"].startswith("application/json")
-        (error,) = json.loads(body)["errors"]
-        assert error["message"]
-        return str(error["code"])
 
 
 @pytest.fixture
 async def served(tmp_path: Path) -> AsyncIterator[Served]:
-    tokens = Tokens(
-        {
-            "viewer": Principal("users/ada", "organizations/default", Role.ROLE_VIEWER, "apiTokens/1"),
-            "stranger": Principal("users/eve", "organizations/other", Role.ROLE_ADMIN, "apiTokens/2"),
-            "nobody": Principal("users/nil", "organizations/default", Role.ROLE_ANYONE, "apiTokens/3"),
-        }
-    )
-    layout, writer = tmp_path / "images", Writer(tokens)
-    app = Distribution(Repositories(layout), Access(tokens, writer)).app()
-    async with listen(app, "127.0.0.1:0") as address:
-        host, _, port = address.rpartition(":")
-
-        class Here(aiohttp.abc.AbstractResolver):
-            async def resolve(self, name: str, _port: int = 0, family: Any = 0) -> list[Any]:
-                return [{"hostname": name, "host": host, "port": int(port), "family": 2, "proto": 0, "flags": 0}]
-
-            async def close(self) -> None:
-                pass
-
-        connector = aiohttp.TCPConnector(resolver=Here())
-        async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as session:
-            yield Served(layout, tokens, session)
+    layout = tmp_path / "images"
+    async with serving(LayoutShelf(Repositories(layout)), layout) as served:
+        yield served
 
 
 async def test_an_image_is_pulled_by_tag_and_by_digest(served: Served) -> None:
@@ -118,6 +44,7 @@ async def test_an_image_is_pulled_by_tag_and_by_digest(served: Served) -> None:
         assert (status, str(digest_of(content))) == (200, descriptor["digest"])
         status, headers, nothing = await served(path, "HEAD")
         assert (status, nothing, int(headers["Content-Length"])) == (200, b"", descriptor["size"])
+        assert (await served(path, If_None_Match=headers["ETag"]))[0] == 304
     # The tag moves: who asked for it asks again, and the former manifest is no longer the repository's.
     moved = await put_image(served.layout, "default/summarizer:v1")
     assert (await served("/v2/default/summarizer/manifests/v1"))[1]["Docker-Content-Digest"] == str(moved.digest)
@@ -368,17 +295,6 @@ async def test_an_image_is_seen_as_soon_as_it_is_tagged_and_no_earlier(served: S
             await whole(tag)
         seen = listed
     await building
-
-
-async def test_images_that_lie_in_another_registry_are_said_to(tmp_path: Path) -> None:
-    tokens = Tokens({"viewer": Principal("users/ada", "organizations/default", Role.ROLE_VIEWER)})
-    app = Distribution(None, Access(tokens, Writer(tokens)), elsewhere="registry.example.com/ekiben").app()
-    async with listen(app, f"unix:{tmp_path}/s") as _:
-        async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(f"{tmp_path}/s")) as session:
-            served = Served(tmp_path, tokens, session)
-            assert (await served("/v2/"))[0] == 200
-            status, _, body = await served("/v2/default/any/manifests/v1")
-            assert (status, "registry.example.com/ekiben" in body.decode()) == (501, True)
 
 
 async def test_an_empty_layout_has_nothing(served: Served) -> None:
