@@ -15,14 +15,16 @@ import json
 import os
 import secrets
 from collections.abc import AsyncIterable, AsyncIterator, Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ekiben.errors import DataLoss, InvalidArgument, NotFound
 from services.content.digest import Digest
 from services.content.files import make_folder, storage_error, sync_folder, write_whole
-from services.content.images import INDEX, MANIFEST, REF_NAME, Descriptor, Image, Platform, attached
+from services.content.images import INDEX, MANIFEST, REF_NAME, BlobsMissing, Descriptor, Image, Platform, attached
 from services.content.images.resolving import (
+    MANIFESTS,
     MAX_MANIFEST_BYTES,
     damaged,
     for_platform,
@@ -49,11 +51,8 @@ class LayoutImageStore:
         return f"oci:{self._folder}"
 
     async def size(self, digest: Digest) -> int | None:
-        """See ImageStore."""
-        try:
-            return (await asyncio.to_thread((self._blobs / digest.hex).stat)).st_size
-        except FileNotFoundError:
-            return None
+        """See ImageStore. Who asks is about to use it: it counts as new for `collecting`."""
+        return await asyncio.to_thread(self._size, self._blobs / digest.hex)
 
     async def write(self, chunks: AsyncIterable[bytes], expected: Descriptor | None = None) -> tuple[Digest, int]:
         """See ImageStore."""
@@ -140,7 +139,7 @@ class LayoutImageStore:
         return False
 
     async def _entries(self) -> list[Descriptor]:
-        return [Descriptor.from_json(each) for each in (await asyncio.to_thread(self._index))["manifests"]]
+        return [Descriptor.from_json(each) for each in (await asyncio.to_thread(self.index))["manifests"]]
 
     async def _named(self, reference: str) -> list[Descriptor]:
         """Those entries that a reference or a digest names: several where each is for another platform."""
@@ -195,13 +194,53 @@ class LayoutImageStore:
         await asyncio.to_thread(self._add, descriptor)
         return descriptor
 
+    async def move(self, references: Collection[str], to: Descriptor, *, away: Collection[str] = ()) -> None:
+        """Let references name one manifest that is kept, and others nothing, in one step.
+
+        Whatever they named before, for whichever platform, is not named by them any more.
+        """
+        await asyncio.to_thread(self._move, references, to, {*references, *away})
+
+    def _move(self, references: Collection[str], to: Descriptor, replaced: Collection[str]) -> None:
+        with self.locked():
+            self._check_whole(to)
+            index = self.index()
+            kept = [each for each in index["manifests"] if _named(each) not in replaced]
+            kept += [replace(to, annotations={REF_NAME: reference}).to_json() for reference in references]
+            self.put_index({**index, "manifests": kept})
+
+    @staticmethod
+    def _size(path: Path) -> int | None:
+        with contextlib.suppress(OSError):  # a layout that is only read may not be touched, and is not collected
+            os.utime(path)
+        try:
+            return path.stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def _check_whole(self, descriptor: Descriptor) -> None:
+        """Raise BlobsMissing where something that a manifest needs is not here. Call it with the index locked."""
+        missing, waiting = [], [descriptor]
+        while waiting:
+            each = waiting.pop()
+            path = self._blobs / each.digest.hex
+            if not path.exists():
+                missing.append(each.digest)
+            elif each.media_type in MANIFESTS:
+                content = object_of(path.read_bytes(), str(each.digest))
+                parts = [content.get("config"), *(content.get("layers") or ()), *(content.get("manifests") or ())]
+                waiting += [Descriptor.from_json(part) for part in parts if part and not part.get("urls")]
+        if missing:
+            raise BlobsMissing(self.name, missing)
+
     def _prepare(self) -> None:
         make_folder(self._blobs, 0o755)
         marker = self._folder / "oci-layout"
         if not marker.exists():
             write_whole(marker, b'{"imageLayoutVersion":"1.0.0"}', 0o644)
 
-    def _index(self) -> dict[str, Any]:
+    def index(self) -> dict[str, Any]:
+        """What `index.json` says. Blocks."""
         try:
             index = object_of((self._folder / "index.json").read_bytes(), "index.json")
         except FileNotFoundError:
@@ -211,30 +250,42 @@ class LayoutImageStore:
         return index
 
     def _add(self, descriptor: Descriptor) -> None:
-        with self._locked():
-            index = self._index()
+        with self.locked():
+            if not descriptor.artifact_type:
+                self._check_whole(descriptor)
+            index = self.index()
             index["manifests"] = [each for each in index["manifests"] if not _replaces(descriptor, each)]
             index["manifests"].append(descriptor.to_json())
-            write_whole(self._folder / "index.json", json.dumps(index, indent=1).encode(), 0o644)
+            self.put_index(index)
 
     async def untag(self, references: Collection[str]) -> None:
         """Let references name nothing any more; what they named is garbage unless others name it."""
         await asyncio.to_thread(self._remove, frozenset(references))
 
     def _remove(self, references: Collection[str]) -> None:
-        with self._locked():
-            index = self._index()
-            kept = [e for e in index["manifests"] if (e.get("annotations") or {}).get(REF_NAME) not in references]
+        with self.locked():
+            index = self.index()
+            kept = [each for each in index["manifests"] if _named(each) not in references]
             if len(kept) < len(index["manifests"]):
-                write_whole(
-                    self._folder / "index.json", json.dumps({**index, "manifests": kept}, indent=1).encode(), 0o644
-                )
+                self.put_index({**index, "manifests": kept})
+
+    def put_index(self, index: dict[str, Any]) -> None:
+        """Replace `index.json`. Call it with the index locked. Blocks."""
+        try:
+            write_whole(self._folder / "index.json", json.dumps(index, indent=1).encode(), 0o644)
+        except OSError as exc:
+            raise storage_error(exc) from exc
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
+        """Alone with `index.json` and with what it names, among all processes. Blocks."""
         with open(self._folder / ".lock", "wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _named(entry: dict[str, Any]) -> str | None:
+    return (entry.get("annotations") or {}).get(REF_NAME)
 
 
 def _replaces(descriptor: Descriptor, entry: dict[str, Any]) -> bool:
