@@ -16,10 +16,11 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 from ekiben.builder.v1 import builder_pb2_grpc, images_pb2_grpc
-from ekiben.errors import ResourceExhausted
+from ekiben.errors import EkibenError, ResourceExhausted
 from ekiben.identity.v1 import identity_pb2_grpc
 from ekiben.registry.v1 import registry_pb2_grpc
 from services.builder.access import Access
+from services.builder.attesting import Attestor
 from services.builder.buildah import BuildahEngine
 from services.builder.distribution import Distribution, listen
 from services.builder.environments import Environments
@@ -42,6 +43,7 @@ from services.builder.store import ImageRows, Store
 from services.builder.uv import Programs
 from services.builder.worker import Worker, _pass
 from services.content.archives import fetch_content
+from services.content.attestations import keys
 from services.kernel.app import Component, Servicer
 from services.kernel.audit import Writer
 from services.kernel.clock import SYSTEM, Clock
@@ -49,6 +51,7 @@ from services.kernel.db import open_database
 from services.kernel.leases import id_kept_in
 from services.kernel.news import News
 from services.kernel.peers import Peers, RemoteAuditor, RemoteAuthenticator
+from services.kernel.settings import SettingsError
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +96,9 @@ async def open_builder(
             rows = ImageRows(database, place.name)
             models = registry_pb2_grpc.ModelsStub(peers.registry)
             engine = BuildahEngine(data_dir / "engine", programs, timeout_s=settings.build_timeout_s)
-            workshop = Workshop(data_dir, ImageEnvironments(data_dir, programs, locks), interpreters, engine)
+            workshop = Workshop(
+                data_dir, ImageEnvironments(data_dir, programs, locks), interpreters, engine, _attestor(settings)
+            )
             work = ImageWork(place, rows, workshop, bentos, models, fetch, clock)
             queue = Queue(store, rows, environments, logs, bentos, changes, clock, settings.bases)
             worker = Worker(
@@ -127,6 +132,20 @@ async def open_builder(
                 yield Component(
                     "builder", servicers=servicers, loops=[worker.run, changes.run, *loops], ready=store.ping
                 )
+
+
+def _attestor(settings: Settings) -> Attestor | None:
+    """What is said of images, and the key that signs it. Raises SettingsError for a key that cannot be used."""
+    if not settings.attestations:
+        return None
+    key = None
+    if settings.signing_key_file is not None:
+        try:
+            key = keys.load_private(settings.signing_key_file, settings.signing_key_password_file)
+        except EkibenError as exc:
+            raise SettingsError([f"signing_key_file: {exc.message}"]) from None
+        log.info("images are signed", extra={"key": keys.hint_of(key.public_key())})
+    return Attestor(settings.data_dir.absolute(), key=key, builder=settings.identity)
 
 
 @asynccontextmanager

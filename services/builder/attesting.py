@@ -37,16 +37,15 @@ class Part:
 class Attestor:
     """Attaches what there is to say. `key` is None where nothing is signed."""
 
-    def __init__(
-        self, cache: Path, say: Callable[[str], None], *, key: Private | None = None, builder: str = OFFLINE
-    ) -> None:
+    def __init__(self, cache: Path, *, key: Private | None = None, builder: str = OFFLINE) -> None:
         """`cache` is a folder in which is remembered which packages an environment has."""
         self._packages = cache / "packages"
-        self._say = say
         self._key = key
         self._builder = builder
 
-    async def attest(self, store: ImageStore, named: Descriptor, parts: Sequence[Part], name: str) -> None:
+    async def attest(
+        self, store: ImageStore, named: Descriptor, parts: Sequence[Part], name: str, say: Callable[[str], None]
+    ) -> None:
         """Attach everything to an image, whose configurations are in the store.
 
         Args:
@@ -68,13 +67,14 @@ class Attestor:
                 lock=part.lock,
                 python=part.python,
             )
-            await self._say_of(store, part.image, materials, name)
+            await self._attach(store, part.image, materials, name)
+            say(f"Attached the bill of material ({len(packages)} packages) and the provenance.")
         if self._key is not None:
             for digest, subject in {named.digest: named, **{part.image.digest: part.image for part in parts}}.items():
                 await signing.sign(store, subject, signing.by_key(self._key), name=name)
-                self._say(f"Signed {str(digest)[:19]} with the key {keys.hint_of(self._key.public_key())[:12]}.")
+                say(f"Signed {str(digest)[:19]} with the key {keys.hint_of(self._key.public_key())[:12]}.")
 
-    async def _say_of(self, store: ImageStore, image: Descriptor, materials: Materials, name: str) -> None:
+    async def _attach(self, store: ImageStore, image: Descriptor, materials: Materials, name: str) -> None:
         from services.builder.bills import bill_of  # here: its library takes half a second to import
 
         bill = await asyncio.to_thread(bill_of, materials)
@@ -86,4 +86,3 @@ class Attestor:
             seal = signing.by_key(self._key)
             await signing.attest(store, image, seal, envelopes.SBOM, json.loads(bill), name=name)
             await signing.attest(store, image, seal, envelopes.PROVENANCE, provenance, name=name)
-        self._say(f"Attached the bill of material ({len(materials.packages)} packages) and the provenance.")

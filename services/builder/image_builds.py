@@ -77,6 +77,8 @@ class Workshop:
     interpreters: Interpreters
     engine: Engine | None = None
     """Runs what bentos run while their images are built; without one these are refused."""
+    attestor: Attestor | None = None
+    """Attaches to an image what there is to say of it, and signs it, before its reference names it."""
 
 
 async def build_image(
@@ -89,7 +91,6 @@ async def build_image(
     workshop: Workshop,
     work: Work,
     compression: Method = Method.GZIP,
-    attestor: Attestor | None = None,
     refresh_base: bool = False,
 ) -> Descriptor:
     """Make the image, and have `reference` in `into` name it, last of all; what names it there.
@@ -101,7 +102,6 @@ async def build_image(
         base: the image to put layers on, or a rule for it; see `base_rules.choose`.
         refresh_base: whether to ask what its name stands for now, instead of taking what it stood for before.
         compression: how layers are packed; see `compression.Rules` for what a target can read.
-        attestor: attaches to the image what there is to say of it, and signs it, before the reference names it.
 
     Raises:
         EkibenError: it cannot be built; reasons are those of `check`, `base_rules`, `Base.python`, uv's (`failures`)
@@ -111,11 +111,11 @@ async def build_image(
     name = base_rules.choose(base, source.files.manifest, source.recipe.python)
     async with base_rules.opened(name, platforms, workshop.cache, refresh=refresh_base) as bases:
         try:
-            return await _build(source, bases, into, reference, workshop, work, compression, attestor)
+            return await _build(source, bases, into, reference, workshop, work, compression)
         except BlobsMissing as exc:
             work.say(f"{into.name} lost layers that it said to have: sending them once more.")
             doubted = DoubtingImageStore(into, exc.digests)
-            return await _build(source, bases, doubted, reference, workshop, work, compression, attestor)
+            return await _build(source, bases, doubted, reference, workshop, work, compression)
 
 
 async def _build(
@@ -126,7 +126,6 @@ async def _build(
     workshop: Workshop,
     work: Work,
     compression: Method,
-    attestor: Attestor | None,
 ) -> Descriptor:
     made: list[tuple[Part, Platform]] = []
     like: Lock | None = None
@@ -139,14 +138,14 @@ async def _build(
         content, runs_on = await Assembler(workshop.cache, work.say, compression).assemble(parts, found, into)
         made.append((_part(content, parts.environment), runs_on))
     content, media_type, named = made[0][0].manifest, MANIFEST, made[0][0].image
-    if len(made) > 1 or attestor is not None:
+    if len(made) > 1 or workshop.attestor is not None:
         for part, _ in made:
             await into.keep(part.manifest, MANIFEST)
     if len(made) > 1:
         content = images.index_of([replace(part.image, platform=runs_on) for part, runs_on in made])
         named, media_type = await into.keep(content, INDEX), INDEX
-    if attestor is not None:
-        await attestor.attest(into, named, [part for part, _ in made], source.tag)
+    if workshop.attestor is not None:
+        await workshop.attestor.attest(into, named, [part for part, _ in made], source.tag, work.say)
     return await into.tag(reference, content, media_type, made[0][1] if len(made) == 1 else None)
 
 

@@ -75,7 +75,8 @@ async def build(
             if note not in recipe.skipped:
                 _say(note)
         interpreters = Interpreters(programs, settings, SYSTEM)
-        workshop = Workshop(cache, ImageEnvironments(cache, programs, locks), interpreters, engine)
+        attestor = Attestor(cache, key=key) if attest else None
+        workshop = Workshop(cache, ImageEnvironments(cache, programs, locks), interpreters, engine, attestor)
         source = Source(
             folder,
             files,
@@ -94,7 +95,6 @@ async def build(
                 workshop=workshop,
                 work=Work(Path(tmp), _say),
                 compression=Rules.parse(compression).of(output),
-                attestor=Attestor(cache, _say, key=key) if attest else None,
                 refresh_base=refresh_base,
             )
 

@@ -11,6 +11,7 @@ from ekiben.builder.v1 import builder_pb2 as pb
 from ekiben.builder.v1 import images_pb2
 from ekiben.errors import FailedPrecondition, InvalidArgument, NotFound
 from services.builder.platforms import here
+from services.content.images import REF_NAME
 from tests.fixtures_builder import Builder, PackageIndex, Registry, bento_folder, index, registry, running_builder
 from tests.small_base import small_base
 
@@ -38,7 +39,8 @@ async def get(builder: Builder, name: str) -> images_pb2.Image:
 def entries(builder: Builder) -> dict[str, str]:
     """What the platform's layout names: reference → digest."""
     index = json.loads((builder.data_dir / "images" / "index.json").read_bytes())
-    return {each["annotations"]["org.opencontainers.image.ref.name"]: each["digest"] for each in index["manifests"]}
+    names = [(each.get("annotations", {}).get(REF_NAME), each["digest"]) for each in index["manifests"]]
+    return {name: digest for name, digest in names if name}  # without a name: what is attached to images
 
 
 async def test_a_build_gives_an_image_with_its_models(builder: Builder, tmp_path: Path) -> None:

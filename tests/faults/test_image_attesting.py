@@ -62,7 +62,7 @@ async def image(store: LayoutImageStore, environment: Path) -> tuple[Descriptor,
 
 async def attest(store: Any, cache: Path, made: tuple[Descriptor, bytes, Part]) -> None:
     named, manifest, part = made
-    await Attestor(cache, lambda _: None, key=KEY).attest(store, named, [part], "x:1")
+    await Attestor(cache, key=KEY).attest(store, named, [part], "x:1", lambda _: None)
     await store.tag("v", manifest, MANIFEST, None)
 
 
