@@ -30,26 +30,21 @@ _COSIGN = (".sig", ".att", ".sbom")
 
 async def together(jobs: Iterable[Coroutine[Any, Any, T]], parallel: int = _PARALLEL) -> list[T]:
     """The results of all, in their order, `parallel` at a time. The first error ends the others, and is raised."""
-    free = asyncio.Semaphore(parallel)
+    free, waiting = asyncio.Semaphore(parallel), list(jobs)
 
     async def bounded(job: Coroutine[Any, Any, T]) -> T:
-        try:
-            await free.acquire()
-        except BaseException:
-            job.close()
-            raise
-        try:
+        async with free:
             return await job
-        finally:
-            free.release()
 
-    tasks = [asyncio.ensure_future(bounded(job)) for job in jobs]
+    tasks = [asyncio.ensure_future(bounded(job)) for job in waiting]
     try:
         return list(await asyncio.gather(*tasks))
     except BaseException:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for job in waiting:
+            job.close()  # those that were never begun
         raise
 
 

@@ -103,8 +103,10 @@ class Client:
             async with response:
                 answer = await Answer.of(response)
             if answer.status == 401 and self._authority.challenged(answer.headers, scopes, authorization):
-                if asked_again or isinstance(body, AsyncIterator):
-                    raise answer.error(self.location.host, self.location.repository, what)
+                if asked_again:
+                    raise Refused(answer, answer.error(self.location.host, self.location.repository, what))
+                if isinstance(body, AsyncIterator):
+                    raise Broken(f"the login ran out: {answer}")  # another is fetched for the next request
                 asked_again = True
                 continue
             if answer.status in TRANSIENT:

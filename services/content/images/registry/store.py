@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
-from ekiben.errors import InvalidArgument, NotFound
+from ekiben.errors import InvalidArgument, NotFound, PermissionDenied, Unauthenticated
 from services.content.digest import Digest
 from services.content.images import (
     INDEX,
@@ -91,8 +91,8 @@ class RegistryImageStore:
             if place:  # it opened a session in place of it
                 place_url = await self._client.beside(place, url)
                 (await self._client.once("DELETE", place_url, what, (202, 204), self._push)).release()
-        except (Broken, Refused):
-            pass
+        except (Broken, Refused, Unauthenticated, PermissionDenied):
+            pass  # it is sent then, and whatever else is wrong shows there
         return False
 
     async def read(self, descriptor: Descriptor) -> AsyncIterator[bytes]:

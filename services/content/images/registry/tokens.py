@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlencode
 
 import aiohttp
 from yarl import URL
@@ -108,7 +109,8 @@ class Authority:
         if login is not None and login.identity_token:
             form = [*named, ("scope", " ".join(wanted)), ("client_id", "ekiben")]
             form += [("grant_type", "refresh_token"), ("refresh_token", login.identity_token)]
-            response = await self._send("POST", realm, data=aiohttp.FormData(form))
+            headers["Content-Type"] = "application/x-www-form-urlencoded"
+            response = await self._send("POST", realm, headers=headers, data=urlencode(form).encode())
         else:
             if login is not None:
                 headers["Authorization"] = login.basic
@@ -135,7 +137,7 @@ def _best(headers: Any) -> _Challenge | None:
     found: dict[str, _Challenge] = {}
     for header in headers:
         schemes = list(_SCHEME.finditer(header))
-        for match, following in zip(schemes, [*schemes[1:], None], strict=True):
+        for match, following in zip(schemes, [*schemes[1:], None], strict=False):
             text = header[match.end() : following.start() if following else len(header)]
             parameters = {
                 name.lower(): re.sub(r"\\(.)", r"\1", quoted) or bare for name, quoted, bare in _PARAMETER.findall(text)

@@ -38,6 +38,7 @@ class _Content:
         self._hashed = hashlib.sha256()
         self.again = not isinstance(chunks, AsyncIterator)
         self.size_bytes = 0
+        self.begun = False
         self.whole = False
         self.problem: Exception | None = None
         """What the source itself raised: no fault of the connection, under whose name it would come out."""
@@ -49,7 +50,7 @@ class _Content:
 
     async def since(self, offset: int) -> AsyncGenerator[bytes, None]:
         """The bytes from an offset on. Raises DataLoss (BLOB_DAMAGED) where they are not what is expected."""
-        position, self.whole = 0, False
+        position, self.begun, self.whole = 0, True, False
         try:
             async for chunk in self._chunks:
                 end = position + len(chunk)
@@ -131,7 +132,7 @@ class Upload:
         if (problem := self._content.problem) is not None:
             await self._forget()
             raise problem from None
-        if not self._content.again:
+        if self._content.begun and not self._content.again:
             await self._forget()
             raise broken.error(host, self._what) from broken
         await patience.wait(broken, host, self._what)
