@@ -39,6 +39,12 @@ def images() -> None:
     help="Ask what the base's name stands for now. Otherwise what it stood for the first time is taken.",
 )
 @click.option(
+    "--from-source",
+    multiple=True,
+    metavar="PACKAGE",
+    help="Build this package in the base image, by buildah, instead of taking a wheel. Several times for several.",
+)
+@click.option(
     "--output",
     default="",
     metavar="IMAGE",
@@ -80,6 +86,7 @@ def build(
     bento: str,
     base: str,
     refresh_base: bool,
+    from_source: tuple[str, ...],
     output: str,
     push: str,
     platform: str,
@@ -113,6 +120,7 @@ def build(
     command += ["--base", base, "--output", output, "--cache", str(cache.expanduser().resolve())]
     command += ["--compression", compression]
     command += ["--refresh-base"] if refresh_base else []
+    command += [part for name in from_source for part in ("--from-source", name)]
     command += ["--platform", platform] if platform else []
     command += ["--sign-key", str(sign_key)] if sign_key else []
     command += ["--password-file", str(password_file)] if password_file else []

@@ -94,7 +94,8 @@ def _wheel(text: str, target: str) -> Failure | None:
     return Failure(
         "WHEEL_NOT_FOUND",
         f"{match[1]} has no wheel for {target}, and images are made of wheels only.{others} Take a version that has "
-        "one, put a wheel for that platform below wheels/ in the project, or name a base with another Python.",
+        "one, put a wheel for that platform below wheels/ in the project, take a base with another Python, or have it "
+        f"built in the base: --from-source {match[1]}, or the line `--no-binary {match[1]}` in the requirements.",
         {"requirement": match[1], "target": target},
     )
 

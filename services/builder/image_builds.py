@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from packaging.utils import canonicalize_name
+
 from ekiben.errors import FailedPrecondition
-from services.builder import base_rules, compilers, images
+from services.builder import base_rules, compilers, images, sources
 from services.builder.assembler import Assembler, Model, Parts
 from services.builder.attesting import Attestor, Part
 from services.builder.bases import BaseImage
@@ -23,6 +25,7 @@ from services.builder.interpreters import Interpreters
 from services.builder.locks import Lock, Work
 from services.builder.recipe import BentoFiles, Recipe
 from services.builder.runs import Runs
+from services.builder.sources import Sources
 from services.builder.targets import Target
 from services.content.digest import Digest
 from services.content.images import INDEX, MANIFEST, BlobsMissing, Descriptor, ImageStore, Platform
@@ -43,6 +46,9 @@ class Source:
     """Variables that the bento's commands find, and that its image does not hold."""
     refresh_commands: bool = False
     """Whether commands run again that ran before, so that packages of the system are the newest."""
+
+    from_source: Sequence[str] = ()
+    """Packages that are built from source, besides those that the bento's requirements name (`--no-binary`)."""
 
     @property
     def tag(self) -> str:
@@ -171,8 +177,12 @@ def _runs(source: Source, workshop: Workshop, work: Work) -> Runs | None:
 
 async def _parts(source: Source, base: BaseImage, workshop: Workshop, work: Work, like: Lock | None) -> Parts:
     python = base.about.python(source.recipe.python, base.name)
-    target = Target(images.platform_of(base.image), python.version, base.about.libc)
+    recipe, cache = source.recipe, workshop.cache
+    from_source = tuple(sorted({*map(canonicalize_name, source.from_source), *sources.named_by(recipe.options)}))
+    target = Target(images.platform_of(base.image), python.version, base.about.libc, from_source)
     work.say(f"Base image {base.name} ({base.descriptor.digest}): {target} at {python.path}.")
-    environment = await workshop.environments.make(source.recipe, target, source.bento, work, like=like)
-    compiler = await compilers.find(base, python, workshop.cache, workshop.interpreters, work.say)
+    locks, manifest = workshop.environments.locks, source.files.manifest
+    builds = Sources(cache, workshop.engine, locks, recipe, manifest, base, python.path, target, work)
+    environment = await workshop.environments.make(recipe, target, source.bento, work, like=like, build=builds.build)
+    compiler = await compilers.find(base, python, cache, workshop.interpreters, work.say)
     return Parts(source.tag, source.bento, environment, compiler, source.files.manifest, source.models)

@@ -12,7 +12,7 @@ import fcntl
 import json
 import shutil
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,13 +45,23 @@ class ImageEnvironments:
 
     def __init__(self, data_dir: Path, programs: Programs, locks: Locks) -> None:
         self._programs = programs
-        self._locks = locks
+        self.locks = locks
         self._folder = (data_dir / "image-environments").absolute()
 
     async def make(
-        self, recipe: Recipe, target: Target, bento: Path, work: Work, *, like: Lock | None = None
+        self,
+        recipe: Recipe,
+        target: Target,
+        bento: Path,
+        work: Work,
+        *,
+        like: Lock | None = None,
+        build: Callable[[Lock], Awaitable[Lock]] | None = None,
     ) -> ImageEnvironment:
-        """The environment of a recipe for a target; `like` is a lock whose versions are kept where they can be.
+        """The environment of a recipe for a target.
+
+        `like` is a lock whose versions are kept where they can be; `build` puts wheels in the place of the target's
+        sources.
 
         A crash leaves a part below `work.directory` only.
 
@@ -59,7 +69,9 @@ class ImageEnvironments:
             EkibenError: it cannot be made; reasons are those of `failures`.
         """
         await work.report(Step.RESOLVING, 0, 0)
-        lock = await self._locks.make(recipe, target, bento, work, like=like)
+        lock = await self.locks.make(recipe, target, bento, work, like=like)
+        if build is not None and target.sources:
+            lock = await build(lock)
         digest = environment_digest(lock.text, target.python, target.name)
         path = self._folder / digest.removeprefix("sha256:")
         version = lock.packages.get("bentoml", "")
@@ -84,11 +96,11 @@ class ImageEnvironments:
             work=work,
         )
         if outcome.returncode == 0:
-            (work.directory / "sync.txt").write_text("\n".join([*recipe.options, self._locks.located(lock)]) + "\n")
+            lines = [*target.options_of(recipe.options), self.locks.located(lock)]
+            (work.directory / "sync.txt").write_text("\n".join(lines) + "\n")
             outcome = await run_uv(
                 self._programs,
                 *("pip", "sync", "sync.txt", "--python", str(made / "bin" / "python"), *target.arguments),
-                *("--only-binary", ":all:"),
                 *(("--require-hashes",) if requirements.all_hashed(lock.text) else ()),
                 *flags(recipe),
                 work=work,

@@ -6,8 +6,10 @@ data_dir/shipped/<digest>/<file>     archives and source folders that bentos bro
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import re
+import secrets
 import shutil
 import sys
 from collections.abc import Awaitable, Callable, Mapping
@@ -111,6 +113,27 @@ class Locks:
             r"shipped:([0-9a-f]{64}/\S+)", lambda match: (self._shipped / match[1]).absolute().as_uri(), lock.text
         )
 
+    def file(self, name: str) -> Path:
+        """Where `shipped:<digest>/<file>` lies."""
+        return self._shipped / name.removeprefix("shipped:")
+
+    def has_file(self, name: str) -> bool:
+        """Whether it is there."""
+        return self.file(name).exists()
+
+    def keep_file(self, path: Path) -> str:
+        """Keep a file as those that bentos bring along; its name, `shipped:<digest>/<file>`. Blocks."""
+        with path.open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        folder = self._shipped / digest
+        making = folder.with_name(f".{digest}-{secrets.token_hex(4)}")
+        making.mkdir()
+        shutil.copy2(path, making / path.name)
+        with contextlib.suppress(OSError):  # it was there, or another build was first
+            making.rename(folder)
+        shutil.rmtree(making, ignore_errors=True)
+        return f"shipped:{digest}/{path.name}"
+
     async def _resolve(
         self, recipe: Recipe, python: Interpreter | Target, work: Work, locations: Mapping[str, Path]
     ) -> str:
@@ -144,7 +167,8 @@ class Locks:
         self, recipe: Recipe, extra: str, python: Interpreter | Target, work: Work, locations: Mapping[str, Path]
     ) -> str:
         wanted = [*recipe.requirements, extra]
-        lines = [*recipe.options, *(_located(requirement, locations) for requirement in wanted)]
+        options = Target.options_of(recipe.options) if isinstance(python, Target) else recipe.options
+        lines = [*options, *(_located(requirement, locations) for requirement in wanted)]
         (work.directory / "requirements.in").write_text("\n".join(lines) + "\n")
         (work.directory / "constraints.txt").write_text("\n".join(recipe.constraints) + "\n")
         lock = work.directory / "lock.txt"
@@ -193,8 +217,10 @@ def _parts(python: Interpreter | Target) -> tuple[str, ...]:
 def _arguments(python: Interpreter | Target) -> tuple[str, ...]:
     """What tells uv for which Python to resolve."""
     if isinstance(python, Target):
-        running = getattr(sys, "_base_executable", sys.executable)  # asked for nothing: no source is built
-        return ("--python", running, *python.arguments, "--only-binary", ":all:")
+        running = getattr(
+            sys, "_base_executable", sys.executable
+        )  # what is built from source here tells only its dependencies
+        return ("--python", running, *python.resolving)
     return ("--python", python.path)
 
 

@@ -51,6 +51,7 @@ async def build(
     key: Private | None = None,
     refresh_commands: bool = False,
     refresh_base: bool = False,
+    from_source: Sequence[str] = (),
 ) -> Descriptor:
     """Build the image of a bento, by its tag in the local store or its folder; what names it in the output.
 
@@ -84,6 +85,7 @@ async def build(
             [_model(each) for each in localstore.read_bento(folder).models],
             [Secret(name, os.environ[name]) for name in secrets_of(files.manifest) if name in os.environ],
             refresh_commands,
+            from_source,
         )
         async with open_images(output) as (into, named):
             return await image_builds.build_image(
@@ -124,6 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("bento")
     parser.add_argument("--base", default="")
     parser.add_argument("--refresh-base", action="store_true")
+    parser.add_argument("--from-source", action="append", default=[])
     parser.add_argument("--output", required=True)
     parser.add_argument("--tag", default="")
     parser.add_argument("--compression", default="")
@@ -146,6 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 compression=given.compression,
                 refresh_commands=given.refresh_commands,
                 refresh_base=given.refresh_base,
+                from_source=given.from_source,
                 platforms=[Platform.parse(each) for each in dict.fromkeys(given.platform.split(",")) if each],
                 attest=key is not None or not given.no_attestations,
                 key=key,

@@ -1,6 +1,7 @@
 """What a Python environment is made for when it is made for an image: not this machine, but the base. Pure."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ekiben.errors import FailedPrecondition
@@ -20,6 +21,9 @@ class Target:
     """`3.11.2`, or `3.11` where the base does not tell more: then nothing is taken that needs a later 3.11."""
     libc: str = ""
     """`glibc 2.36` or `musl`; where it is not known, what runs with any glibc is taken."""
+
+    sources: tuple[str, ...] = ()
+    """Packages that are built from source; of all others there are wheels only. Canonical names, in order."""
 
     @property
     def minor(self) -> str:
@@ -49,12 +53,22 @@ class Target:
     @property
     def key(self) -> str:
         """Equal for targets that the same environment fits."""
-        return f"{self.python} {self.name}"
+        return " ".join([self.python, self.name, *self.sources])
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """What tells uv."""
-        return ("--python-platform", self.name, "--python-version", self.python)
+        """What tells uv what to install for."""
+        return ("--python-platform", self.name, "--python-version", self.python, "--only-binary", ":all:")
+
+    @property
+    def resolving(self) -> tuple[str, ...]:
+        """What tells uv what to resolve for."""
+        return (*self.arguments, *(part for name in self.sources for part in ("--no-binary", name)))
+
+    @staticmethod
+    def options_of(options: Sequence[str]) -> list[str]:
+        """The options of a bento's requirements without what is decided here: what is built from source."""
+        return [each for each in options if not each.startswith(("--no-binary", "--only-binary"))]
 
     def __str__(self) -> str:
         return f"Python {self.python} on {self.platform} ({self.libc or 'any glibc'})"

@@ -8,6 +8,8 @@ import gzip
 import hashlib
 import io
 import json
+import os
+import shutil
 import sys
 import tarfile
 import tempfile
@@ -21,6 +23,7 @@ import pytest
 
 from ekiben.errors import EkibenError, NotFound
 from services.builder import bento
+from services.builder.buildah import BuildahEngine
 from services.builder.image_builds import Source, Workshop, build_image
 from services.builder.image_environments import ImageEnvironments
 from services.builder.interpreters import Interpreters
@@ -32,6 +35,7 @@ from services.content import open_images
 from services.content.images import Descriptor, Platform
 from services.content.images.layout import LayoutImageStore
 from services.kernel.clock import SYSTEM
+from tests.base_image import base_image
 from tests.fixtures_builder import PackageIndex, bento_folder, index, wheel
 from tests.image_content import put_image
 from tests.oci_registry import OciRegistry
@@ -39,6 +43,7 @@ from tests.oci_registry import OciRegistry
 __all__ = ["index"]
 
 AMD64, ARM64 = Platform("linux", "amd64"), Platform("linux", "arm64")
+MACHINE = os.uname().machine
 MINOR = f"{sys.version_info.major}.{sys.version_info.minor}"
 SITE = f"app/.venv/lib/python{MINOR}/site-packages"
 
@@ -111,6 +116,7 @@ class Bench:
         base: str,
         platforms: Sequence[Platform] = (AMD64,),
         env: dict[str, str] | None = None,
+        from_source: Sequence[str] = (),
         **options: Any,
     ) -> Descriptor:
         cache = self.folder / "cache"
@@ -123,14 +129,16 @@ class Bench:
             programs = Programs(cache, Path(run_dir))
             locks = Locks(cache, programs)
             interpreters = Interpreters(programs, settings, SYSTEM)
+            engine = BuildahEngine(cache / "engine", programs)
+            environments = ImageEnvironments(cache, programs, locks)
             async with open_images(f"oci:{self.layout}") as (into, _):
                 return await build_image(
-                    Source(bento_at, files, make_recipe(files)),
+                    Source(bento_at, files, make_recipe(files), from_source=from_source),
                     platforms,
                     base=base,
                     into=into,
                     reference="v1",
-                    workshop=Workshop(cache, ImageEnvironments(cache, programs, locks), interpreters),
+                    workshop=Workshop(cache, environments, interpreters, engine),
                     work=Work(directory, self.lines.append, env=env or {}),
                     **options,
                 )
@@ -272,6 +280,51 @@ async def test_a_wheel_whose_hash_is_not_the_locks_is_refused(
     assert error.metadata["requirement"] == "tabulate==0.10.0"
     index.files["tabulate-0.10.0-py3-none-any.whl"] = good
     await bench.build(other, base)
+
+
+BACKEND = """
+import os, sys, zipfile
+print("building with", sys.version)
+def build_wheel(folder, settings=None, metadata=None):
+    if os.path.exists("/ekiben") and "{fail}":
+        sys.exit("no header for {fail}")
+    tag = "cp%d%d-cp%d%d-linux_x86_64" % (sys.version_info[:2] * 2)
+    info = "sourced-1.0.dist-info"
+    name = "sourced-1.0-" + tag + ".whl"
+    with zipfile.ZipFile(os.path.join(folder, name), "w") as file:
+        file.writestr("sourced/__init__.py", "built = %r" % sys.prefix)
+        file.writestr(info + "/METADATA", "Metadata-Version: 2.1\\nName: sourced\\nVersion: 1.0\\n")
+        file.writestr(info + "/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: false\\nTag: %s\\n" % tag)
+        file.writestr(info + "/RECORD", "sourced/__init__.py,,\\n")
+    return name
+"""
+
+
+@pytest.mark.skipif(MACHINE != "x86_64", reason="the wheel is one of x86_64")
+async def test_a_named_package_is_built_from_source_in_the_base_and_only_once(
+    bench: Bench, index: PackageIndex, tmp_path: Path
+) -> None:
+    if shutil.which("buildah") is None:
+        pytest.skip("buildah is not installed (Debian: apt-get install buildah)")
+    base = base_image()
+    index.credentials = "me:hunter2-hunter2"
+    private = {"UV_DEFAULT_INDEX": index.url.replace("http://", "http://me:hunter2-hunter2@")}
+    index.add_source("sourced", "1.0", BACKEND.replace("{fail}", "zlib.h"))
+    of_bento = {"image": {"base_image": "python:3.11-slim", "python_version": "3.11"}}
+    folder = bento_folder(tmp_path / "bento", "sourced\nbentoml==1.4.39\n", manifest=of_bento)
+    error = await bench.refused(folder, base, env=private, from_source=["Sourced"])
+    assert error.reason == "SOURCE_BUILD_FAILED" and "no header for zlib.h" in error.message, error.message
+    index.add_source("sourced", "1.0", BACKEND.replace("{fail}", ""))
+    (folder / "env/python/requirements.txt").write_text("--no-binary sourced\nsourced\nbentoml==1.4.39\n")
+    shutil.rmtree(bench.folder / "cache" / "locks")
+    first = await bench.build(folder, base, env=private)
+    site = "app/.venv/lib/python3.11/site-packages"
+    module = (await bench.content(AMD64))[f"{site}/sourced/__init__.py"]
+    assert isinstance(module, bytes) and module.startswith(b"built = '/ekiben/")
+    said = len(bench.lines)
+    assert (await bench.build(folder, base, env=private)).digest == first.digest
+    assert not [line for line in bench.lines[said:] if "from source" in line]
+    assert b"hunter2" not in bench.everything()
 
 
 @pytest.mark.parametrize("way", ["variable", "setting", "netrc"])
