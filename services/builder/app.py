@@ -22,6 +22,7 @@ from ekiben.registry.v1 import registry_pb2_grpc
 from services.builder.access import Access
 from services.builder.attesting import Attestor
 from services.builder.buildah import BuildahEngine
+from services.builder.compression import Rules
 from services.builder.distribution import Distribution, listen
 from services.builder.environments import Environments
 from services.builder.forwarding import open_forwarding
@@ -99,7 +100,8 @@ async def open_builder(
             workshop = Workshop(
                 data_dir, ImageEnvironments(data_dir, programs, locks), interpreters, engine, _attestor(settings)
             )
-            work = ImageWork(place, rows, workshop, bentos, models, fetch, clock)
+            compression = Rules.parse(settings.images_compression).of(settings.images_at)
+            work = ImageWork(place, rows, workshop, bentos, models, fetch, clock, compression)
             queue = Queue(store, rows, environments, logs, bentos, changes, clock, settings.bases)
             worker = Worker(
                 store,

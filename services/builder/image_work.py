@@ -14,6 +14,7 @@ from ekiben.errors import FailedPrecondition
 from ekiben.registry.v1 import registry_pb2
 from services.builder import image_builds
 from services.builder.assembler import Model
+from services.builder.compression import Method
 from services.builder.domain import Build, Image, ImageLayer
 from services.builder.image_builds import Source, Workshop
 from services.builder.locks import Work
@@ -45,8 +46,10 @@ class ImageWork:
         models: "registry_pb2_grpc.ModelsAsyncStub",
         fetch: Fetch,
         clock: Clock,
+        compression: Method = Method.GZIP,
     ) -> None:
         self.place = place
+        self._compression = compression
         self._rows = rows
         self.engine = workshop.engine
         """What runs the commands of bentos."""
@@ -77,6 +80,7 @@ class ImageWork:
                 reference=self.place.reference(repository, bento.bento),
                 workshop=self._workshop,
                 work=work,
+                compression=self._compression,
             )
             image = id_of(descriptor.digest)
             manifest = b"".join([chunk async for chunk in store.read(descriptor)])

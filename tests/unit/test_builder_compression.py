@@ -15,7 +15,9 @@ import zstandard
 from ekiben.errors import InvalidArgument
 from services.builder.compression import Method, Packed, Rules, for_weights, in_order
 from services.builder.layers import Entry, entries_of, tar
+from services.builder.settings import Settings
 from services.content.digest import Digest
+from services.kernel.settings import SettingsError
 
 # A row of bytes that no library of the machine makes: what is pinned is the compressors', not Python's.
 CONTENT = b"".join(hashlib.sha256(str(number % 5000).encode()).hexdigest().encode() for number in range(60_000))
@@ -111,6 +113,13 @@ def test_a_rule_says_what_a_registry_gets() -> None:
     assert Rules.parse("zstd").of("docker-archive:x.tar") is Method.ZSTD
     with pytest.raises(InvalidArgument, match="one of: none, gzip, zstd, estargz, zstd:chunked"):
         Rules.parse("*=lzma")
+
+
+def test_a_builder_with_a_method_that_there_is_not_does_not_start(tmp_path: Path) -> None:
+    for method in Method:
+        Settings(database_url="sqlite:///b.db", data_dir=tmp_path, images_compression=f"a.example.com={method}, *=gzip")
+    with pytest.raises(SettingsError, match="'b=lzma'; its method must be one of none, gzip"):
+        Settings(database_url="sqlite:///b.db", data_dir=tmp_path, images_compression="gzip,b=lzma")
 
 
 def test_every_method_is_read_by_tarfile(tmp_path: Path) -> None:

@@ -62,7 +62,8 @@ class LayoutImageStore:
         try:
             with open(temporary, "xb", buffering=0) as file:  # noqa: ASYNC230 - opened once, written in threads
                 async for chunk in chunks:
-                    await asyncio.to_thread(_take, file, hashed, chunk)
+                    # Side by side: neither the hash nor the disk waits for the other.
+                    await asyncio.gather(asyncio.to_thread(hashed.update, chunk), asyncio.to_thread(_put, file, chunk))
                     size += len(chunk)
                 await asyncio.to_thread(os.fsync, file.fileno())
             digest = Digest(hashed.hexdigest())
@@ -304,8 +305,7 @@ async def _one(chunk: bytes) -> AsyncIterator[bytes]:
     yield chunk
 
 
-def _take(file: Any, hashed: Any, chunk: bytes) -> None:
-    hashed.update(chunk)
+def _put(file: Any, chunk: bytes) -> None:
     view = memoryview(chunk)
     while view:
         view = view[file.write(view) :]
