@@ -23,6 +23,14 @@ class Images:
         """Images without their layers, newest first; of one bento when it is named."""
         return pages.items(self._stub.ListImages, pb.ListImagesRequest(bento=bento), "images", limit=limit)
 
-    async def delete(self, name: str) -> None:
-        """Delete an image."""
-        await self._stub.DeleteImage(pb.DeleteImageRequest(name=name))
+    async def delete(self, name: str, *, force: bool = False) -> None:
+        """Delete an image; with `force` even one that a deployment uses."""
+        await self._stub.DeleteImage(pb.DeleteImageRequest(name=name, force=force))
+
+    async def stats(self) -> pb.ImageStats:
+        """How much there is, and how much did not have to be made again."""
+        return await self._stub.GetImageStats(pb.GetImageStatsRequest())
+
+    async def collect(self, *, dry_run: bool = False) -> pb.CollectImagesResponse:
+        """Delete images that are kept no longer and blobs that no image has; with `dry_run` say which."""
+        return await self._stub.CollectImages(pb.CollectImagesRequest(dry_run=dry_run))

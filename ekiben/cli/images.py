@@ -155,5 +155,12 @@ def copy(source: str, target: str, platform: str, no_attachments: bool) -> None:
     os.execv(sys.executable, command)
 
 
-for command in (platform_images.list_, platform_images.get, platform_images.delete, *attestations.COMMANDS):
+for command in (
+    platform_images.list_,
+    platform_images.get,
+    platform_images.delete,
+    platform_images.stats,
+    platform_images.gc,
+    *attestations.COMMANDS,
+):
     images.add_command(command)

@@ -67,12 +67,43 @@ async def get(client: Client, image: str, output: str) -> None:
 
 @click.command()
 @click.argument("image")
+@click.option("--force", is_flag=True, help="Even where a deployment uses it.")
 @run
-async def delete(client: Client, image: str) -> None:
+async def delete(client: Client, image: str, force: bool) -> None:
     """Delete an IMAGE: its id, or a bento for its newest image."""
     name = await named(client, image)
-    await client.images.delete(name)
+    await client.images.delete(name, force=force)
     said(f"Deleted image {last(name)}.")
+
+
+@click.command()
+@output_option
+@run
+async def stats(client: Client, output: str) -> None:
+    """Show how much the platform's images take, and how much they share."""
+    found = await client.images.stats()
+    shown = [
+        ("Images", str(found.image_count)),
+        ("Location", found.location),
+        ("Blobs", f"{found.blob_count} ({size(found.size_bytes)})"),
+        ("Shared", f"{size(found.shared_bytes)} that images have in common"),
+        ("Garbage", f"{found.garbage_count} ({size(found.garbage_bytes)})"),
+        ("Layers made", f"{found.layers_made} ({size(found.made_bytes)}) since the builder's start"),
+        ("Layers reused", f"{found.layers_reused} ({size(found.reused_bytes)}) since the builder's start"),
+    ]
+    print_item(found, shown, output)
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Say what would go, and change nothing.")
+@run
+async def gc(client: Client, dry_run: bool) -> None:
+    """Delete images that are kept no longer, and layers that no image has."""
+    found = await client.images.collect(dry_run=dry_run)
+    would = "Would delete" if dry_run else "Deleted"
+    for image in found.images:
+        said(f"{would} image {last(image.name)} of {tag(image.bento)}.")
+    said(f"{would} {len(found.images)} images and {found.blob_count} blobs ({size(found.blob_bytes)}).")
 
 
 async def named(client: Client, text: str) -> str:

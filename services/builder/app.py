@@ -18,10 +18,11 @@ from pathlib import Path
 from ekiben.builder.v1 import builder_pb2_grpc, images_pb2_grpc
 from ekiben.errors import EkibenError, ResourceExhausted
 from ekiben.identity.v1 import identity_pb2_grpc
-from ekiben.registry.v1 import registry_pb2_grpc
+from ekiben.registry.v1 import lineage_pb2_grpc, registry_pb2_grpc
 from services.builder.access import Access
 from services.builder.attesting import Attestor
 from services.builder.buildah import BuildahEngine
+from services.builder.collection import Collection
 from services.builder.compression import Rules
 from services.builder.distribution import Distribution, listen
 from services.builder.environments import Environments
@@ -41,6 +42,7 @@ from services.builder.servicer import Builds
 from services.builder.settings import Settings
 from services.builder.shelves import LayoutShelf, Shelf
 from services.builder.store import ImageRows, Store
+from services.builder.usage import Usage
 from services.builder.uv import Programs
 from services.builder.worker import Worker, _pass
 from services.content.archives import fetch_content
@@ -101,7 +103,9 @@ async def open_builder(
                 data_dir, ImageEnvironments(data_dir, programs, locks), interpreters, engine, _attestor(settings)
             )
             compression = Rules.parse(settings.images_compression).of(settings.images_at)
-            work = ImageWork(place, rows, workshop, bentos, models, fetch, clock, compression)
+            work = ImageWork(place, rows, workshop, bentos, models, fetch, clock, failpoint, compression)
+            usage = Usage(store, lineage_pb2_grpc.LineageStub(peers.registry))
+            collection = Collection(place, store, rows, usage, settings, clock)
             queue = Queue(store, rows, environments, logs, bentos, changes, clock, settings.bases)
             worker = Worker(
                 store,
@@ -127,12 +131,15 @@ async def open_builder(
                 Servicer(
                     "ekiben.builder.v1.Images",
                     images_pb2_grpc.add_ImagesServicer_to_server,
-                    Images(Gallery(rows, place)),
+                    Images(Gallery(rows, place, usage, collection), collection),
                 ),
             ]
             async with _served_images(settings, peers, clock) as loops:
                 yield Component(
-                    "builder", servicers=servicers, loops=[worker.run, changes.run, *loops], ready=store.ping
+                    "builder",
+                    servicers=servicers,
+                    loops=[worker.run, changes.run, collection.run, *loops],
+                    ready=store.ping,
                 )
 
 

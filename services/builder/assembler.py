@@ -28,6 +28,7 @@ from services.builder.image_environments import ImageEnvironment
 from services.builder.images import BENTO_PATH, HOME, Layer, Names
 from services.builder.layers import USER, Entry, entries_of, tar
 from services.builder.runs import Runs
+from services.builder.tally import TALLY
 from services.content.digest import Digest
 from services.content.files import make_folder, write_whole
 from services.content.images import Again, Descriptor, ImageStore, Platform, Readable
@@ -163,6 +164,7 @@ class Assembler:
                 return None
         if into.name not in places:
             await asyncio.to_thread(_remember, remembered, layer, [into.name, *places])
+        TALLY.count(layer.descriptor.size_bytes, made=False)
         self._say(f"The layer of {what} is there already.")
         return layer
 
@@ -171,6 +173,7 @@ class Assembler:
         descriptor = Descriptor(packed.media_type, digest, size_bytes, packed.annotations)
         layer = Layer(descriptor, packed.diff_id(digest), what)
         await asyncio.to_thread(_remember, remembered, layer, [into.name])
+        TALLY.count(size_bytes, made=True)
         self._say(f"Made the layer of {what} ({size_bytes / (1 << 20):.1f} MiB, {packed.method}).")
         return layer
 

@@ -232,6 +232,11 @@ def turn_of(build: Build) -> datetime:
     return build.create_time - HEAD_START * (build.priority - Priority.NORMAL)
 
 
+def kept_no_longer(newest_first: Sequence[Image], newest: int, until: datetime) -> list[Image]:
+    """Which images of one repository may go: those after the `newest` that no build gave since `until`."""
+    return [image for image in newest_first[newest:] if image.use_time < until]
+
+
 def cancelled(build: Build, now: datetime) -> Build:
     """The build, stopped by somebody."""
     build.check_cancellable()

@@ -4,18 +4,24 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from ekiben import names
-from ekiben.errors import NotFound
+from ekiben.errors import FailedPrecondition, NotFound
+from services.builder.collection import Collection
 from services.builder.domain import Image
-from services.builder.places import Place, pin_of
+from services.builder.places import Place
 from services.builder.store import ImageRows
+from services.builder.usage import Usage
 from services.kernel.identity import Principal
+
+_SHOWN = 5
 
 
 class Gallery:
     """The images of all organizations in the platform's place, as callers see them."""
 
-    def __init__(self, rows: ImageRows, place: Place) -> None:
+    def __init__(self, rows: ImageRows, place: Place, usage: Usage, collection: Collection) -> None:
         self._rows = rows
+        self._usage = usage
+        self._collection = collection
         self._place = place
 
     async def get(self, caller: Principal, name: names.Image) -> Image:
@@ -31,14 +37,30 @@ class Gallery:
         """At most `limit` images without their layers, newest first, from after the position `before`."""
         return await self._rows.list(caller.organization, bento, before, limit)
 
-    async def delete(self, caller: Principal, name: names.Image) -> None:
-        """Delete an image: what it was called is gone at once, its layers go as garbage. Raises as `get`.
+    async def delete(self, caller: Principal, name: names.Image, *, force: bool) -> None:
+        """Delete an image: what it was called is gone at once, its layers go as garbage.
 
-        A crash in the middle leaves references without a row, which the collector removes.
+        Raises:
+            NotFound: IMAGE_NOT_FOUND.
+            FailedPrecondition: a deployment uses it and `force` is not set (IMAGE_IN_USE).
         """
         image = await self.get(caller, name)
-        await self._rows.delete(image.organization, image.id)
-        await self._place.untag(image.repository, [tag for tag in (image.tag, pin_of(image.id)) if tag])
+        users = [] if force else await self._usage.users(image)
+        if users:
+            shown = ", ".join(users[:_SHOWN]) + (f" and {len(users) - _SHOWN} more" if len(users) > _SHOWN else "")
+            raise FailedPrecondition(
+                f"Image {name} is used by {shown}. Update or delete that first, or delete the image with force.",
+                reason="IMAGE_IN_USE",
+                violations=[(user, "uses it") for user in users[:_SHOWN]],
+                image=str(name),
+                used_by=shown,
+            )
+        await self._collection.delete(image)
+
+    @property
+    def place(self) -> str:
+        """Where they all are."""
+        return self._place.url
 
     def location(self, image: Image) -> str:
         """Where other programs find it."""

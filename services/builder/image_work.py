@@ -18,10 +18,11 @@ from services.builder.compression import Method
 from services.builder.domain import Build, Image, ImageLayer
 from services.builder.image_builds import Source, Workshop
 from services.builder.locks import Work
-from services.builder.places import Place, id_of, pin_of, repository_of
+from services.builder.places import Place, build_tag, id_of, pin_of, repository_of
 from services.builder.store import ImageRows
 from services.content.images import Image as Content
 from services.content.images import Platform
+from services.content.images.layout import LayoutImageStore
 from services.kernel.clock import Clock
 from services.kernel.identity import Principal
 from services.kernel.peers import on_behalf_of
@@ -46,6 +47,7 @@ class ImageWork:
         models: "registry_pb2_grpc.ModelsAsyncStub",
         fetch: Fetch,
         clock: Clock,
+        failpoint: Callable[[str], Awaitable[None]],
         compression: Method = Method.GZIP,
     ) -> None:
         self.place = place
@@ -58,6 +60,7 @@ class ImageWork:
         self._models = models
         self._fetch = fetch
         self._clock = clock
+        self._failpoint = failpoint
 
     async def make(self, build: Build, source: Source, work: Work) -> tuple[Image, bool]:
         """Make the image of a bento without its models, which are found here, and tag it; whether it was there.
@@ -72,20 +75,26 @@ class ImageWork:
         repository = repository_of(build.organization, bento)
         platforms = [Platform.parse(each) for each in build.platforms]
         async with self.place.open(repository) as (store, _):
+            made_as = build_tag(build.id) if self.place.layout is not None else bento.bento
             descriptor = await image_builds.build_image(
                 source,
                 platforms,
                 base=build.base.replace("{python}", ".".join(source.recipe.python.split(".")[:2])),
                 into=store,
-                reference=self.place.reference(repository, bento.bento),
+                reference=self.place.reference(repository, made_as),
                 workshop=self._workshop,
                 work=work,
                 compression=self._compression,
             )
             image = id_of(descriptor.digest)
-            manifest = b"".join([chunk async for chunk in store.read(descriptor)])
             pin = self.place.reference(repository, pin_of(image))
-            await store.tag(pin, manifest, descriptor.media_type, descriptor.platform)
+            manifest = b"".join([chunk async for chunk in store.read(descriptor)])
+            await self._failpoint("tag")
+            if isinstance(store, LayoutImageStore):
+                named = [pin, self.place.reference(repository, bento.bento)]
+                await store.move(named, descriptor, away=[self.place.reference(repository, made_as)])
+            else:
+                await store.tag(pin, manifest, descriptor.media_type, descriptor.platform)
             content = [(platform, (await store.resolve(pin, platform))[1]) for platform in platforms]
         layers = [layer for where, one in content for layer in layers_of(where, one)]
         now = self._clock.now()
@@ -134,6 +143,7 @@ class ImageWork:
             into = directory / "models" / model.content.digest.removeprefix("sha256:")
             into.parent.mkdir(exist_ok=True)
             say(f"Fetching model {name.repository}:{name.model} ({model.content.size_bytes / (1 << 20):.1f} MiB).")
+            await self._failpoint("model")
             try:
                 await self._fetch(model.name, into)
                 yield into

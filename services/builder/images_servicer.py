@@ -10,8 +10,10 @@ from ekiben import names
 from ekiben.builder.v1 import images_pb2 as pb
 from ekiben.builder.v1 import images_pb2_grpc
 from services.builder import messages
+from services.builder.collection import Collection
 from services.builder.domain import Image
 from services.builder.gallery import Gallery
+from services.builder.tally import TALLY
 from services.kernel import pages
 from services.kernel.identity import current_principal
 
@@ -21,8 +23,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class Images(images_pb2_grpc.ImagesServicer):
     """ekiben.builder.v1.Images."""
 
-    def __init__(self, gallery: Gallery) -> None:
+    def __init__(self, gallery: Gallery, collection: Collection) -> None:
         self._gallery = gallery
+        self._collection = collection
 
     async def GetImage(self, request: pb.GetImageRequest, context: Context) -> pb.Image:
         """See the proto."""
@@ -42,8 +45,34 @@ class Images(images_pb2_grpc.ImagesServicer):
 
     async def DeleteImage(self, request: pb.DeleteImageRequest, context: Context) -> Empty:
         """See the proto."""
-        await self._gallery.delete(current_principal(), names.Image.parse(request.name))
+        await self._gallery.delete(current_principal(), names.Image.parse(request.name), force=request.force)
         return Empty()
+
+    async def GetImageStats(self, request: pb.GetImageStatsRequest, context: Context) -> pb.ImageStats:
+        """See the proto."""
+        count, found = await self._collection.contents()
+        return pb.ImageStats(
+            image_count=count,
+            blob_count=found.blobs,
+            size_bytes=found.size_bytes,
+            shared_bytes=found.shared_bytes,
+            garbage_count=found.garbage_blobs,
+            garbage_bytes=found.garbage_bytes,
+            layers_made=TALLY.made,
+            made_bytes=TALLY.made_bytes,
+            layers_reused=TALLY.reused,
+            reused_bytes=TALLY.reused_bytes,
+            location=self._gallery.place,
+        )
+
+    async def CollectImages(self, request: pb.CollectImagesRequest, context: Context) -> pb.CollectImagesResponse:
+        """See the proto."""
+        found = await self._collection.collect(dry_run=request.dry_run)
+        return pb.CollectImagesResponse(
+            images=map(self._message, found.images),
+            blob_count=len(found.blobs),
+            blob_bytes=sum(blob.size_bytes for blob in found.blobs),
+        )
 
     def _message(self, image: Image) -> pb.Image:
         return messages.image_to_proto(image, self._gallery.location(image))

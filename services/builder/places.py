@@ -1,8 +1,8 @@
 """Where the platform keeps its images, and what they are called there.
 
 An image has two references in the repository of its bento, `ORGANIZATION/BENTO_REPOSITORY`: the bento's version, which
-moves when the bento gets another image, and `IMAGE-<id>`, which never moves. No version has capital letters, so the two
-never meet.
+moves when the bento gets another image, and `IMAGE-<id>`, which never moves. While it is made it is `BUILD-<build>`. No
+version has capital letters, so they never meet.
 """
 
 import hashlib
@@ -32,6 +32,11 @@ def id_of(digest: Digest | str) -> str:
 def pin_of(image: str) -> str:
     """The tag of an image that never moves, by its id."""
     return f"IMAGE-{image}"
+
+
+def build_tag(build: str) -> str:
+    """The tag of what a build made until its image has those that stay."""
+    return f"BUILD-{build}"
 
 
 def repository_of(organization: str, bento: names.Bento) -> str:

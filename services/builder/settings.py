@@ -54,6 +54,15 @@ class Settings(DatabaseSettings):
     """How layers of images are packed: `none`, `gzip`, `zstd`, `estargz` or `zstd:chunked`, or rules of which the first
     that fits where images are kept counts: `registry.example.com=zstd,*=gzip`. An image that is there already is not
     made again when it changes. docs/images.md says who reads what; `gzip`, the default, is read by everybody."""
+    images_keep_newest: int = 10
+    """So many images of each bento repository are kept, the newest ones, however old."""
+    images_keep_days: float = 30.0
+    """Images that no build gave for so long are deleted, except the newest ones and those that deployments use."""
+    images_grace_s: float = 7200.0
+    """How long a blob is kept that no image has. Builds write blobs before their image has them; so at least ten
+    minutes more than `build_timeout_s` is taken."""
+    images_collect_interval_s: float = 3600.0
+    """How often images that are kept no longer, and such blobs, are looked for."""
     compile_bytecode: bool = False
     """Compile every module at build time. Off: what starting BentoML imports is compiled when the environment is
     checked. Measured with BentoML 1.4.39 on two cores: a replica's first start takes 3.3 s without any of it, 1.7 s
@@ -85,6 +94,10 @@ class Settings(DatabaseSettings):
                 faults.append(
                     f"images_compression has {rule.strip()!r}; its method must be one of {', '.join(methods)}."
                 )
+        if self.images_keep_newest < 0 or self.images_keep_days < 0:
+            faults.append("images_keep_newest and images_keep_days must not be negative.")
+        if self.images_grace_s <= 0 or self.images_collect_interval_s <= 0:
+            faults.append("images_grace_s and images_collect_interval_s must be positive.")
         if self.build_timeout_s <= 0 or self.python_download_timeout_s <= 0:
             faults.append("build_timeout_s and python_download_timeout_s must be positive.")
         if faults:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,9 +10,13 @@ import pytest
 
 from ekiben.builder.v1 import builder_pb2 as pb
 from ekiben.builder.v1 import images_pb2
+from ekiben.channel import open_channel
 from ekiben.errors import FailedPrecondition, InvalidArgument, NotFound
+from ekiben.registry.v1 import lineage_pb2
+from ekiben.registry.v1.lineage_pb2_grpc import LineageStub
 from services.builder.platforms import here
 from services.content.images import REF_NAME
+from services.content.images.layout import LayoutImageStore
 from tests.fixtures_builder import Builder, PackageIndex, Registry, bento_folder, index, registry, running_builder
 from tests.small_base import small_base
 
@@ -93,3 +98,82 @@ async def test_what_cannot_be_made_is_refused_in_words(builder: Builder, registr
     async with running_builder(registry, tmp_path / "without", name="c") as without:
         with pytest.raises(FailedPrecondition, match="EKIBEN_BUILDER_BASES"):
             await without.build(bento, **IMAGE)
+
+
+async def test_a_build_that_failed_or_was_cancelled_is_retried(
+    builder: Builder, index: PackageIndex, tmp_path: Path
+) -> None:
+    bento = await builder.registry.push(bento_folder(tmp_path / "bento", "late==1.0\nbentoml==1.4.39\n"))
+    failed = await builder.build(bento, priority=pb.Build.BATCH, **IMAGE)
+    assert failed.state == pb.Build.FAILED and not failed.image
+    index.add("late", "1.0")
+    again = await builder.builds.RetryBuild(pb.RetryBuildRequest(name=failed.name))
+    assert (again.output, again.priority, again.bento) == (pb.Build.IMAGE, pb.Build.BATCH, bento)
+    assert again.name != failed.name
+    assert (await builder.ended(again.name)).state == pb.Build.SUCCEEDED
+    with pytest.raises(FailedPrecondition, match="is SUCCEEDED") as refused:
+        await builder.builds.RetryBuild(pb.RetryBuildRequest(name=again.name))
+    assert refused.value.reason == "BUILD_NOT_RETRIABLE"
+
+
+async def test_an_image_that_is_used_is_kept_and_one_that_was_deleted_leaves_nothing(
+    registry: Registry, index: PackageIndex, bases: str, tmp_path: Path
+) -> None:
+    keep_nothing = {"images_keep_newest": 0, "images_keep_days": 0.0}
+    async with running_builder(registry, tmp_path / "builder", bases=bases, **keep_nothing) as builder:
+        first = await builder.build(await registry.push(bento_folder(tmp_path / "one")), **IMAGE)
+        other = bento_folder(tmp_path / "two", files={"src/service.py": b"import bentoml  # 2\n"})
+        second = await builder.build(await registry.push(other, "v2"), **IMAGE)
+        await use(registry, first.name)
+        with pytest.raises(FailedPrecondition, match="is used by deployments/demo/revisions/1") as used:
+            await builder.images.DeleteImage(images_pb2.DeleteImageRequest(name=first.image))
+        assert used.value.reason == "IMAGE_IN_USE"
+
+        would = await builder.images.CollectImages(images_pb2.CollectImagesRequest(dry_run=True))
+        assert [image.name for image in would.images] == [second.image]
+        layout = builder.data_dir / "images"
+        before = entries(builder)
+        assert len(before) == 4
+        for path in (layout / "blobs" / "sha256").iterdir():
+            os.utime(path, (0, 0))
+        stats = await builder.images.GetImageStats(images_pb2.GetImageStatsRequest())
+        assert (stats.image_count, stats.garbage_count) == (2, 0) and stats.shared_bytes > 0 and stats.layers_reused > 0
+
+        done = await builder.images.CollectImages(images_pb2.CollectImagesRequest())
+        assert [image.name for image in done.images] == [second.image]
+        image = await get(builder, first.image)
+        assert entries(builder) == dict.fromkeys(image.references, image.digest)
+        assert done.blob_count >= 3  # manifest, configuration, the bento's own layer; what was attached to it
+        for layer in image.layers:
+            assert (
+                layout / "blobs" / "sha256" / layer.digest.removeprefix("sha256:")
+            ).stat().st_size == layer.size_bytes
+        rebuilt = await builder.build(second.bento, **IMAGE)
+        assert rebuilt.name != second.name and rebuilt.image == second.image
+        await builder.images.DeleteImage(images_pb2.DeleteImageRequest(name=first.image, force=True))
+        with pytest.raises(NotFound):
+            await get(builder, first.image)
+
+
+async def use(registry: Registry, build: str) -> None:
+    """Say that a deployment runs from a build, as the deployer does."""
+    owner = lineage_pb2.UseOwner(organization="organizations/default", name="deployments/demo", uid="u1")
+    consumer = "deployments/demo/revisions/1"
+    live = lineage_pb2.Use(consumer=consumer, consumer_uid="r1", resource=build, live=True)
+    token = (registry.folder / "service-token").read_text()
+    async with open_channel(f"unix:{registry.run_dir}/registry", token=token) as channel:
+        request = lineage_pb2.ReportUsesRequest(owner=owner, generation=1, uses=[live])
+        await LineageStub(channel).ReportUses(request)
+
+
+async def test_what_a_crash_left_in_the_layout_is_put_right(builder: Builder, tmp_path: Path) -> None:
+    bento = await builder.registry.push(bento_folder(tmp_path / "bento"))
+    build = await builder.build(bento, **IMAGE)
+    store = LayoutImageStore(builder.data_dir / "images")
+    named = await store.find("default/hello:v1")
+    await store.move(["default/gone:v1", "default/gone:IMAGE-0123", "default/hello:BUILD-b0123"], named)
+    for path in (builder.data_dir / "images" / "blobs" / "sha256").iterdir():
+        os.utime(path, (0, 0))
+    await builder.images.CollectImages(images_pb2.CollectImagesRequest())
+    image = await get(builder, build.image)
+    assert entries(builder) == dict.fromkeys(image.references, image.digest)

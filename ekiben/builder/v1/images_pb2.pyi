@@ -232,17 +232,154 @@ class DeleteImageRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Required. `images/{image}`."""
+    force: _builtins.bool
+    """Optional. Delete it even where a deployment uses it: its next replica will not start."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
+        force: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteImageRequest: _TypeAlias = DeleteImageRequest  # noqa: Y015
+
+@_typing.final
+class GetImageStatsRequest(_message.Message):
+    """GetImageStatsRequest asks for numbers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetImageStatsRequest: _TypeAlias = GetImageStatsRequest  # noqa: Y015
+
+@_typing.final
+class ImageStats(_message.Message):
+    """ImageStats are numbers over all images of the platform's place."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_COUNT_FIELD_NUMBER: _builtins.int
+    BLOB_COUNT_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    SHARED_BYTES_FIELD_NUMBER: _builtins.int
+    GARBAGE_COUNT_FIELD_NUMBER: _builtins.int
+    GARBAGE_BYTES_FIELD_NUMBER: _builtins.int
+    LAYERS_MADE_FIELD_NUMBER: _builtins.int
+    MADE_BYTES_FIELD_NUMBER: _builtins.int
+    LAYERS_REUSED_FIELD_NUMBER: _builtins.int
+    REUSED_BYTES_FIELD_NUMBER: _builtins.int
+    LOCATION_FIELD_NUMBER: _builtins.int
+    image_count: _builtins.int
+    """Output only. Images of all organizations."""
+    blob_count: _builtins.int
+    """Output only. Blobs: layers, configurations and manifests. 0 in a registry, as all that follows up to `garbage_bytes`."""
+    size_bytes: _builtins.int
+    """Output only. Bytes of all blobs."""
+    shared_bytes: _builtins.int
+    """Output only. Bytes that there would be besides if images shared no layers."""
+    garbage_count: _builtins.int
+    """Output only. Blobs that no image has. Those of builds that are under way are among them."""
+    garbage_bytes: _builtins.int
+    """Output only. Bytes of these."""
+    layers_made: _builtins.int
+    """Output only. Layers that this builder made since its start."""
+    made_bytes: _builtins.int
+    """Output only. Bytes of these."""
+    layers_reused: _builtins.int
+    """Output only. Layers that this builder found there since its start instead of making them."""
+    reused_bytes: _builtins.int
+    """Output only. Bytes of these."""
+    location: _builtins.str
+    """Output only. Where the platform keeps its images: `oci:{folder}` or `docker://{registry}`."""
+    def __init__(
+        self,
+        *,
+        image_count: _builtins.int = ...,
+        blob_count: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
+        shared_bytes: _builtins.int = ...,
+        garbage_count: _builtins.int = ...,
+        garbage_bytes: _builtins.int = ...,
+        layers_made: _builtins.int = ...,
+        made_bytes: _builtins.int = ...,
+        layers_reused: _builtins.int = ...,
+        reused_bytes: _builtins.int = ...,
+        location: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_count", b"blob_count", "garbage_bytes", b"garbage_bytes", "garbage_count", b"garbage_count", "image_count", b"image_count", "layers_made", b"layers_made", "layers_reused", b"layers_reused", "location", b"location", "made_bytes", b"made_bytes", "reused_bytes", b"reused_bytes", "shared_bytes", b"shared_bytes", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImageStats: _TypeAlias = ImageStats  # noqa: Y015
+
+@_typing.final
+class CollectImagesRequest(_message.Message):
+    """CollectImagesRequest asks for a round."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    dry_run: _builtins.bool
+    """Optional. Say what would go, and change nothing."""
+    def __init__(
+        self,
+        *,
+        dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CollectImagesRequest: _TypeAlias = CollectImagesRequest  # noqa: Y015
+
+@_typing.final
+class CollectImagesResponse(_message.Message):
+    """CollectImagesResponse is what went, or would."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGES_FIELD_NUMBER: _builtins.int
+    BLOB_COUNT_FIELD_NUMBER: _builtins.int
+    BLOB_BYTES_FIELD_NUMBER: _builtins.int
+    blob_count: _builtins.int
+    """How many blobs that no image has."""
+    blob_bytes: _builtins.int
+    """Bytes of these."""
+    @_builtins.property
+    def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___Image]:
+        """The images, without their layers. With `dry_run` their blobs are not in the numbers below: they are still named."""
+
+    def __init__(
+        self,
+        *,
+        images: _abc.Iterable[Global___Image] | None = ...,
+        blob_count: _builtins.int = ...,
+        blob_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_bytes", b"blob_bytes", "blob_count", b"blob_count", "images", b"images"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CollectImagesResponse: _TypeAlias = CollectImagesResponse  # noqa: Y015

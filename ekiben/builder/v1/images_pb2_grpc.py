@@ -51,6 +51,16 @@ class ImagesStub:
                 request_serializer=ekiben_dot_builder_dot_v1_dot_images__pb2.DeleteImageRequest.SerializeToString,
                 response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
                 _registered_method=True)
+        self.GetImageStats = channel.unary_unary(
+                '/ekiben.builder.v1.Images/GetImageStats',
+                request_serializer=ekiben_dot_builder_dot_v1_dot_images__pb2.GetImageStatsRequest.SerializeToString,
+                response_deserializer=ekiben_dot_builder_dot_v1_dot_images__pb2.ImageStats.FromString,
+                _registered_method=True)
+        self.CollectImages = channel.unary_unary(
+                '/ekiben.builder.v1.Images/CollectImages',
+                request_serializer=ekiben_dot_builder_dot_v1_dot_images__pb2.CollectImagesRequest.SerializeToString,
+                response_deserializer=ekiben_dot_builder_dot_v1_dot_images__pb2.CollectImagesResponse.FromString,
+                _registered_method=True)
 
 
 class ImagesServicer:
@@ -72,7 +82,24 @@ class ImagesServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteImage(self, request, context):
-        """Deletes an image. Its layers go with the next collection of garbage, unless other images have them.
+        """Deletes an image. Its layers go with the next collection of garbage, unless other images have them. One that a
+        deployment uses is FAILED_PRECONDITION (IMAGE_IN_USE) unless `force` is set.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetImageStats(self, request, context):
+        """Says how much there is where the platform keeps its images, and how much did not have to be made again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CollectImages(self, request, context):
+        """Runs a round of what a loop of the builder does by itself: deletes images that are kept no longer (see the settings
+        `EKIBEN_BUILDER_IMAGES_KEEP_…`) and removes blobs that no image has. With `dry_run` it says what a round would do
+        now, and changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -95,6 +122,16 @@ def add_ImagesServicer_to_server(servicer, server):
                     servicer.DeleteImage,
                     request_deserializer=ekiben_dot_builder_dot_v1_dot_images__pb2.DeleteImageRequest.FromString,
                     response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'GetImageStats': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetImageStats,
+                    request_deserializer=ekiben_dot_builder_dot_v1_dot_images__pb2.GetImageStatsRequest.FromString,
+                    response_serializer=ekiben_dot_builder_dot_v1_dot_images__pb2.ImageStats.SerializeToString,
+            ),
+            'CollectImages': grpc.unary_unary_rpc_method_handler(
+                    servicer.CollectImages,
+                    request_deserializer=ekiben_dot_builder_dot_v1_dot_images__pb2.CollectImagesRequest.FromString,
+                    response_serializer=ekiben_dot_builder_dot_v1_dot_images__pb2.CollectImagesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -179,6 +216,60 @@ class Images:
             '/ekiben.builder.v1.Images/DeleteImage',
             ekiben_dot_builder_dot_v1_dot_images__pb2.DeleteImageRequest.SerializeToString,
             google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetImageStats(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ekiben.builder.v1.Images/GetImageStats',
+            ekiben_dot_builder_dot_v1_dot_images__pb2.GetImageStatsRequest.SerializeToString,
+            ekiben_dot_builder_dot_v1_dot_images__pb2.ImageStats.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CollectImages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ekiben.builder.v1.Images/CollectImages',
+            ekiben_dot_builder_dot_v1_dot_images__pb2.CollectImagesRequest.SerializeToString,
+            ekiben_dot_builder_dot_v1_dot_images__pb2.CollectImagesResponse.FromString,
             options,
             channel_credentials,
             insecure,

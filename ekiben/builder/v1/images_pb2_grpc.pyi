@@ -39,7 +39,16 @@ class ImagesStub:
     ListImages: _grpc.UnaryUnaryMultiCallable[_images_pb2.ListImagesRequest, _images_pb2.ListImagesResponse]
     """Lists images, newest first."""
     DeleteImage: _grpc.UnaryUnaryMultiCallable[_images_pb2.DeleteImageRequest, _empty_pb2.Empty]
-    """Deletes an image. Its layers go with the next collection of garbage, unless other images have them."""
+    """Deletes an image. Its layers go with the next collection of garbage, unless other images have them. One that a
+    deployment uses is FAILED_PRECONDITION (IMAGE_IN_USE) unless `force` is set.
+    """
+    GetImageStats: _grpc.UnaryUnaryMultiCallable[_images_pb2.GetImageStatsRequest, _images_pb2.ImageStats]
+    """Says how much there is where the platform keeps its images, and how much did not have to be made again."""
+    CollectImages: _grpc.UnaryUnaryMultiCallable[_images_pb2.CollectImagesRequest, _images_pb2.CollectImagesResponse]
+    """Runs a round of what a loop of the builder does by itself: deletes images that are kept no longer (see the settings
+    `EKIBEN_BUILDER_IMAGES_KEEP_…`) and removes blobs that no image has. With `dry_run` it says what a round would do
+    now, and changes nothing.
+    """
 
 @_typing.type_check_only
 class ImagesAsyncStub(ImagesStub):
@@ -51,7 +60,16 @@ class ImagesAsyncStub(ImagesStub):
     ListImages: _aio.UnaryUnaryMultiCallable[_images_pb2.ListImagesRequest, _images_pb2.ListImagesResponse]  # type: ignore[assignment]
     """Lists images, newest first."""
     DeleteImage: _aio.UnaryUnaryMultiCallable[_images_pb2.DeleteImageRequest, _empty_pb2.Empty]  # type: ignore[assignment]
-    """Deletes an image. Its layers go with the next collection of garbage, unless other images have them."""
+    """Deletes an image. Its layers go with the next collection of garbage, unless other images have them. One that a
+    deployment uses is FAILED_PRECONDITION (IMAGE_IN_USE) unless `force` is set.
+    """
+    GetImageStats: _aio.UnaryUnaryMultiCallable[_images_pb2.GetImageStatsRequest, _images_pb2.ImageStats]  # type: ignore[assignment]
+    """Says how much there is where the platform keeps its images, and how much did not have to be made again."""
+    CollectImages: _aio.UnaryUnaryMultiCallable[_images_pb2.CollectImagesRequest, _images_pb2.CollectImagesResponse]  # type: ignore[assignment]
+    """Runs a round of what a loop of the builder does by itself: deletes images that are kept no longer (see the settings
+    `EKIBEN_BUILDER_IMAGES_KEEP_…`) and removes blobs that no image has. With `dry_run` it says what a round would do
+    now, and changes nothing.
+    """
 
 class ImagesServicer(metaclass=_abc_1.ABCMeta):
     """Images holds the OCI images of bentos."""
@@ -78,6 +96,27 @@ class ImagesServicer(metaclass=_abc_1.ABCMeta):
         request: _images_pb2.DeleteImageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
-        """Deletes an image. Its layers go with the next collection of garbage, unless other images have them."""
+        """Deletes an image. Its layers go with the next collection of garbage, unless other images have them. One that a
+        deployment uses is FAILED_PRECONDITION (IMAGE_IN_USE) unless `force` is set.
+        """
+
+    @_abc_1.abstractmethod
+    def GetImageStats(
+        self,
+        request: _images_pb2.GetImageStatsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_images_pb2.ImageStats, _abc.Awaitable[_images_pb2.ImageStats]]:
+        """Says how much there is where the platform keeps its images, and how much did not have to be made again."""
+
+    @_abc_1.abstractmethod
+    def CollectImages(
+        self,
+        request: _images_pb2.CollectImagesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_images_pb2.CollectImagesResponse, _abc.Awaitable[_images_pb2.CollectImagesResponse]]:
+        """Runs a round of what a loop of the builder does by itself: deletes images that are kept no longer (see the settings
+        `EKIBEN_BUILDER_IMAGES_KEEP_…`) and removes blobs that no image has. With `dry_run` it says what a round would do
+        now, and changes nothing.
+        """
 
 def add_ImagesServicer_to_server(servicer: ImagesServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

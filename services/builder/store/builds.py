@@ -203,6 +203,23 @@ class Store:
             )
             return changed.rowcount == 1
 
+    async def builds_of_image(self, organization: str, image: str, limit: int) -> Sequence[str]:
+        """Ids of the builds that gave an image, the newest ones."""
+        query = (
+            sa.select(builds.c.id)
+            .where(builds.c.organization == organization, builds.c.image == image)
+            .order_by(builds.c.create_time.desc())
+            .limit(limit)
+        )
+        async with self._database.read() as connection:
+            return list((await connection.execute(query)).scalars())
+
+    async def unfinished(self) -> set[str]:
+        """Ids of the builds that have not ended, anywhere."""
+        query = sa.select(builds.c.id).where(builds.c.state.in_(_ACTIVE))
+        async with self._database.read() as connection:
+            return set((await connection.execute(query)).scalars())
+
     async def requeue(self, owner: str) -> int:
         """Queue again what a former life of this owner was building. Gives how many there were."""
         async with self._database.transaction() as connection:

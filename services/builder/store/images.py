@@ -47,6 +47,19 @@ class ImageRows:
         async with self._database.read() as connection:
             return [_image(row) for row in (await connection.execute(query)).mappings()]
 
+    async def all(self) -> Sequence[Image]:
+        """Every image of every organization without its layers, by repository, newest first."""
+        query = sa.select(*_ALL_BUT_LAYERS).where(self._here)
+        query = query.order_by(images.c.repository, images.c.use_time.desc(), images.c.id)
+        async with self._database.read() as connection:
+            return [_image(row) for row in (await connection.execute(query)).mappings()]
+
+    async def count(self) -> int:
+        """How many images there are, of all organizations."""
+        async with self._database.read() as connection:
+            query = sa.select(sa.func.count()).select_from(images).where(self._here)
+            return int((await connection.execute(query)).scalar_one())
+
     async def delete(self, organization: str, image: str) -> bool:
         """Forget an image. False where there is none."""
         gone = images.delete().where(images.c.organization == organization, images.c.id == image, self._here)

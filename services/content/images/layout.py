@@ -120,7 +120,7 @@ class LayoutImageStore:
     async def referrers(self, subject: Digest) -> Sequence[Descriptor]:
         """See ImageStore."""
         found = {}
-        for entry in await self._entries():
+        for entry in await self.entries():
             if entry.media_type in (MANIFEST, INDEX) and REF_NAME not in entry.annotations:
                 of, descriptor = await self._subject(entry)
                 if of == subject:
@@ -133,20 +133,21 @@ class LayoutImageStore:
 
     async def references(self) -> Sequence[str]:
         """See ImageStore."""
-        return sorted({each.annotations[REF_NAME] for each in await self._entries() if REF_NAME in each.annotations})
+        return sorted({each.annotations[REF_NAME] for each in await self.entries() if REF_NAME in each.annotations})
 
     async def mount(self, descriptor: Descriptor, origin: str) -> bool:
         """See ImageStore. Files are copied, so that damage to one layout is not damage to another."""
         return False
 
-    async def _entries(self) -> list[Descriptor]:
+    async def entries(self) -> list[Descriptor]:
+        """What `index.json` names, with and without references."""
         return [Descriptor.from_json(each) for each in (await asyncio.to_thread(self.index))["manifests"]]
 
     async def _named(self, reference: str) -> list[Descriptor]:
         """Those entries that a reference or a digest names: several where each is for another platform."""
         entries = [
             each
-            for each in await self._entries()
+            for each in await self.entries()
             if REF_NAME in each.annotations or (not each.artifact_type and (await self._subject(each))[0] is None)
         ]
         if reference.startswith("sha256:"):
