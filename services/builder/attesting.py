@@ -32,6 +32,8 @@ class Part:
     environment_digest: str
     lock: str
     python: str
+    system: Sequence[str] = ()
+    """The base's packages, as package URLs."""
 
 
 class Attestor:
@@ -63,12 +65,14 @@ class Attestor:
                 manifest,
                 config,
                 packages=packages,
+                system=part.system,
                 environment_digest=part.environment_digest,
                 lock=part.lock,
                 python=part.python,
             )
             await self._attach(store, part.image, materials, name)
-            say(f"Attached the bill of material ({len(packages)} packages) and the provenance.")
+            count = f"{len(packages)} Python packages, {len(part.system)} of the base"
+            say(f"Attached the bill of material ({count}) and the provenance.")
         if self._key is not None:
             for digest, subject in {named.digest: named, **{part.image.digest: part.image for part in parts}}.items():
                 await signing.sign(store, subject, signing.by_key(self._key), name=name)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import zstandard
+from packageurl import PackageURL
 
 from ekiben.errors import FailedPrecondition
 from services.content.images import Descriptor, Readable
@@ -22,6 +23,7 @@ _TEXTS = ("etc/passwd", "etc/group")
 _SHELLS = ("bin/bash", "usr/bin/bash", "usr/local/bin/bash")
 _PACKAGES = ("var/lib/dpkg/status", "lib/apk/db/installed", "usr/lib/apk/db/installed")
 """Lists of what a distribution's package manager installed."""
+_RELEASES = ("etc/os-release", "usr/lib/os-release")
 _PATCHLEVEL = re.compile(r"(?:(.*)/)?include/python(3\.\d+)/patchlevel\.h")
 _CONDA = re.compile(r"(?:(.*)/)?conda-meta/python-(3\.\d+\.\d+)-[^/]*\.json")
 _UV = re.compile(r"cpython-(3\.\d+\.\d+)")
@@ -49,11 +51,28 @@ class BaseFiles:
         """(prefix, minor) → version, as what lies there says."""
         self._packaged: dict[str, dict[str, str]] = {}
         """List of packages → minor → version."""
+        self._installed: dict[str, list[tuple[str, str, str]]] = {}
+        """List of packages → name, version and architecture of each."""
+        self._releases: dict[str, str] = {}
 
     @property
     def has_bash(self) -> bool:
         """Whether there is a bash in one of the usual places."""
         return bool(self._shells)
+
+    @property
+    def packages(self) -> list[str]:
+        """The distribution's packages as package URLs, in order; those of dpkg and apk are found."""
+        release = dict(re.findall(r'(?m)^(ID|VERSION_ID)="?([^"\n]*)"?$', "\n".join(self._releases.values())))
+        distribution = release.get("ID") or "linux"
+        told = "-".join(filter(None, (distribution, release.get("VERSION_ID"))))
+        found = set()
+        for listed, packages in self._installed.items():
+            kind = "deb" if "dpkg" in listed else "apk"
+            for name, version, architecture in packages:
+                said = {"arch": architecture, "distro": told}
+                found.add(PackageURL(kind, distribution, name, version, said).to_string())
+        return sorted(found)
 
     def add(self, layer: IO[bytes]) -> None:
         """Read a layer: a tar, compressed or not. Blocks."""
@@ -110,7 +129,10 @@ class BaseFiles:
         elif name in _SHELLS:
             self._shells.add(name)
         elif name in _PACKAGES and member.isfile():
-            self._packaged[name] = dict(_packaged(_read(archive, member).decode("utf-8", "replace")))
+            text = _read(archive, member).decode("utf-8", "replace")
+            self._packaged[name], self._installed[name] = dict(_packaged(text)), list(_installed(text))
+        elif name in _RELEASES and member.isfile():
+            self._releases[name] = _read(archive, member).decode("utf-8", "replace")
         elif name.endswith("/pyvenv.cfg"):
             self._venvs.add(posixpath.dirname(name))
         elif match := _PATCHLEVEL.fullmatch(name):
@@ -134,7 +156,7 @@ class BaseFiles:
         def gone(each: str) -> bool:
             return (itself and each == name) or each.startswith(f"{name}/" if name else "")
 
-        for known in (self.texts, self._modes, self._links, self._packaged):
+        for known in (self.texts, self._modes, self._links, self._packaged, self._installed, self._releases):
             for each in [each for each in known if gone(each)]:
                 del known[each]
         self._shells = {each for each in self._shells if not gone(each)}
@@ -203,6 +225,16 @@ def below(folder: Path, path: Path) -> bool:
 def _read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     file: Any = archive.extractfile(member)
     return b"" if file is None else bytes(file.read(_MOST_BYTES))
+
+
+def _installed(text: str) -> Iterator[tuple[str, str, str]]:
+    """Name, version and architecture of what is installed, of a list of dpkg's or apk's."""
+    for paragraph in text.split("\n\n"):
+        fields = dict(re.findall(r"(?m)^(Package|Version|Architecture|Status|P|V|A): ?(.*)$", paragraph))
+        name, version = fields.get("Package") or fields.get("P"), fields.get("Version") or fields.get("V")
+        removed = not fields.get("Status", "installed").endswith("installed")  # dpkg keeps those with configuration
+        if name and version and not removed:
+            yield name, version, fields.get("Architecture") or fields.get("A") or ""
 
 
 def _packaged(text: str) -> Iterator[tuple[str, str]]:

@@ -18,7 +18,7 @@ from services.content.files import make_folder, write_whole
 from services.content.images import Descriptor, Image, ImageStore, Platform, Readable
 from services.content.images.resolving import for_platform
 
-_FORMAT = 2
+_FORMAT = 3
 """Of what is remembered; grows with its members."""
 _USUAL_FOLDERS = ("/usr/local/bin", "/usr/bin", "/opt/conda/bin")
 
@@ -51,6 +51,8 @@ class Base:
     files: Mapping[str, str] = field(default_factory=dict)
     """Text of `etc/passwd` and `etc/group`."""
     has_bash: bool = False
+    packages: tuple[str, ...] = ()
+    """The distribution's packages, as package URLs."""
 
     def python(self, version: str, name: str) -> Python:
         """The Python for `3.11` or `3.11.7`: the one of that minor version which the image's PATH finds first.
@@ -147,7 +149,7 @@ async def look_into(image: Image, store: Readable, remembered: Path) -> Base:
     file = remembered / f"{key_of(image)}.json"
     try:
         known = json.loads(await asyncio.to_thread(file.read_text))
-        return Base(**{**known, "search": tuple(known["search"])})
+        return Base(**{**known, "search": tuple(known["search"]), "packages": tuple(known["packages"])})
     except (OSError, ValueError, TypeError, KeyError):
         pass
     files = BaseFiles()
@@ -157,7 +159,7 @@ async def look_into(image: Image, store: Readable, remembered: Path) -> Base:
     config = image.config.get("config") or {}
     envs = dict(each.split("=", 1) for each in config.get("Env") or () if "=" in each)
     search = tuple(folder for folder in envs.get("PATH", "").split(":") if folder) or _USUAL_FOLDERS
-    base = Base(files.pythons(envs), search, files.libc, files.texts, files.has_bash)
+    base = Base(files.pythons(envs), search, files.libc, files.texts, files.has_bash, tuple(files.packages))
     make_folder(remembered)
     await asyncio.to_thread(write_whole, file, json.dumps(asdict(base)).encode())
     return base

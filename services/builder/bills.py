@@ -1,7 +1,7 @@
 """The bill of material of an image: CycloneDX 1.6, the same bytes for the same image.
 
 It has no time, and its serial number comes from the image's digest: a second build of the same image gives the same
-bill, so that attaching it again attaches nothing. What the base is made of is the base's to tell: its digest is named.
+bill, so that attaching it again attaches nothing. Of the base there are its digest and its distribution's packages.
 """
 
 import json
@@ -27,13 +27,15 @@ def bill_of(materials: Materials) -> bytes:
     base = _base(materials.base)
     models = [_model(each) for each in materials.models]
     packages = {each.name: _library(each) for each in materials.packages}
+    system = [_system(each) for each in materials.system]
     bom = Bom(
         serial_number=uuid.uuid5(uuid.NAMESPACE_URL, f"oci:{materials.image.digest}"),
-        components=[bento, base, *models, *packages.values()],
+        components=[bento, base, *models, *packages.values(), *system],
     )
     bom.metadata.timestamp = None  # type: ignore[assignment]  # left out where it is None
     bom.metadata.component = image
     bom.register_dependency(image, [bento, base])
+    bom.register_dependency(base, system)
     # What is installed was resolved for the bento: it needs all of it, and says itself which of it directly.
     needed = {name for each in materials.packages for name in each.requires}
     roots = [component for name, component in packages.items() if name not in needed] or list(packages.values())
@@ -114,6 +116,11 @@ def _library(package: Package) -> Component:
         hashes=[HashType(alg=HashAlgorithm.SHA_256, content=single)] if single else [],
         properties=[] if single else [_property("lock-hash", f"sha256:{each}") for each in package.hashes],
     )
+
+
+def _system(purl: str) -> Component:
+    package = PackageURL.from_string(purl)
+    return Component(type=ComponentType.LIBRARY, name=package.name, version=package.version, purl=package, bom_ref=purl)
 
 
 def _property(name: str, value: str) -> Property:

@@ -142,7 +142,7 @@ async def _build(
         like = parts.environment.lock
         await work.report(Step.ASSEMBLING, 0, 0)
         content, runs_on = await Assembler(workshop.cache, work.say, compression).assemble(parts, found, into)
-        made.append((_part(content, parts.environment), runs_on))
+        made.append((_part(content, parts.environment, found.about.packages), runs_on))
     content, media_type, named = made[0][0].manifest, MANIFEST, made[0][0].image
     if len(made) > 1 or workshop.attestor is not None:
         for part, _ in made:
@@ -155,9 +155,17 @@ async def _build(
     return await into.tag(reference, content, media_type, made[0][1] if len(made) == 1 else None)
 
 
-def _part(manifest: bytes, environment: ImageEnvironment) -> Part:
+def _part(manifest: bytes, environment: ImageEnvironment, system: Sequence[str]) -> Part:
     image = Descriptor(MANIFEST, Digest(hashlib.sha256(manifest).hexdigest()), len(manifest))
-    return Part(image, manifest, environment.path, environment.digest, environment.lock.text, environment.target.python)
+    return Part(
+        image,
+        manifest,
+        environment.path,
+        environment.digest,
+        environment.lock.text,
+        environment.target.python,
+        system,
+    )
 
 
 def _runs(source: Source, workshop: Workshop, work: Work) -> Runs | None:

@@ -55,6 +55,8 @@ class Materials:
     environment_digest: str
     lock_digest: Digest
     packages: Sequence[Package]
+    system: Sequence[str]
+    """The base's packages, as package URLs."""
     python: str
     bentoml: str
 
@@ -65,6 +67,7 @@ def materials_of(
     config: Mapping[str, Any],
     *,
     packages: Sequence[Package],
+    system: Sequence[str],
     environment_digest: str,
     lock: str,
     python: str,
@@ -84,6 +87,7 @@ def materials_of(
         environment_digest,
         Digest(hashlib.sha256(lock.encode()).hexdigest()),
         packages,
+        system,
         python,
         str(annotations.get("dev.ekiben.bentoml-version") or ""),
     )

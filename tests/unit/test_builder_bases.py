@@ -47,3 +47,35 @@ async def test_a_layer_that_is_cut_or_no_tar_is_refused_in_words(tmp_path: Path)
         layer = await stored(store, [data], LAYER_ZSTD)
         with pytest.raises(FailedPrecondition, match="not readable"):
             await look_into(Image({}, [layer]), store, tmp_path / f"remembered-{number}")
+
+
+async def test_the_distributions_packages_are_found_and_those_that_a_layer_above_removed_are_not(
+    tmp_path: Path,
+) -> None:
+    store = LayoutImageStore(tmp_path / "layout")
+    dpkg = "Package: {}\nStatus: {} ok {}\nArchitecture: amd64\nVersion: {}\n"
+    lower = [("libc6", "install", "installed", "2.36-9+deb12u1"), ("gone", "install", "installed", "1")]
+    upper = [lower[0], ("gone", "deinstall", "config-files", "1"), ("curl", "install", "installed", "7:1.0")]
+    release = b'PRETTY_NAME="Debian"\nID=debian\nVERSION_ID="12"\n'
+    layers = [
+        await stored(store, list(Packed(entries, Method.GZIP)), Method.GZIP.media_type)
+        for entries in (
+            [Entry("usr/lib/os-release", data=release), Entry("var/lib/dpkg/status", data=listed(dpkg, lower))],
+            [Entry("var/lib/dpkg/status", data=listed(dpkg, upper))],
+        )
+    ]
+    base = await look_into(Image({}, layers), store, tmp_path / "remembered")
+    assert base.packages == (
+        "pkg:deb/debian/curl@7:1.0?arch=amd64&distro=debian-12",
+        "pkg:deb/debian/libc6@2.36-9%2Bdeb12u1?arch=amd64&distro=debian-12",
+    )
+    assert await look_into(Image({}, layers), store, tmp_path / "remembered") == base
+    apk = b"C:Q1\nP:musl\nV:1.2.4-r2\nA:x86_64\n\nP:zlib\nV:1.3-r1\nA:x86_64\n"
+    alpine = [Entry("lib/apk/db/installed", data=apk), Entry("etc/os-release", data=b"ID=alpine\nVERSION_ID=3.19.1\n")]
+    layer = await stored(store, list(Packed(alpine, Method.GZIP)), Method.GZIP.media_type)
+    base = await look_into(Image({}, [layer]), store, tmp_path / "remembered")
+    assert base.packages[0] == "pkg:apk/alpine/musl@1.2.4-r2?arch=x86_64&distro=alpine-3.19.1"
+
+
+def listed(form: str, packages: list[tuple[str, str, str, str]]) -> bytes:
+    return "\n".join(form.format(*each) for each in packages).encode()

@@ -76,6 +76,7 @@ def made(environment: Path) -> Materials:
         manifest,
         config,
         packages=materials.packages_of(environment, ENVIRONMENT, LOCK, environment / "remembered"),
+        system=["pkg:deb/debian/libc6@2.36-9?arch=amd64&distro=debian-12"],
         environment_digest=ENVIRONMENT,
         lock=LOCK,
         python="3.11",
@@ -110,6 +111,7 @@ def test_the_bill_is_what_cyclonedx_says_and_the_same_each_time(
     assert by_ref["pkg:pypi/typing-extensions@4.16.0"]["hashes"] == [{"alg": "SHA-256", "content": "c3" * 32}]
     assert "hashes" not in by_ref["pkg:pypi/bentoml@1.4.39"]  # which of its files was installed is not known
     assert by_ref["model:embedder:m1"]["type"] == "machine-learning-model"
+    assert by_ref["pkg:deb/debian/libc6@2.36-9?arch=amd64&distro=debian-12"]["version"] == "2.36-9"
     needs = {each["ref"]: each.get("dependsOn", []) for each in content["dependencies"]}
     assert needs["pkg:pypi/bentoml@1.4.39"] == ["pkg:pypi/typing-extensions@4.16.0"]
     assert set(needs["bento:summarizer:v1"]) == {
