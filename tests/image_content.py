@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import os
 import tarfile
 from collections.abc import AsyncIterator, Mapping
@@ -93,12 +92,9 @@ async def put_referrer(layout: Path, subject: Descriptor, artifact_type: str, co
 def add_entries(layout: Path, entries: list[dict[str, Any]]) -> None:
     """Entries of `index.json`, added under the layout's lock."""
     store = LayoutImageStore(layout)
-    with store._locked():
-        index = store._index()
-        index["manifests"] += entries
-        temporary = layout / f".index-{os.urandom(6).hex()}"
-        temporary.write_text(json.dumps(index))
-        temporary.rename(layout / "index.json")
+    with store.locked():
+        index = store.index()
+        store.put_index({**index, "manifests": [*index["manifests"], *entries]})
 
 
 def digest_of(content: bytes) -> Digest:

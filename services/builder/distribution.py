@@ -72,7 +72,7 @@ class Distribution:
 
     def app(self) -> web.Application:
         """The application."""
-        app = web.Application(middlewares=[_observed, _answered, self._admitted])
+        app = web.Application(middlewares=[_left, _observed, _answered, self._admitted])
         for path, handler in (
             ("/v2", self.ping),
             ("/v2/", self.ping),
@@ -217,6 +217,17 @@ def _json(value: Any, status: int = 200) -> web.Response:
 
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@web.middleware
+async def _left(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """A client that leaves in the middle of a blob is no error of the server's, and the end of its connection."""
+    try:
+        return await handler(request)
+    except ConnectionError:
+        if request.transport is not None:
+            request.transport.abort()
+        return web.Response(status=499)
 
 
 @web.middleware

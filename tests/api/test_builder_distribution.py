@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import logging
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,9 +12,10 @@ import pytest
 
 from services.builder.repositories import Repositories
 from services.builder.shelves import LayoutShelf
-from services.content.images import INDEX, MANIFEST, Descriptor, Platform
+from services.content.images import INDEX, MANIFEST, REF_NAME, Descriptor, Platform
 from services.content.images.layout import LayoutImageStore
 from tests.fixtures_distribution import ABSENT, Served, serving
+from tests.fixtures_gateway import until
 from tests.image_content import add_entries, digest_of, put_blob, put_image, put_index, put_referrer
 
 
@@ -76,6 +78,21 @@ async def test_ranges_of_a_blob(served: Served) -> None:
     assert (await served(path, Range="bytes=1-2", If_Range='"sha256:other"'))[0] == 200
     assert (await served(path, Range="bytes=1-2", If_Range=f'"{layer["digest"]}"'))[0] == 206
     assert (await served(path, Range="bytes=2-1"))[0] == 200
+
+
+async def test_a_client_that_leaves_is_no_error(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+    await put_image(served.layout, "default/left:v1", {"weights": os.urandom(32 << 20)})
+    (layer,) = json.loads((await served("/v2/default/left/manifests/v1"))[2])["layers"]
+    host, _, port = served.url.removeprefix("http://").rpartition(":")
+    with caplog.at_level(logging.INFO):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        path = f"/v2/default/left/blobs/{layer['digest']}"
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer viewer\r\n\r\n".encode())
+        assert (await reader.read(1000)).startswith(b"HTTP/1.1 200")
+        writer.transport.abort()
+        await until(lambda: [each for each in caplog.records if getattr(each, "status", 0) == 499])
+        assert (await served("/v2/"))[0] == 200
+    assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
 
 
 async def test_what_is_not_there_is_said_in_the_specifications_words(served: Served) -> None:
@@ -261,8 +278,8 @@ async def test_manifests_that_are_none_harm_nobody(served: Served) -> None:
             % ABSENT.encode(),
         )
     ):
-        store = LayoutImageStore(served.layout)
-        await store.tag(f"default/odd:t{number}", content, MANIFEST, None)
+        found = await put_blob(served.layout, content, MANIFEST)  # A layout's own `tag` would refuse most of them.
+        add_entries(served.layout, [{**found.to_json(), "annotations": {REF_NAME: f"default/odd:t{number}"}}])
         status, headers, body = await served(f"/v2/default/odd/manifests/t{number}")
         assert (status, body, "Set-Cookie" in headers) == (200, content, False)
         assert headers["Content-Type"] in (MANIFEST, "application/octet-stream")
