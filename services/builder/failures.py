@@ -27,6 +27,12 @@ CODES: Mapping[str, type[EkibenError]] = {
     "DISK_FULL": errors.ResourceExhausted,
     "BUILD_TIMEOUT": errors.DeadlineExceeded,
     "WORKER_LOST": errors.Unavailable,
+    "STORAGE_FULL": errors.ResourceExhausted,
+    "MODEL_NOT_FOUND": errors.NotFound,
+    "BENTO_NOT_FOUND": errors.NotFound,
+    "IMAGE_NOT_FOUND": errors.NotFound,
+    "BLOB_DAMAGED": errors.DataLoss,
+    "BLOB_CORRUPT": errors.DataLoss,
     "UV_FAILED": errors.FailedPrecondition,
     "INTERNAL": errors.Internal,
 }

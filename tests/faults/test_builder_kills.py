@@ -7,9 +7,9 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -33,6 +33,7 @@ class Process:
     registry: Registry
     data_dir: Path
     step: str = ""
+    settings: dict[str, object] = field(default_factory=dict)
     running: subprocess.Popen[bytes] | None = None
 
     @property
@@ -46,6 +47,7 @@ class Process:
                 "database_url": f"sqlite:///{self.data_dir}/builder.db",
                 "data_dir": str(self.data_dir),
                 "run_dir": str(self.registry.run_dir / "b"),
+                **self.settings,
             },
             "peers": {"registry": peers.registry, "blobs": peers.blobs},
             "listen": self.address,
@@ -87,11 +89,11 @@ async def builds(process: Process) -> AsyncIterator["BuildsAsyncStub"]:
         yield BuildsStub(channel)
 
 
-async def created(process: Process, bento: str) -> str:
+async def created(process: Process, bento: str, **request: Any) -> str:
     """The name of a new build; the builder may still be starting."""
     async with builds(process) as stub:
         async with asyncio.timeout(30):
-            build = await stub.CreateBuild(pb.CreateBuildRequest(bento=bento), wait_for_ready=True)
+            build = await stub.CreateBuild(pb.CreateBuildRequest(bento=bento, **request), wait_for_ready=True)
     return build.name
 
 
