@@ -10,7 +10,7 @@ PORT ?= 7400
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up lock generate check format test test-servers bench clean
+.PHONY: help setup up lock generate check format test test-servers cluster cluster-down bench clean
 
 ##@ Use
 help: ## Show this help
@@ -56,6 +56,12 @@ test-servers: ## Install the real servers that tests start (PostgreSQL, promtool
 
 test: setup test-servers ## Run every test that this machine can run
 	$(BIN)/pytest $(PYTEST_ARGS)
+
+cluster: setup ## Start a real Kubernetes of two nodes on this machine (root; builds it the first time)
+	@$(BIN)/python -m tests.cluster up
+
+cluster-down: setup ## Take that away
+	@$(BIN)/python -m tests.cluster down
 
 bench: setup ## Run the benchmarks, each beside its peer (see benchmarks/README.md)
 	$(BIN)/python -m benchmarks

@@ -1,0 +1,149 @@
+"""A real Kubernetes for tests: two nodes on this machine, or another cluster that `EKIBEN_TEST_KUBECONFIG` names.
+
+python -m tests.cluster up|down [DIR]       # what `make cluster` and `make cluster-down` do
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.bentoml_clients import cache_dir
+
+VERSION = "v1.36.3"
+NODES = 2
+_SCRIPTS = Path(__file__).parent / "kubernetes" / "cluster"
+_PROGRAMS = ("runc", "iptables", "conntrack", "socat", "ip", "openssl", "gcc", "kubectl", "go")
+_DEFAULT = Path("/tmp/ekiben-cluster")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster that runs."""
+
+    kubeconfig: Path
+    folder: Path | None = None
+    """Of one that was started here: state, logs, sockets."""
+    registry: str = ""
+    """What nodes call the registry which `serve_registry` puts there."""
+
+    def kubectl(self, *words: str, input: str | None = None, check: bool = True) -> str:
+        """What kubectl prints."""
+        done = subprocess.run(
+            ["kubectl", "--kubeconfig", str(self.kubeconfig), *words],
+            input=input,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert not check or done.returncode == 0, f"kubectl {' '.join(words)}: {done.stderr}"
+        return done.stdout
+
+    def get(self, *words: str) -> Any:
+        """What `kubectl get … -o json` says."""
+        return json.loads(self.kubectl("get", *words, "-o", "json"))
+
+    @contextlib.contextmanager
+    def serve_registry(self, host: str) -> Iterator[str]:
+        """Let nodes pull from a registry on loopback; gives what they call it."""
+        assert self.folder is not None
+        socket = self.folder / "registry.sock"
+        socket.unlink(missing_ok=True)
+        command = ["socat", f"UNIX-LISTEN:{socket},fork,mode=600", f"TCP:{host}"]
+        passing = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+        try:
+            while not socket.exists():
+                assert passing.poll() is None, "socat ended"
+                time.sleep(0.05)
+            yield self.registry
+        finally:
+            passing.kill()
+            passing.wait()
+            socket.unlink(missing_ok=True)
+
+
+def missing() -> str:
+    """Why there can be no cluster here; empty where there can."""
+    if os.getuid() != 0:
+        return "a cluster needs root"
+    lacking = [name for name in _PROGRAMS if shutil.which(name) is None]
+    if not Path("/usr/lib/cni/bridge").exists():
+        lacking.append("containernetworking-plugins")
+    return f"a cluster needs {', '.join(lacking)} (see tests/kubernetes/cluster/README.md)" if lacking else ""
+
+
+def built() -> bool:
+    """Whether the programs are there."""
+    return (_folder() / "complete").exists()
+
+
+def _folder() -> Path:
+    return cache_dir() / f"kubernetes-{VERSION}"
+
+
+def programs() -> Path:
+    """The folder of the built programs; built here when they are not there."""
+    folder = _folder()
+    with open(f"{folder}.lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "complete").exists():
+            subprocess.run([_SCRIPTS / "build.sh", folder], check=True, stdout=sys.stderr, timeout=3600)
+            (folder / "complete").touch()
+    return folder
+
+
+def up(folder: Path, nodes: int = NODES) -> Cluster:
+    """Start one."""
+    done = subprocess.run(
+        [_SCRIPTS / "up.sh", programs(), folder, str(nodes)], capture_output=True, text=True, timeout=300
+    )
+    if done.returncode:
+        down(folder)
+        raise AssertionError(f"the cluster did not start: {done.stdout[-1000:]} {done.stderr[-2000:]}")
+    return Cluster(folder / "admin.kubeconfig", folder, "127.0.0.1:5000")
+
+
+def down(folder: Path) -> None:
+    """Take one away."""
+    subprocess.run([_SCRIPTS / "down.sh", programs(), folder], capture_output=True, timeout=300)
+
+
+@contextlib.contextmanager
+def running_cluster() -> Iterator[Cluster]:
+    """A cluster while inside; skipped where there can be none."""
+    if given := os.environ.get("EKIBEN_TEST_KUBECONFIG"):
+        yield Cluster(Path(given), registry=os.environ.get("EKIBEN_TEST_REGISTRY", ""))
+        return
+    if reason := missing():
+        pytest.skip(reason)
+    if not built():
+        pytest.skip("the programs of a cluster are not built: `make cluster` does it, in some fifteen minutes")
+    folder = Path(tempfile.mkdtemp(prefix="ekc", dir="/tmp"))
+    # Names and addresses of a cluster are fixed: another test run waits for its turn.
+    with open(cache_dir() / "cluster.lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield up(folder)
+        finally:
+            down(folder)
+
+
+if __name__ == "__main__":
+    chosen = Path(sys.argv[2]) if len(sys.argv) > 2 else _DEFAULT
+    if sys.argv[1:2] == ["down"]:
+        down(chosen)
+    elif reason := missing():
+        sys.exit(f"There can be no cluster here: {reason}.")
+    else:
+        print(f"export KUBECONFIG={up(chosen).kubeconfig}")
