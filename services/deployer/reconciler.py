@@ -137,11 +137,13 @@ class Reconciler:
         return self._owned
 
     async def _stand_by(self) -> None:
-        """End what runs here: another deployer has the cluster, and starts it on its own machine."""
+        """Another deployer has the cluster: end what runs here, as it starts that on its own machine."""
         if self._stopping:
             return
         self.routes.close()
         self._observed = await self._runtime.observe()
+        if self._runtime.outlives:
+            return
         for one in self._observed:
             if one.asked or one.replicas:
                 await self._runtime.scale(one.key, 0)
@@ -152,8 +154,12 @@ class Reconciler:
             self._signal.notify()
 
     async def drain(self) -> None:
-        """Take every replica out of the routes, then stop them all; what is desired stays."""
+        """Take every replica out of the routes, then stop them all; what is desired stays. So do replicas that outlive
+        the deployer, and their routes."""
         self._stopping = True
+        if self._runtime.outlives:
+            await self.ownership.release()
+            return
         with contextlib.suppress(EkibenError, TimeoutError):
             async with asyncio.timeout(DRAIN_ACK_S):
                 await self.routes.publish(self._without_endpoints())

@@ -133,6 +133,10 @@ class Line:
 class Runtime(Protocol):
     """See the module."""
 
+    outlives: bool
+    """Whether replicas go on when the deployer stops, and are another deployer's as well as this one's. Where they do
+    not, a deployer that stops drains them, and one that lost the cluster to another ends them."""
+
     async def apply(self, spec: SetSpec, replicas: int) -> None:
         """Make the set, or tell it its environment anew, and scale it."""
         ...

@@ -56,6 +56,8 @@ class _Set:
 class ProcessRuntime:
     """See the module. Made by `open_process_runtime`."""
 
+    outlives = False
+
     def __init__(
         self,
         data_dir: Path,

@@ -1,0 +1,353 @@
+"""KubernetesRuntime: replicas as pods of Deployments, one for each replica set.
+
+Level-triggered: what is asked is remembered, what is there is known by watches, and a loop applies the difference.
+While there is none, no call is made. A deployer that starts anew reads from the cluster which sets there are, and is
+told by the reconciler what they run; until then they are left as they are. Pods outlive every deployer.
+
+Pods are never stopped from here one by one: Kubernetes chooses, and each leaving pod answers a little longer than
+gateways need to hear of it.
+"""
+
+import asyncio
+import contextlib
+import math
+from collections.abc import AsyncIterator, Collection, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+from ekiben.errors import EkibenError
+from services.deployer.runtimes import Line, SetSpec, SetStatus
+from services.deployer.runtimes.kubernetes import objects
+from services.deployer.runtimes.kubernetes.api import Api, Cache, open_api
+from services.deployer.runtimes.kubernetes.objects import APPLIED, CONTAINER, INSTALLATION, SET, UID, Object, Where
+from services.deployer.runtimes.kubernetes.pods import replica_of
+from services.kernel.clock import SYSTEM, Clock
+from services.kernel.watches import Signal
+
+_KINDS = ("Pod", "Deployment", "ServiceAccount")
+_PAUSES_S = (1.0, 5.0, 15.0, 60.0)
+"""Before something is applied again that the cluster did not take."""
+_LOOK_S = 30.0
+_NEW_PODS_S = 1.0
+"""How soon a followed log has the lines of a pod that is new."""
+
+
+@dataclass
+class _Asked:
+    """What the reconciler wants of one set."""
+
+    spec: SetSpec
+    replicas: int
+    applied: str = ""
+    """Digest of what this process applied last, besides the Deployment."""
+    generation: int = 0
+    """Of the Deployment when it was applied last: a higher one means that somebody else changed it."""
+    fault: str = ""
+    failures: int = 0
+    again_at: float = 0.0
+
+
+class KubernetesRuntime:
+    """See the module. Made by `open_kubernetes_runtime`."""
+
+    outlives = True
+
+    def __init__(self, api: Api, where: Where, *, pull_host: str = "", clock: Clock = SYSTEM) -> None:
+        """`pull_host`: the registry, as nodes call it, that has the images of a builder with a layout on disk."""
+        self._api, self._where, self._pull_host, self._clock = api, where, pull_host, clock
+        self._asked: dict[str, _Asked] = {}
+        self._ending: set[str] = set()
+        self._signal = Signal()
+        self._changed = asyncio.Event()
+        selector = f"{INSTALLATION}={where.installation}"
+        self._caches = {kind: Cache(api, kind, selector, self._heard, clock) for kind in _KINDS}
+
+    # The port
+
+    async def apply(self, spec: SetSpec, replicas: int) -> None:
+        """Make the set, or tell it its environment anew, and scale it."""
+        asked = self._asked.setdefault(spec.key, _Asked(spec, replicas))
+        asked.spec, asked.again_at, asked.fault = spec, 0.0, ""
+        try:
+            asked.spec = replace(spec, image=objects.image_of(spec, self._pull_host))
+        except EkibenError as exc:
+            asked.fault, asked.again_at = exc.message, math.inf
+        await self.scale(spec.key, replicas)
+
+    async def scale(self, key: str, replicas: int) -> None:
+        """Tell a set how many replicas to have; at 0 all of it is deleted, and its pods drain."""
+        if replicas == 0:
+            if key in self._asked or self._lives(key):
+                self._ending.add(key)
+            self._asked.pop(key, None)
+        else:
+            self._ending.discard(key)
+            if key in self._asked:
+                self._asked[key].replicas = replicas
+        self._heard()
+
+    async def release(self, replicas: Collection[str]) -> None:
+        """Nothing: a leaving pod ends by itself."""
+
+    async def observe(self) -> list[SetStatus]:
+        """All sets."""
+        self._changed.clear()
+        found: dict[str, SetStatus] = {}
+        for key, asked in self._asked.items():
+            spec = asked.spec
+            found[key] = SetStatus(
+                key, spec.deployment, spec.deployment_uid, spec.revision, spec.target, spec.service, asked.replicas
+            )
+        for kind in ("Deployment", "Pod", "ServiceAccount"):
+            for item in self._caches[kind].objects.values():
+                key = _label(item, SET)
+                if key not in found and (seen := _status(item, key)) is not None:
+                    found[key] = seen
+                if kind == "Deployment" and key in found and key not in self._asked and key not in self._ending:
+                    found[key] = replace(found[key], asked=int(item["spec"].get("replicas", 1)))
+        replicas: dict[str, list[Object]] = {key: [] for key in found}
+        for pod in self._caches["Pod"].objects.values():
+            replicas.get(_label(pod, SET), []).append(pod)
+        return [
+            replace(
+                one,
+                replicas=tuple(replica_of(pod) for pod in sorted(replicas[key], key=_name)),
+                note=self._note(key),
+            )
+            for key, one in found.items()
+        ]
+
+    async def drain(self, grace_s: float) -> None:
+        """Nothing: pods outlive the deployer."""
+
+    async def changed(self) -> None:
+        """Return once something may differ from the last `observe`."""
+        await self._changed.wait()
+
+    async def forget(self, deployment_uid: str) -> None:
+        """Nothing: logs go with the pods."""
+
+    async def logs(
+        self, deployment_uid: str, *, service: str = "", replica: str = "", tail: int = 100, follow: bool = False
+    ) -> AsyncIterator[Line]:
+        """What pods printed, that of a container which ended before the last one included."""
+        past: list[Line] = []
+        seen: dict[str, datetime] = {}
+        for pod, name in self._pods(deployment_uid, service, replica):
+            past += await self._past(pod, name, tail)
+        for line in sorted(past, key=lambda line: line.time):
+            seen[line.replica] = line.time
+            yield line
+        if not follow:
+            return
+        lines: asyncio.Queue[Line] = asyncio.Queue(1000)
+        async with asyncio.TaskGroup() as tasks:
+            followed: set[str] = set()
+            feeding = tasks.create_task(self._feed(tasks, followed, lines, seen, (deployment_uid, service, replica)))
+            try:
+                while True:
+                    yield await lines.get()
+            finally:
+                feeding.cancel()
+
+    # Its life
+
+    async def run(self) -> None:
+        """Watch, and apply what is asked; for ever."""
+        async with asyncio.TaskGroup() as tasks:
+            for cache in self._caches.values():
+                tasks.create_task(cache.run())
+            for cache in self._caches.values():
+                await cache.filled.wait()
+            while True:
+                await self._turn()
+                await self._signal.wait(at_most_s=self._pause_s())
+
+    async def filled(self) -> None:
+        """Return once it is known what is in the cluster."""
+        for cache in self._caches.values():
+            await cache.filled.wait()
+
+    async def settled(self) -> None:
+        """Return once the cluster has been told all that is asked so far, or refused it."""
+        while any(self._differs(key, asked) and not asked.fault for key, asked in self._asked.items()):
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def _turn(self) -> None:
+        for key in list(self._ending):
+            if not self._lives(key):
+                self._ending.discard(key)
+                continue
+            with contextlib.suppress(EkibenError):
+                # The Deployment by itself: an owner that is gone takes it away only after a while.
+                await self._api.delete("Deployment", objects.name_of(key))
+                await self._api.delete("ServiceAccount", objects.name_of(key))
+        for key, asked in list(self._asked.items()):
+            if asked.again_at > self._clock.monotonic() or not self._differs(key, asked):
+                continue
+            try:
+                await self._apply(key, asked)
+                asked.fault, asked.failures, asked.again_at = "", 0, 0.0
+            except EkibenError as exc:
+                asked.fault = exc.message
+                asked.again_at = self._clock.monotonic() + _PAUSES_S[min(asked.failures, len(_PAUSES_S) - 1)]
+                asked.failures += 1
+            self._changed.set()
+
+    def _differs(self, key: str, asked: _Asked) -> bool:
+        live = self._caches["Deployment"].objects.get(objects.name_of(key))
+        if live is None or objects.name_of(key) not in self._caches["ServiceAccount"].objects:
+            return True
+        wanted = objects.digest_of(objects.objects(asked.spec, asked.replicas, self._where, ""))
+        if (live["metadata"].get("annotations") or {}).get(APPLIED) != wanted:
+            return True
+        if not asked.generation:  # Applied by a former deployer.
+            asked.generation = int(live["metadata"]["generation"])
+        return int(live["metadata"]["generation"]) > asked.generation
+
+    async def _apply(self, key: str, asked: _Asked) -> None:
+        spec, replicas = asked.spec, asked.replicas
+        wanted = objects.digest_of(objects.objects(spec, replicas, self._where, ""))
+        anchor = await self._api.apply(objects.anchor(spec, self._where))
+        *others, deployment = objects.objects(spec, replicas, self._where, anchor["metadata"]["uid"])
+        digest = objects.digest_of(others)
+        if digest != asked.applied:
+            for each in others:
+                await self._api.apply(each)
+            asked.applied = digest
+        deployment["metadata"]["annotations"][APPLIED] = wanted
+        applied = await self._api.apply(deployment)
+        asked.generation = int(applied["metadata"]["generation"])
+        # The watch may tell of it only later: without it, it would be applied once more.
+        self._caches["Deployment"].objects[objects.name_of(key)] = applied
+        self._caches["ServiceAccount"].objects[objects.name_of(key)] = anchor
+
+    def _lives(self, key: str) -> bool:
+        name = objects.name_of(key)
+        return any(
+            name in self._caches[kind].objects
+            and not self._caches[kind].objects[name]["metadata"].get("deletionTimestamp")
+            for kind in ("Deployment", "ServiceAccount")
+        )
+
+    def _pause_s(self) -> float:
+        now = self._clock.monotonic()
+        waiting = [asked.again_at - now for asked in self._asked.values() if asked.again_at > now]
+        return max(0.05, min([*waiting, _LOOK_S])) if not self._ending else 1.0
+
+    def _note(self, key: str) -> str:
+        asked = self._asked.get(key)
+        faults = [cache.fault for cache in self._caches.values() if cache.fault]
+        return "; ".join(dict.fromkeys([*([asked.fault] if asked and asked.fault else []), *faults]))
+
+    def _heard(self) -> None:
+        self._changed.set()
+        self._signal.notify()
+
+    # Logs
+
+    def _pods(self, deployment_uid: str, service: str, replica: str) -> Iterable[tuple[Object, str]]:
+        for pod in list(self._caches["Pod"].objects.values()):
+            seen = _status(pod, _label(pod, SET))
+            if seen is None or _label(pod, UID) != deployment_uid:
+                continue
+            if service in ("", seen.service) and replica in ("", _name(pod)):
+                yield pod, seen.service
+
+    async def _past(self, pod: Object, service: str, tail: int) -> list[Line]:
+        found: list[Line] = []
+        containers = (pod.get("status") or {}).get("containerStatuses") or ()
+        restarted = any(each.get("restartCount") for each in containers)
+        for previous in (True, False) if restarted else (False,):
+            async for line in self._api.log(_name(pod), CONTAINER, tail=tail, previous=previous):
+                found.append(_line(pod, service, line))
+        return found if tail < 0 else found[len(found) - min(len(found), tail) :]
+
+    async def _feed(
+        self,
+        tasks: asyncio.TaskGroup,
+        followed: set[str],
+        lines: "asyncio.Queue[Line]",
+        seen: dict[str, datetime],
+        which: tuple[str, str, str],
+    ) -> None:
+        """Follow each pod, those that come later too."""
+
+        async def follow(pod: Object, service: str) -> None:
+            try:
+                async for raw in self._api.log(_name(pod), CONTAINER, tail=-1, follow=True):
+                    line = _line(pod, service, raw)
+                    last = seen.get(line.replica)
+                    if last is None or line.time > last:
+                        seen[line.replica] = line.time
+                        await lines.put(line)
+            except EkibenError:
+                pass  # It is followed anew from where it was.
+            finally:
+                followed.discard(_name(pod))
+
+        while True:
+            for pod, service in self._pods(*which):
+                if _name(pod) not in followed:
+                    followed.add(_name(pod))
+                    tasks.create_task(follow(pod, service))
+            await self._clock.sleep(_NEW_PODS_S)
+
+
+def _status(item: Object, key: str) -> SetStatus | None:
+    """What an object of a set says of the set; None for one that somebody else made with our labels."""
+    try:
+        facts = objects.facts_of(item["metadata"].get("annotations") or {})
+        return SetStatus(
+            key,
+            str(facts["deployment"]),
+            str(facts["deployment_uid"]),
+            int(facts["revision"]),
+            str(facts["target"]),
+            str(facts["service"]),
+            0,
+        )
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _line(pod: Object, service: str, raw: bytes) -> Line:
+    stamp, _, text = raw.decode("utf-8", "replace").partition(" ")
+    # Nanoseconds, of which Python keeps six digits.
+    when = datetime.fromisoformat(f"{stamp[:26].rstrip('Z')}+00:00")
+    return Line(_name(pod), service, when, text)
+
+
+def _label(item: Object, name: str) -> str:
+    return str((item["metadata"].get("labels") or {}).get(name) or "")
+
+
+def _name(item: Object) -> str:
+    return str(item["metadata"]["name"])
+
+
+@asynccontextmanager
+async def open_kubernetes_runtime(
+    kubeconfig: Path | None,
+    context: str,
+    where: Where,
+    *,
+    pull_host: str = "",
+    clock: Clock = SYSTEM,
+) -> AsyncIterator[KubernetesRuntime]:
+    """A runtime on a cluster. At the end everything there goes on.
+
+    Raises:
+        SettingsError: there is no way to a cluster.
+    """
+    async with open_api(kubeconfig, context, where.namespace) as api:
+        runtime = KubernetesRuntime(api, where, pull_host=pull_host, clock=clock)
+        running = asyncio.create_task(runtime.run())
+        try:
+            yield runtime
+        finally:
+            running.cancel()
+            await asyncio.wait([running])
