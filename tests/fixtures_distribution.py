@@ -15,6 +15,7 @@ from ekiben.errors import Unauthenticated, Unavailable
 from services.builder.access import Access
 from services.builder.distribution import Distribution, listen
 from services.builder.shelves import Shelf
+from services.content.digest import Digest
 from services.kernel.audit import Writer
 from services.kernel.identity import AuditRecord, Principal
 
@@ -47,7 +48,9 @@ class Served:
     layout: Path
     tokens: Tokens
     session: aiohttp.ClientSession
-    url: str = ""
+    url: str
+    pulled: list[tuple[str, Digest]]
+    """Repository and digest of each manifest that was given."""
 
     async def __call__(
         self, path: str, method: str = "GET", token: str = "viewer", **headers: str
@@ -78,6 +81,9 @@ async def serving(shelf: Shelf, layout: Path) -> AsyncIterator[Served]:
             "nobody": Principal("users/nil", "organizations/default", Role.ROLE_ANYONE, "apiTokens/3"),
         }
     )
-    async with listen(Distribution(shelf, Access(tokens, Writer(tokens))).app(), "127.0.0.1:0") as address:
+    pulled: list[tuple[str, Digest]] = []
+    async with listen(
+        Distribution(shelf, Access(tokens, Writer(tokens)), lambda *each: pulled.append(each)).app(), "127.0.0.1:0"
+    ) as address:
         async with aiohttp.ClientSession(auto_decompress=False) as session:
-            yield Served(layout, tokens, session, f"http://{address}")
+            yield Served(layout, tokens, session, f"http://{address}", pulled)

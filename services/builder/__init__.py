@@ -19,4 +19,5 @@ Invariants
 
 Reading order: domain, requirements, recipe, failures (all pure); store, queue; logs, uv, bento, interpreters, locks,
 environments; worker, servicer, messages, app. Images: images (pure), layers, bases, assembler, offline.
+Serving them: repositories, shelves, sending, forwarding, access, distribution, pulls.
 """

@@ -36,6 +36,7 @@ from services.builder.interpreters import Interpreters
 from services.builder.locks import Locks
 from services.builder.logs import BuildLogs
 from services.builder.places import Place
+from services.builder.pulls import Pulls
 from services.builder.queue import Queue
 from services.builder.repositories import Repositories
 from services.builder.servicer import Builds
@@ -134,7 +135,7 @@ async def open_builder(
                     Images(Gallery(rows, place, usage, collection), collection),
                 ),
             ]
-            async with _served_images(settings, peers, clock) as loops:
+            async with _served_images(settings, peers, rows, clock) as loops:
                 yield Component(
                     "builder",
                     servicers=servicers,
@@ -159,7 +160,7 @@ def _attestor(settings: Settings) -> Attestor | None:
 
 @asynccontextmanager
 async def _served_images(
-    settings: Settings, peers: Peers, clock: Clock
+    settings: Settings, peers: Peers, rows: ImageRows, clock: Clock
 ) -> AsyncIterator[list[Callable[[], Awaitable[None]]]]:
     """Images for container engines, where the settings say; gives the loops that this needs."""
     if not settings.images_listen:
@@ -175,9 +176,10 @@ async def _served_images(
         shelf: Shelf = LayoutShelf(Repositories(Path(place)))
         if kind != "oci":
             shelf = await stack.enter_async_context(open_forwarding(place.removeprefix("//")))
-        served = Distribution(shelf, access)
+        pulls = Pulls(rows, clock)
+        served = Distribution(shelf, access, pulls.note)
         await stack.enter_async_context(listen(served.app(), settings.images_listen))
-        yield [auditor.run]
+        yield [auditor.run, pulls.run]
 
 
 @contextmanager

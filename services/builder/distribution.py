@@ -66,9 +66,13 @@ class _Refusal(Exception):
 class Distribution:
     """The handlers."""
 
-    def __init__(self, shelf: Shelf, access: Access) -> None:
+    def __init__(
+        self, shelf: Shelf, access: Access, pulled: Callable[[str, Digest], None] = lambda name, digest: None
+    ) -> None:
+        """`pulled` is told of each manifest that somebody was given."""
         self._shelf = shelf
         self._access = access
+        self._pulled = pulled
 
     def app(self) -> web.Application:
         """The application."""
@@ -98,6 +102,7 @@ class Distribution:
             raise _Refusal(
                 404, "MANIFEST_UNKNOWN", f"{name} has no manifest {request.match_info['reference'][:140]!r}."
             )
+        self._pulled(name, found.digest)
         known = _MEDIA_TYPE.fullmatch(found.media_type)
         headers = {
             "Content-Type": found.media_type if known else "application/octet-stream",

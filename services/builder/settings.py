@@ -57,7 +57,8 @@ class Settings(DatabaseSettings):
     images_keep_newest: int = 10
     """So many images of each bento repository are kept, the newest ones, however old."""
     images_keep_days: float = 30.0
-    """Images that no build gave for so long are deleted, except the newest ones and those that deployments use."""
+    """Images that no build gave and nobody pulled from `/v2/` for so long are deleted, except the newest ones and those
+    that deployments use."""
     images_grace_s: float = 7200.0
     """How long a blob is kept that no image has. Builds write blobs before their image has them; so at least ten
     minutes more than `build_timeout_s` is taken."""

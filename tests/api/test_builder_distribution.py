@@ -39,6 +39,7 @@ async def test_an_image_is_pulled_by_tag_and_by_digest(served: Served) -> None:
     status, headers, nothing = await served("/v2/default/summarizer/manifests/v1", "HEAD")
     assert (status, nothing, int(headers["Content-Length"])) == (200, b"", len(body))
     assert (await served(by_digest, If_None_Match=f'"{image.digest}"'))[0] == 304
+    assert served.pulled == [("default/summarizer", image.digest)] * 5
     manifest = json.loads(body)
     for descriptor in [manifest["config"], *manifest["layers"]]:
         path = f"/v2/default/summarizer/blobs/{descriptor['digest']}"

@@ -117,7 +117,7 @@ class Image(_message.Message):
 
     @_builtins.property
     def use_time(self) -> _timestamp_pb2.Timestamp:
-        """Output only. When a build last gave it."""
+        """Output only. When a build last gave it, or somebody last pulled it from `/v2/` (to the hour)."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """Every statement on images. One implementation for SQLite and PostgreSQL."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -59,6 +59,15 @@ class ImageRows:
         async with self._database.read() as connection:
             query = sa.select(sa.func.count()).select_from(images).where(self._here)
             return int((await connection.execute(query)).scalar_one())
+
+    async def pulled(self, found: Iterable[tuple[str, str]], now: datetime, *, unless_since: datetime) -> None:
+        """Images of these repositories and digests were used now; those that were used since then stay as they are."""
+        async with self._database.transaction() as connection:
+            for repository, digest in sorted(found):
+                named = (images.c.repository == repository, images.c.digest == digest, self._here)
+                await connection.execute(
+                    images.update().where(*named, images.c.use_time < unless_since).values(use_time=now)
+                )
 
     async def delete(self, organization: str, image: str) -> bool:
         """Forget an image. False where there is none."""
