@@ -96,7 +96,7 @@ def make_commands(files: BentoFiles, secrets: Sequence[str] = ()) -> Commands:
     if not commands_of(manifest):
         return NO_COMMANDS
     if isinstance(manifest.get("image"), Mapping):
-        return _of_spec_2(manifest, secrets)
+        return _of_spec_2(manifest, files.scripts, secrets)
     return _of_dockerfile(files.dockerfile, manifest.get("docker") or {}, secrets)
 
 
@@ -110,7 +110,7 @@ def secrets_of(manifest: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _of_spec_2(manifest: Mapping[str, Any], secrets: Sequence[str]) -> Commands:
+def _of_spec_2(manifest: Mapping[str, Any], there: Sequence[str], secrets: Sequence[str]) -> Commands:
     image = manifest["image"]
     before, after = (
         [str(each).strip() for each in image.get(name) or () if str(each).strip()]
@@ -122,6 +122,13 @@ def _of_spec_2(manifest: Mapping[str, Any], secrets: Sequence[str]) -> Commands:
         before = ["apt-get update", *others] if others else []
     if any(re.search(r"\bapt(-get)? install\b", each) for each in after) and "apt-get update" not in " ".join(after):
         after = ["apt-get update", *after]  # the lists are in no layer
+    for name in re.findall(r"\./env/docker/(script__\w+)", " ".join([*before, *after])):
+        if name not in there:
+            raise FailedPrecondition(
+                f"The bento runs a script that is not in it, env/docker/{name}. Some clients of 1.4 lose the file of "
+                "Image.run_script, and keep that of docker.setup_script in bentofile.yaml. Build the bento again.",
+                reason="BENTO_INCOMPLETE",
+            )
     included = [f"src/{str(name).strip('/')}" for name in image.get("build_include") or ()]
     settings = [*_SETTINGS, *(f"ENV {each}" for each in _variables(manifest))]
     return Commands(_script(before, (), settings, secrets), _script(after, included, settings, secrets))

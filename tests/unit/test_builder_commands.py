@@ -51,7 +51,7 @@ RUN rm -rf /var/lib/{apt,cache,log}
 
 def of_image(commands: list[str], post_commands: list[str] | None = None, **manifest: object) -> BentoFiles:
     image = {"base_image": "python:3.11-slim", "commands": commands, "post_commands": post_commands or []}
-    return BentoFiles({"image": image, **manifest}, "")
+    return BentoFiles({"image": image, **manifest}, "", scripts=("script__0123456789abcdef",))
 
 
 def runs(script: object) -> list[str]:
@@ -123,6 +123,7 @@ def test_what_a_template_adds_runs_on_the_whole_bento_and_may_copy_from_stages()
         ({"docker": {"dockerfile_template": "x"}}, "FROM scratch\nCOPY . .\n", "TEMPLATE_UNSUPPORTED"),
         ({"docker": {"dockerfile_template": "x"}}, f"{OLD}\nFROM scratch\n", "TEMPLATE_UNSUPPORTED"),
         ({"docker": {"setup_script": "x"}}, "", "BENTO_INCOMPLETE"),
+        ({"image": {"commands": ["./env/docker/script__0"]}}, "", "BENTO_INCOMPLETE"),
     ],
 )
 def test_what_cannot_be_built_is_refused_in_words(manifest: dict[str, object], dockerfile: str, reason: str) -> None:
