@@ -1,5 +1,6 @@
 """Images of real bentos, assembled without a server, run by real container engines."""
 
+import asyncio
 import json
 import os
 import shutil
@@ -11,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from tests import oci_registry as registries
 from tests.base_image import base_image
 from tests.bentoml_clients import client
+from tests.oci_proxy import faulty_registry
 from tests.platform import BIN, BentoMl, free_port, http, run, wait_for
 
 
@@ -143,3 +146,91 @@ def test_an_image_says_what_it_is_made_of_and_who_signed_it(image: Path, built: 
     assert dependencies[f"bento:{built['tag']}"] and any(each.startswith("model:") for each in dependencies)
     again = build(built, image, built["folder"] / "cache", options=["--sign-key", tmp_path / "our.key"]).stdout.strip()
     assert (again, images("attestations", named, "--key", public, "-o", "json")) == (signed, first)
+
+
+async def test_a_base_from_a_registry_and_a_push_that_is_killed_loses_a_layer_and_finds_what_is_there(
+    image: Path, built: dict[str, Any], tmp_path: Path
+) -> None:
+    """The way to a registry, with all that may happen on it."""
+    if registries.distribution() is None:
+        pytest.skip(registries.MISSING)
+    with registries.run_registry(tmp_path / "registry", login=True) as registry:
+        async with faulty_registry(registry) as proxy:
+            logins = {"auths": {proxy.host: {"auth": registry.auth()}}}
+            (tmp_path / "logins.json").write_text(json.dumps(logins))
+            env = {
+                **built["env"],
+                "EKIBEN_BUILDER_PYTHON_PREFERENCE": "system",
+                "REGISTRY_AUTH_FILE": str(tmp_path / "logins.json"),
+                "EKIBEN_REGISTRY_INSECURE": proxy.host,
+            }
+
+            async def ekiben(*arguments: str) -> asyncio.subprocess.Process:
+                command = [str(BIN / "ekiben"), "images", *arguments]
+                return await asyncio.create_subprocess_exec(
+                    *command, env=env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+                )
+
+            async def done(*arguments: str) -> tuple[str, str]:
+                process = await ekiben(*arguments)
+                out, err = await asyncio.wait_for(process.communicate(), 400)
+                assert process.returncode == 0, err.decode()
+                return out.decode().strip(), err.decode()
+
+            await done("copy", built["base"], f"docker://{proxy.host}/base:1")
+            cache = ["--cache", str(built["folder"] / "cache"), "--base", f"docker://{proxy.host}/base:1"]
+            push = ["build", built["tag"], *cache, "--push", f"{proxy.host}/team/app"]
+
+            # Killed while it sends: no tag, and the next one goes on from there.
+            sending = asyncio.Event()
+
+            def hang(operation: str, count: int) -> str:
+                if operation in ("PUT upload", "PATCH upload") and proxy.seen["POST mount"]:
+                    sending.set()
+                    return "hang"
+                return ""
+
+            proxy.choose = hang
+            killed = await ekiben(*push)
+            reached, ended = asyncio.ensure_future(sending.wait()), asyncio.ensure_future(killed.communicate())
+            await asyncio.wait([reached, ended], timeout=200, return_when=asyncio.FIRST_COMPLETED)
+            assert reached.done(), ended.done() and ended.result()
+            killed.kill()
+            await ended
+            await killed.wait()
+            assert not (registry.folder / "docker/registry/v2/repositories/team/app/_manifests/tags").exists()
+
+            # A layer that is lost between the question and the manifest is made and sent once more.
+            lost: list[Path] = []
+
+            def lose(operation: str, count: int) -> str:
+                if operation == "PUT manifest" and not lost:
+                    layers = [each for each in blobs_of(image) if registry.blob(each).exists()]
+                    lost.append(registry.blob(layers[0]))
+                    lost[-1].unlink()
+                return ""
+
+            proxy.choose = lose
+            digest, said = await done(*push)
+            assert lost and "sending them once more" in said
+            assert lost[-1].exists()
+
+            # Another repository of that registry has every layer from this one, and nothing is sent.
+            proxy.choose = lambda operation, count: ""
+            proxy.received.clear()
+            again, said = await done(*push[:-1], f"{proxy.host}/team/other:v2")
+            assert again == digest and "Made the layer" not in said and "Copied" not in said
+            assert proxy.received["PUT upload"] + proxy.received["PATCH upload"] < 1 << 20
+
+            shown = await done("copy", f"docker://{proxy.host}/team/other:v2", f"oci:{tmp_path}/back:v2")
+            assert shown[0] == digest
+    labels = json.loads(run(["skopeo", "inspect", f"oci:{tmp_path}/back:v2"], env=os.environ).stdout)["Labels"]
+    assert labels["dev.ekiben.bento"] == built["tag"]
+
+
+def blobs_of(image: Path) -> list[str]:
+    """The layers of our own in the layout's image, which come after the base's."""
+    index = json.loads((image / "index.json").read_text())
+    (entry, *_) = [each for each in index["manifests"] if "artifactType" not in each]
+    manifest = json.loads((image / "blobs" / "sha256" / entry["digest"].partition(":")[2]).read_text())
+    return [layer["digest"] for layer in manifest["layers"][1:]]
