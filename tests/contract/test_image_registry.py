@@ -1,6 +1,7 @@
 """A registry that fails, as seen by the image store: finished, or a clear error; never a broken image under a tag."""
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -8,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from ekiben.errors import DataLoss, ResourceExhausted, Unavailable
+from ekiben.errors import (
+    DataLoss,
+    EkibenError,
+    FailedPrecondition,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    Unavailable,
+)
 from services.content.images import MANIFEST, Again, BlobsMissing, Descriptor
 from services.content.images.copying import copy_image
 from services.content.images.layout import LayoutImageStore
@@ -235,3 +244,50 @@ async def test_a_copy_that_is_cancelled_in_its_middle_leaves_no_tag_and_the_next
     await copy_image(layout, "v1", case.store, "v1")
     assert case.proxy.received["PUT upload"] == 0
     assert await case.store.references() == ["v1"]
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "reason"),
+    [
+        ("507", ResourceExhausted, "REGISTRY_FULL"),
+        ("403", PermissionDenied, "REGISTRY_REFUSED"),
+        ("405", FailedPrecondition, "REGISTRY_REFUSED"),
+        ("404", NotFound, "REPOSITORY_NOT_FOUND"),
+    ],
+)
+async def test_what_will_not_change_is_not_asked_again(
+    case: Case, status: str, error: type[EkibenError], reason: str
+) -> None:
+    case.proxy.choose = lambda operation, count: status if operation == "POST uploads" else ""
+    with pytest.raises(error, match="injected") as caught:
+        await case.store.write(large(), described(LARGE))
+    assert (caught.value.reason, case.proxy.seen["POST uploads"]) == (reason, 1)
+
+
+@pytest.mark.parametrize("fault", ["after:cut", "after:500", "500", "cut", "429:0"])
+async def test_a_tag_whose_answer_is_lost_is_put_again(case: Case, fault: str) -> None:
+    case.proxy.choose = once(
+        ("PUT manifest", fault), ("HEAD blob", fault), ("GET manifest", fault), ("GET tags", fault)
+    )
+    made = await put(case.store, "v1", b"content")
+    assert await case.store.size(described(b"content").digest) == 7
+    assert (await case.store.find("v1")).digest == made.digest
+    assert await case.store.references() == ["v1"]
+    assert sum(case.proxy.faults.values()) == 4
+
+
+async def test_writers_of_one_list_of_attachments_lose_none_of_each_others(case: Case) -> None:
+    """distribution lists no attachments: a tag does, which everybody replaces whole."""
+    image = await put(case.store, "v1", b"content")
+    stores = [case.store]
+    options = case.store._client.options
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(3):
+            opened = open_registry(f"{case.proxy.host}/{case.repository}", options)
+            stores.append((await stack.enter_async_context(opened))[0])
+        made = [
+            await manifest(store, of(bytes([number])), subject=image.to_json(), artifactType="application/x-note")
+            for number, store in enumerate(stores)
+        ]
+        await asyncio.gather(*(store.attach(each, MANIFEST) for store, (each, _) in zip(stores, made, strict=True)))
+        assert len(await case.store.referrers(image.digest)) == 4

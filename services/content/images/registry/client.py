@@ -249,7 +249,9 @@ class Patience:
         if self._failures >= self._options.attempts:
             raise broken.error(host, what) from broken
         longest = min(self._options.backoff_s * 2 ** (self._failures - 1), _LONGEST_WAIT_S)
-        seconds = longest * (0.5 + random.random() / 2) if broken.retry_after_s is None else broken.retry_after_s
+        asked = broken.retry_after_s
+        # Everybody who was turned away is told the same time: some come a little later than that.
+        seconds = longest * (0.5 + random.random() / 2) if asked is None else asked * (1 + random.random() / 5)
         log.info("%s does not %s: %s; again in %.1f s", host, what, broken, seconds)
         await asyncio.sleep(seconds)
 

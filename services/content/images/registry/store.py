@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Sequence
 from typing import Any
+from weakref import WeakValueDictionary
 
 import aiohttp
 from yarl import URL
@@ -36,6 +37,8 @@ _PAGE = 1000
 _LOST = {"MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN", "MANIFEST_UNKNOWN"}
 _ATTEMPTS = 5
 """To write the list of what is attached, where somebody else writes it too."""
+_turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+"""Who may write the list of one image, within this process."""
 
 
 class RegistryImageStore:
@@ -46,7 +49,6 @@ class RegistryImageStore:
         self._client = client
         self._sending = asyncio.Semaphore(options.parallel)
         self._pull, self._push = client.scopes("pull"), client.scopes("pull,push")
-        self._attaching = asyncio.Lock()
 
     @property
     def name(self) -> str:
@@ -160,7 +162,7 @@ class RegistryImageStore:
         kept, listed = await self._put(str(_digest(manifest)), manifest, media_type)
         descriptor = attached(kept, content)
         if not listed:
-            async with self._attaching:
+            async with _turns.setdefault(f"{self.name}@{subject}", asyncio.Lock()):
                 await self._list(subject, descriptor)
         return descriptor
 
@@ -179,7 +181,10 @@ class RegistryImageStore:
         return sorted(found, key=lambda each: each.digest)
 
     async def _list(self, subject: Digest, descriptor: Descriptor) -> None:
-        """Add to the list under the tag, and look whether it stayed there: another writer may have replaced it."""
+        """Add to the list under the tag, and look whether it is there: another process may have replaced it.
+
+        One that replaces it later, from what it read before, is not noticed: registries have no write on a condition.
+        """
         for _ in range(_ATTEMPTS):
             there = await self._listed(subject)
             if any(each.digest == descriptor.digest for each in there):
