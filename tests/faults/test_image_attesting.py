@@ -1,15 +1,17 @@
 """What is attached to an image when the store fails at any step, or the builder dies there."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ekiben.errors import ResourceExhausted
 from services.builder.attesting import Attestor, Part
+from services.builder.images import index_of
 from services.content.attestations import keys, verification
 from services.content.attestations.keys import TrustedKey
 from services.content.attestations.verification import Trust
-from services.content.images import CONFIG, LAYER, MANIFEST, Descriptor, canonical
+from services.content.images import CONFIG, INDEX, LAYER, MANIFEST, Descriptor, Platform, canonical
 from services.content.images.layout import LayoutImageStore
 from services.kernel.clock import SYSTEM
 
@@ -41,9 +43,11 @@ async def bytes_of(content: bytes) -> AsyncIterator[bytes]:
     yield content
 
 
-async def image(store: LayoutImageStore, environment: Path) -> tuple[Descriptor, bytes, Part]:
+async def image(
+    store: LayoutImageStore, environment: Path, architecture: str = "amd64"
+) -> tuple[Descriptor, bytes, Part]:
     config = canonical(
-        {"os": "linux", "architecture": "amd64", "rootfs": {"type": "layers", "diff_ids": []}, "history": []}
+        {"os": "linux", "architecture": architecture, "rootfs": {"type": "layers", "diff_ids": []}, "history": []}
     )
     digest, size = await store.write(bytes_of(config))
     layer, layer_size = await store.write(bytes_of(b"layer"))
@@ -92,3 +96,23 @@ async def test_a_build_that_dies_while_it_attaches_leaves_no_unsigned_tag_and_th
         assert await said(store, made[0]) == expected
         failed += 1
     assert failed > 8
+
+
+async def test_an_index_is_signed_and_so_is_each_of_its_images_which_have_bills_of_their_own(tmp_path: Path) -> None:
+    store = LayoutImageStore(tmp_path / "layout")
+    made = [await image(store, tmp_path / "environment", each) for each in ("amd64", "arm64")]
+    listed = [
+        replace(kept, platform=Platform("linux", each))
+        for (kept, _, _), each in zip(made, ("amd64", "arm64"), strict=True)
+    ]
+    index = index_of(listed)
+    named = await store.keep(index, INDEX)
+    attestor = Attestor(tmp_path / "cache", key=KEY)
+    await attestor.attest(store, named, [part for _, _, part in made], "x:1", lambda _: None)
+    await store.tag("v", index, INDEX, None)
+    assert [kind for kind, _ in await said(store, named)] == ["signature"]
+    for each, (kept, _, _) in zip(("amd64", "arm64"), made, strict=True):
+        assert [kind for kind, _ in await said(store, kept)] == ["provenance", "sbom", "sbom", "signature"]
+        for reference in ("v", str(kept.digest)):
+            platform = Platform("linux", each)
+            assert (await verification.verify(store, reference, platform, TRUST, SYSTEM.now())).digest == kept.digest
