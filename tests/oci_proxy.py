@@ -42,7 +42,8 @@ class FaultyRegistry:
 
     Faults: a status (`500`, `503`, `429`, `429:7` with Retry-After) in place of passing it on; `after:500` and `after:cut`,
     that once it was carried out; `cut`, the connection ends; `cut:N`, it ends after N bytes of the request's body have gone
-    through; `half:N`, after N bytes of the answer's; `hang`, no answer; `move:URL`, a redirect to URL.
+    through; `half:N`, after N bytes of the answer's; `hang`, no answer; `slow:S`, S seconds for each 64 KiB of
+    either body; `move:URL`, a redirect to URL.
     """
 
     server: OciRegistry
@@ -81,7 +82,8 @@ class FaultyRegistry:
         assert self._session is not None
         headers = [(key, value) for key, value in request.headers.items() if key.lower() not in HOP]
         url = URL(f"{self.server.endpoint}{request.raw_path}", encoded=True)
-        body = self._body(request, name, int(more) if what == "cut" else None) if request.can_read_body else None
+        slow = float(more) if what == "slow" else 0.0
+        body = self._body(request, name, int(more) if what == "cut" else None, slow) if request.can_read_body else None
         try:
             async with self._session.request(
                 request.method, url, headers=headers, data=body, allow_redirects=False
@@ -89,13 +91,14 @@ class FaultyRegistry:
                 if what == "after":
                     await answer.read()
                     return self._status(int(more)) if more.isdigit() else self._cut(request)
-                return await self._pass_back(request, answer, int(more) if what == "half" else None)
+                return await self._pass_back(request, answer, int(more) if what == "half" else None, slow)
         except (aiohttp.ClientError, ConnectionError):
             return self._cut(request)
 
-    async def _body(self, request: web.Request, name: str, most: int | None) -> AsyncIterator[bytes]:
+    async def _body(self, request: web.Request, name: str, most: int | None, slow: float) -> AsyncIterator[bytes]:
         passed = 0
-        async for chunk in request.content.iter_any():
+        async for chunk in request.content.iter_chunked(64 << 10) if slow else request.content.iter_any():
+            await asyncio.sleep(slow)
             if most is not None and passed + len(chunk) > most:
                 yield chunk[: most - passed]
                 self.received[name] += most - passed
@@ -106,7 +109,7 @@ class FaultyRegistry:
             yield chunk
 
     async def _pass_back(
-        self, request: web.Request, answer: aiohttp.ClientResponse, most: int | None
+        self, request: web.Request, answer: aiohttp.ClientResponse, most: int | None, slow: float
     ) -> web.StreamResponse:
         response = web.StreamResponse(status=answer.status)
         for key, value in answer.headers.items():
@@ -114,7 +117,8 @@ class FaultyRegistry:
                 response.headers.add(key, value)
         await response.prepare(request)
         passed = 0
-        async for chunk in answer.content.iter_any():
+        async for chunk in answer.content.iter_chunked(64 << 10) if slow else answer.content.iter_any():
+            await asyncio.sleep(slow)
             if most is not None and passed + len(chunk) > most:
                 await response.write(chunk[: most - passed])
                 return self._cut(request)

@@ -109,6 +109,27 @@ async def test_a_session_that_is_forgotten_is_begun_anew(case: Case, oci_registr
     assert await read(case.store, expected) == LARGE
 
 
+@pytest.mark.parametrize("status", ["400", "404", "405"])
+async def test_a_registry_that_cannot_tell_how_far_it_is_gets_all_of_it_again(case: Case, status: str) -> None:
+    faults = once(("PUT upload", f"cut:{3 * MIB}"))
+    case.proxy.choose = lambda operation, count: status if operation == "GET upload" else faults(operation, count)
+    expected = described(LARGE)
+    assert await case.store.write(large(), expected) == (expected.digest, len(LARGE))
+    assert (case.proxy.seen["POST uploads"], case.proxy.seen["GET upload"]) == (2, 1)
+    assert await read(case.store, expected) == LARGE
+
+
+async def test_a_registry_that_is_slow_is_waited_for_while_it_gets_on(oci_registry: OciRegistry) -> None:
+    async with faulty_registry(oci_registry) as proxy:
+        options = RegistryOptions(insecure=frozenset({proxy.host}), attempts=1, stall_s=1, answer_s=60)
+        async with open_registry(f"{proxy.host}/{oci_registry.new_repository()}", options) as (store, _):
+            proxy.choose = lambda operation, count: "slow:0.1" if operation in ("PUT upload", "GET blob") else ""
+            content = os.urandom(3 * MIB // 2)  # in pieces of 64 KiB, longer than nothing may move
+            expected = described(content)
+            await store.write(Again(lambda: of(content[:MIB], content[MIB:])), expected)
+            assert await read(store, expected) == content
+
+
 async def test_a_registry_that_takes_no_bytes_is_given_up_in_words_and_nothing_is_tagged(case: Case) -> None:
     before = await put(case.store, "v1", b"before")
     made, _ = await manifest(case.store, of(b"after"))

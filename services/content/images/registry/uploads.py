@@ -200,7 +200,13 @@ class Upload:
     async def _where(self) -> int:
         """How many bytes the registry has."""
         assert self._place is not None
-        response = await self._client.once("GET", self._place, self._what, (204,), self._scopes)
+        try:
+            response = await self._client.once("GET", self._place, self._what, (204,), self._scopes)
+        except Refused as exc:
+            if exc.answer.status in (401, 403):
+                raise
+            self._place = None  # forgotten, or a registry that cannot tell: from the beginning
+            raise exc.answer.transient() from exc
         async with response:
             await self._follow(response.headers, self._place)
             match = _RANGE.fullmatch(response.headers.get("Range", ""))
