@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from services.builder.engine import write_image
 from services.builder.platforms import here
 from services.content.images import LAYER_GZIP, Descriptor, Image
 from services.content.images.layout import LayoutImageStore
 
-PROGRAMS = ("sh", "cat", "chmod", "dd", "ln", "ls", "mkdir", "rm", "sleep", "touch")
+PROGRAMS = ("sh", "bash", "cat", "chmod", "dd", "ln", "ls", "mkdir", "rm", "sleep", "touch")
 
 
 def shell_base(folder: Path) -> tuple[LayoutImageStore, Image]:
@@ -33,9 +34,14 @@ def shell_base(folder: Path) -> tuple[LayoutImageStore, Image]:
         files |= {library.lstrip("/"): Path(library).resolve() for library in re.findall(r"(/\S+) \(0x", shown)}
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:
-        for name, content in {"etc/passwd": b"root:x:0:0::/root:/bin/sh\n", "etc/old": b"old\n"}.items():
+        for name, content in {
+            "etc/passwd": b"root:x:0:0::/root:/bin/sh\n",
+            "etc/group": b"root:x:0:\n",
+            "etc/old": b"old\n",
+            "usr/local/bin/python3.11": b"#!/bin/sh\n",  # to be found, not to be run
+        }.items():
             member = tarfile.TarInfo(name)
-            member.size = len(content)
+            member.size, member.mode = len(content), 0o755 if "/bin/" in name else 0o644
             archive.addfile(member, io.BytesIO(content))
         for folder_name in ("tmp", "opt", "proc", "dev", "sys"):
             member = tarfile.TarInfo(folder_name)
@@ -57,6 +63,13 @@ def shell_base(folder: Path) -> tuple[LayoutImageStore, Image]:
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(plain).hexdigest()}"]},
     }
     return store, Image(config, [Descriptor(LAYER_GZIP, digest, size_bytes)])
+
+
+def named_shell_base(folder: Path) -> str:
+    """The same as an image with a name, in which a Python 3.11 is found."""
+    store, image = shell_base(folder)
+    asyncio.run(write_image(image, store, store, "3.11"))
+    return f"oci:{folder}:3.11"
 
 
 async def _one(content: bytes) -> AsyncIterator[bytes]:
