@@ -79,12 +79,13 @@ class ImageWork:
             descriptor = await image_builds.build_image(
                 source,
                 platforms,
-                base=build.base.replace("{python}", ".".join(source.recipe.python.split(".")[:2])),
+                base=build.base,
                 into=store,
                 reference=self.place.reference(repository, made_as),
                 workshop=self._workshop,
                 work=work,
                 compression=self._compression,
+                refresh_base=build.force,
             )
             image = id_of(descriptor.digest)
             pin = self.place.reference(repository, pin_of(image))

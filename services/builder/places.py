@@ -84,6 +84,13 @@ class Place:
         """What a tag of a repository is called in its store: a layout has all repositories."""
         return f"{repository}:{tag}" if self.layout is not None else tag
 
+    async def has(self, repository: str, image: str) -> bool:
+        """Whether an image is there by its id. Of a registry that is not asked: true."""
+        if self.layout is None:
+            return True
+        named = await LayoutImageStore(self.layout).references()
+        return self.reference(repository, pin_of(image)) in named
+
     def location(self, repository: str, image: str) -> str:
         """Where other programs find an image, whatever its version's tag names by now."""
         return f"{self.url.rstrip('/')}{':' if self.layout is not None else '/'}{repository}:{pin_of(image)}"

@@ -12,6 +12,7 @@ from ekiben.registry.v1 import registry_pb2, registry_pb2_grpc
 from services.builder.domain import Build, Output, Priority, State, dedup_key
 from services.builder.environments import Environments
 from services.builder.logs import BuildLogs, LogLine
+from services.builder.places import Place
 from services.builder.platforms import here
 from services.builder.store import ImageRows, Store
 from services.builder.targets import Target
@@ -59,11 +60,13 @@ class Queue:
         bentos: "registry_pb2_grpc.BentosAsyncStub",
         changes: Topic,
         clock: Clock,
-        bases: str = "",
+        place: Place,
+        bases: str,
     ) -> None:
         """`bases` is the rule by which bases of images are chosen; empty where none are built."""
         self._store = store
         self._images = images
+        self._place = place
         self._bases = bases
         self._environments = environments
         self._logs = logs
@@ -212,7 +215,8 @@ class Queue:
 
     async def _is_there(self, build: Build) -> bool:
         if build.output is Output.IMAGE:
-            return await self._images.get(build.organization, build.image) is not None
+            image = await self._images.get(build.organization, build.image)
+            return image is not None and await self._place.has(image.repository, image.id)
         return build.environment is not None and self._environments.find(build.environment.digest) is not None
 
     def _platforms(self, wanted: Wanted) -> Sequence[str]:

@@ -38,9 +38,10 @@ class Settings(DatabaseSettings):
     """Longest a build may take, sources that are compiled included."""
     lease_s: float = 30.0
     """After this long without a sign of life a worker counts as dead and its build is taken up by another."""
-    bases: str = ""
-    """Which image others are put on, with `{python}` in the place of the minor version of a bento's Python:
-    `docker://docker.io/library/python:{python}-slim`, or `oci:FOLDER:{python}`. Without it no images can be built."""
+    bases: str = "docker://docker.io/library/python:{python}-slim"
+    """Which image others are put on, with `{python}` in the place of the minor version of a bento's Python;
+    `oci:FOLDER:{python}` is a layout. What a name in a registry stands for is remembered, and asked again by builds
+    with `force`. A bento's own `base_image` goes first, unless this has no `{python}`. Empty: no images are built."""
     attestations: bool = True
     """Attach a bill of material (CycloneDX) and the provenance (SLSA) to each image: 0.1 s of CPU."""
     signing_key_file: Path | None = None

@@ -95,7 +95,7 @@ async def test_what_cannot_be_made_is_refused_in_words(builder: Builder, registr
         await builder.build(bento, platforms=["linux/amd64"])
     with pytest.raises(NotFound, match="does not exist"):
         await get(builder, "images/0123456789")
-    async with running_builder(registry, tmp_path / "without", name="c") as without:
+    async with running_builder(registry, tmp_path / "without", name="c", bases="") as without:
         with pytest.raises(FailedPrecondition, match="EKIBEN_BUILDER_BASES"):
             await without.build(bento, **IMAGE)
 

@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from services.builder.domain import Build, Environment, Failure, State, Step
-from services.builder.store import Store, metadata
+from services.builder.domain import Build, Environment, Failure, Image, ImageLayer, Output, Priority, State, Step
+from services.builder.store import ImageRows, Store, metadata
 from services.kernel.db import Database, open_database
 
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
@@ -192,3 +192,57 @@ def _key(of: Build) -> str:
     from services.builder.domain import dedup_key
 
     return dedup_key(of)
+
+
+async def test_urgent_builds_go_first_and_who_waited_an_hour_goes_before_them(store: Store) -> None:
+    batch = build(1, priority=Priority.BATCH)
+    waited = build(2, priority=Priority.BATCH, create_time=NOW - timedelta(hours=3))
+    normal, urgent = build(3), build(4, priority=Priority.INTERACTIVE)
+    for each in (batch, waited, normal, urgent):
+        assert await store.insert(each)
+    order = [lease.build.id for number in range(3) if (lease := await store.lease(str(number), "w", NOW)) is not None]
+    assert order == ["b2", "b4", "b3"]
+    await store.raise_priority(batch, Priority.INTERACTIVE)
+    raised = await store.get(ORGANIZATION, "b1")
+    assert raised is not None and raised.priority is Priority.INTERACTIVE and raised.version == 1
+
+
+async def test_an_image_comes_with_the_end_of_its_build_and_takes_the_tag_of_the_one_before(database: Database) -> None:
+    store, rows = Store(database), ImageRows(database, "oci:here")
+    made = {}
+    for number, digest in ((1, "a"), (2, "b"), (3, "a")):
+        asked = build(number, output=Output.IMAGE, platforms=("linux/amd64",), bento_digest=f"sha256:{digest * 64}")
+        assert await store.insert(replace(asked, bento="bentoRepositories/iris/bentos/v1", force=True))
+        lease = await store.lease(f"t{number}", "w", NOW)
+        assert lease is not None
+        image = Image(
+            id=digest * 20,
+            organization=ORGANIZATION,
+            place="oci:here",
+            digest=f"sha256:{digest * 64}",
+            media_type="m",
+            bento=lease.build.bento,
+            bento_digest=lease.build.bento_digest,
+            repository="default/iris",
+            tag="v1",
+            platforms=("linux/amd64",),
+            size_bytes=5,
+            layers=(ImageLayer("sha256:" + "c" * 64, 5, "m", "bento iris:v1", "linux/amd64"),),
+            base="base",
+            models=(),
+            build=lease.build.id,
+            create_time=NOW + timedelta(seconds=number),
+            use_time=NOW + timedelta(seconds=number),
+        )
+        assert not await store.succeed(lease.build.id, "another", None, False, NOW, image)
+        assert await rows.get(ORGANIZATION, image.id) == made.get(image.id)
+        assert await store.succeed(lease.build.id, lease.token, None, False, NOW, image)
+        made[image.id] = await rows.get(ORGANIZATION, image.id)
+    first, second = await rows.get(ORGANIZATION, "a" * 20), await rows.get(ORGANIZATION, "b" * 20)
+    assert first is not None and second is not None
+    assert (first.tag, first.build, first.create_time) == ("v1", "b3", NOW + timedelta(seconds=1))
+    assert (first.use_time, second.tag) == (NOW + timedelta(seconds=3), "")
+    assert [image.id[0] for image in await rows.list(ORGANIZATION, first.bento, None, 5)] == ["b", "a"]
+    assert list(await store.builds_of_image(ORGANIZATION, first.id, 5)) == ["b3", "b1"]
+    assert await ImageRows(database, "oci:elsewhere").get(ORGANIZATION, first.id) is None
+    assert await rows.delete(ORGANIZATION, first.id) and not await rows.delete(ORGANIZATION, first.id)

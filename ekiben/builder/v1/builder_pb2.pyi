@@ -377,7 +377,7 @@ class CreateBuildRequest(_message.Message):
     bento: _builtins.str
     """Required. `bentoRepositories/{repository}/bentos/{bento}`. Without content: FAILED_PRECONDITION (BENTO_NOT_UPLOADED)."""
     force: _builtins.bool
-    """Optional. Build anew even where there is a good build."""
+    """Optional. Build anew even where there is a good build; an image on what the name of its base stands for by now."""
     output: Global___Build.Output.ValueType
     """Optional. What to make."""
     priority: Global___Build.Priority.ValueType
