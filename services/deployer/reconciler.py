@@ -356,8 +356,8 @@ class Reconciler:
             drain_s=self._settings.drain_s,
         )
         may_start = (new is not None and new.asked > 0) or self._reachable(view, version, service)
-        may_end = not any([await self._is_called(view, one) for one in old])
-        steps = rollout.next_steps(plan, seen_new, seen_old, may_start=may_start, may_end=may_end)
+        held = [one.key for one in old if await self._is_called(view, one)]
+        steps = rollout.next_steps(plan, seen_new, seen_old, may_start=may_start, held=held)
         asked = {step.key: step.replicas for step in steps}
         if key in asked or (new is not None and key not in self._applied):
             await self._runtime.apply(spec, asked.get(key, seen_new.asked))

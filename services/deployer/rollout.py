@@ -7,7 +7,7 @@ broken goes first. Other than there, a replica set may be held: new ones until w
 nobody calls them any more.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 
@@ -85,7 +85,7 @@ def complete(plan: Plan, new: SetView, old: Sequence[SetView]) -> bool:
 
 
 def next_steps(
-    plan: Plan, new: SetView, old: Sequence[SetView], *, may_start: bool = True, may_end: bool = True
+    plan: Plan, new: SetView, old: Sequence[SetView], *, may_start: bool = True, held: Collection[str] = ()
 ) -> list[Scale]:
     """What to do now; nothing when it is time to wait, or when all is done.
 
@@ -94,16 +94,14 @@ def next_steps(
         new: the set of the latest revision, with zeros when there is none yet.
         old: the sets of former revisions, oldest first.
         may_start: whether new replicas may be started now.
-        may_end: whether old replicas may be stopped now.
+        held: keys of old sets whose replicas may not be stopped now.
     """
     steps = []
     wanted = _grown(plan, new, old) if may_start else new.asked
     wanted = min(wanted, plan.desired)
     if wanted != new.asked:
         steps.append(Scale(new.key, wanted))
-    if may_end:
-        steps += _shrunk(plan, new, old)
-    return steps
+    return steps + _shrunk(plan, new, old, held)
 
 
 def _grown(plan: Plan, new: SetView, old: Sequence[SetView]) -> int:
@@ -113,23 +111,25 @@ def _grown(plan: Plan, new: SetView, old: Sequence[SetView]) -> int:
     return new.asked + max(0, room)
 
 
-def _shrunk(plan: Plan, new: SetView, old: Sequence[SetView]) -> list[Scale]:
+def _shrunk(plan: Plan, new: SetView, old: Sequence[SetView], held: Collection[str]) -> list[Scale]:
     left = {view.key: view.asked for view in old}
+    # Not all of them because of one: the failed attempt of an update may have to go before the next can be made.
+    free = [view for view in old if view.key not in held]
     if plan.recreate:
-        return [Scale(key, 0) for key, asked in left.items() if asked > 0]
+        return [Scale(view.key, 0) for view in free if view.asked > 0]
     new_unready = max(0, new.asked - new.ready)
     least_ready = max(0, plan.desired - plan.unavailable)
     total = new.asked + sum(left.values())
     spare = max(0, total - least_ready - new_unready)
     # What does not answer goes first, the newest of it before the rest: it is the failed attempt, and an older
     # revision is what still serves.
-    for view in reversed(old):
+    for view in reversed(free):
         ended = min(view.asked - view.surely_ready, spare)
         left[view.key] -= ended
         spare -= ended
     ready = min(new.ready, new.asked) + sum(view.surely_ready for view in old)
     spare = min(spare, max(0, ready - least_ready))
-    for view in old:
+    for view in free:
         ended = min(left[view.key], spare)
         left[view.key] -= ended
         spare -= ended

@@ -5,7 +5,7 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.deployer.rollout import Plan, SetView, complete, next_steps, plan_of
+from services.deployer.rollout import Plan, Scale, SetView, complete, next_steps, plan_of
 
 plans = st.one_of(
     st.builds(Plan, st.integers(1, 6), st.integers(1, 6), st.integers(0, 2)),
@@ -90,3 +90,15 @@ def test_recreate_starts_nothing_before_the_old_is_gone(desired: int) -> None:
     assert [step.key for step in next_steps(plan, new, (SetView("old", 2, 2, 2),))] == ["old"]
     assert next_steps(plan, new, (SetView("old", 0, 0, 0, draining=1),)) == []
     assert next_steps(plan, new, (SetView("old", 0),))[0].replicas == desired
+
+
+@given(st.integers(1, 4))
+def test_an_update_that_is_taken_back_midway_gives_its_room_to_the_next(desired: int) -> None:
+    """Two services, and a rollback while the one behind is there twice: neither the first set, which is called, nor
+    the second, which nobody calls yet, may stand in the way for ever."""
+    plan = plan_of("", desired, called=True)
+    called, failed = SetView("rev1", desired, desired, desired), SetView("rev2", desired, desired, desired)
+    assert next_steps(plan, SetView("rev3", 0), (called, failed), held=["rev1"]) == [Scale("rev2", 0)]
+    (step,) = next_steps(plan, SetView("rev3", 0), (called, replace(failed, asked=0, total=0, ready=0)), held=["rev1"])
+    assert step == Scale("rev3", desired)
+    assert next_steps(plan, SetView("rev3", 0), (called, failed), held=["rev1", "rev2"]) == []
