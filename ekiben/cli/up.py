@@ -39,6 +39,12 @@ def default_data() -> Path:
     envvar="EKIBEN_BLOBS_URL",
     help="Where archives are kept instead of a folder: s3://bucket/prefix.  [env: EKIBEN_BLOBS_URL]",
 )
+@click.option(
+    "--runtime",
+    type=click.Choice(["process", "podman"]),
+    envvar="EKIBEN_DEPLOYER_RUNTIME",
+    help="Run replicas as processes (by default), or as containers.  [env: EKIBEN_DEPLOYER_RUNTIME]",
+)
 def up(
     data: Path | None,
     host: str,
@@ -46,6 +52,7 @@ def up(
     database: str | None,
     database_password_file: Path | None,
     blobs: str | None,
+    runtime: str | None,
 ) -> None:
     """Start the whole suite on this machine, until Ctrl-C.
 
@@ -59,6 +66,7 @@ def up(
       ekiben up
       ekiben up --database postgresql://ekiben@db.example.com/ekiben?sslmode=verify-full
       ekiben up --database postgresql://ekiben@/ekiben?host=/run/postgresql --blobs s3://ekiben
+      EKIBEN_BUILDER_BASES=docker://docker.io/library/python:{python}-slim ekiben up --runtime podman
     """
     # -P: a folder named `services` where the user stands must not be taken for ours.
     command = [sys.executable, "-P", "-m", "services.standalone"]
@@ -69,5 +77,7 @@ def up(
     os.environ.update(
         {name: url for name, url in (("EKIBEN_DATABASE_URL", database), ("EKIBEN_BLOBS_URL", blobs)) if url}
     )
+    if runtime:
+        os.environ["EKIBEN_DEPLOYER_RUNTIME"] = runtime
     sys.stdout.flush()
     os.execv(sys.executable, command)

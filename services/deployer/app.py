@@ -10,13 +10,14 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 
-from ekiben.builder.v1 import builder_pb2_grpc
+from ekiben.builder.v1 import builder_pb2_grpc, images_pb2_grpc
 from ekiben.deployer.v1 import deployer_pb2_grpc
 from ekiben.errors import ResourceExhausted
 from ekiben.identity.v1 import identity_pb2_grpc
 from ekiben.registry.v1 import lineage_pb2_grpc, registry_pb2_grpc
 from services.content.archives import fetch_content
 from services.deployer import domain
+from services.deployer.builds import Builds, Output
 from services.deployer.deployments import Deployments
 from services.deployer.ownership import Ownership
 from services.deployer.reconciler import Reconciler
@@ -81,7 +82,12 @@ async def open_deployer(settings: Settings, peers: Peers, *, clock: Clock = SYST
             await ownership.look()
         changes = News(database, clock)
         uses = Uses(store, lineage_pb2_grpc.LineageStub(peers.registry), clock)
-        builds = builder_pb2_grpc.BuildsStub(peers.builder)
+        builds = Builds(
+            builder_pb2_grpc.BuildsStub(peers.builder),
+            images_pb2_grpc.ImagesStub(peers.builder),
+            Output.ENVIRONMENT if settings.runtime == "process" else Output.IMAGE,
+            clock,
+        )
         reconciler = Reconciler(
             store, runtime, builds, vault, uses, ownership, changes, settings, instance_types, clock
         )

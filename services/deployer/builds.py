@@ -1,13 +1,17 @@
-"""Environments, asked of the builder: one task for each revision that waits for one."""
+"""What replicas run in, asked of the builder: one task for each revision that waits for it.
+
+That is an environment for replicas that are processes, and an image for those that are containers.
+"""
 
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
-from ekiben.builder.v1 import builder_pb2
-from ekiben.errors import EkibenError, NotFound
+from ekiben.builder.v1 import builder_pb2, images_pb2
+from ekiben.errors import EkibenError, FailedPrecondition, NotFound
 from services.kernel import telemetry
 from services.kernel.clock import Clock
 from services.kernel.identity import Principal
@@ -23,15 +27,27 @@ UNWANTED_S = 60.0
 """An environment that no pass asked for during this time is nobody's any more; passes come every second."""
 
 
+@dataclass(frozen=True)
+class Made:
+    """What a build gave."""
+
+    digest: str
+    """`sha256:<hex>` of the environment or of the image."""
+    environment: str = ""
+    """The environment's place."""
+    image: str = ""
+    """The image's place."""
+    image_name: str = ""
+    """`images/{image}`."""
+
+
 @dataclass
 class Progress:
-    """How far an environment has come."""
+    """How far a build has come."""
 
     build: str = ""
-    environment: str = ""
-    """Its place, once it is there."""
-    digest: str = ""
-    """`sha256:<hex>` of the environment, once it is there."""
+    made: Made | None = None
+    """What it gave, once it has."""
     message: str = ""
     failed: bool = False
     reason: str = "BUILD_FAILED"
@@ -39,19 +55,28 @@ class Progress:
     task: "asyncio.Task[None] | None" = None
 
 
+class Output(Enum):
+    """What replicas run in."""
+
+    ENVIRONMENT = builder_pb2.Build.ENVIRONMENT
+    IMAGE = builder_pb2.Build.IMAGE
+
+
 Key = tuple[str, int, str, str, tuple[str, ...]]
 """Deployment and revision, bento and its digest, secrets."""
 
 
 class Builds:
-    """Environments by revision, bento and secrets. `changed` is called whenever one of them comes further.
+    """Builds by revision, bento and secrets. `changed` is called whenever one of them comes further.
 
     Each revision asks for itself, so that it gets what the builder made last: the builder answers at once with what it
     has, and a build that somebody forced meanwhile is used by the deployments and revisions after it.
     """
 
-    def __init__(self, stub: Any, clock: Clock, changed: Callable[[], None]) -> None:
-        self._stub, self._clock, self._changed = stub, clock, changed
+    def __init__(self, stub: Any, images: Any, output: Output, clock: Clock) -> None:
+        """`images` is the stub of the builder's images, which is asked where the output is IMAGE."""
+        self._stub, self._images, self._output, self._clock = stub, images, output, clock
+        self.changed: Callable[[], None] = lambda: None
         self._progress: dict[Key, Progress] = {}
 
     def want(
@@ -64,7 +89,7 @@ class Builds:
         caller: Principal,
         parent: str,
     ) -> Progress:
-        """The progress of an environment, which is asked for if it was not yet."""
+        """The progress of a build, which is asked for if it was not yet."""
         key = (*revision, bento, digest, tuple(secrets))
         progress = self._progress.get(key)
         if progress is None:
@@ -82,10 +107,10 @@ class Builds:
                     progress.task.cancel()
                 del self._progress[key]
 
-    def forget(self, environment: str) -> None:
-        """Ask anew for environments at this place: it is not there any more."""
+    def forget(self, made: Made) -> None:
+        """Ask anew for what is not there any more."""
         for key, progress in list(self._progress.items()):
-            if progress.environment == environment:
+            if progress.made == made:
                 del self._progress[key]
 
     async def _follow(
@@ -94,25 +119,26 @@ class Builds:
         pause = FIRST_PAUSE_S
         while True:
             try:
-                with telemetry.continue_trace(parent, "build environment", **{"ekiben.bento": bento}):
+                what = "build image" if self._output is Output.IMAGE else "build environment"
+                with telemetry.continue_trace(parent, what, **{"ekiben.bento": bento}):
                     with on_behalf_of(caller):
                         build = await self._build(progress, bento, secrets)
-            except NotFound as exc:
+                        made = await self._made(build)
+            except (NotFound, FailedPrecondition) as exc:
                 self._fail(progress, str(exc), exc.reason)
                 pause = AGAIN_S
             except EkibenError as exc:
                 progress.message = f"The builder cannot be asked: {exc}"
-                self._changed()
+                self.changed()
                 pause = min(LONGEST_PAUSE_S, pause * 2)
             except Exception:
                 log.exception("build could not be followed", extra={"bento": bento})
-                self._fail(progress, "The environment cannot be built for a fault in the platform.", "INTERNAL")
+                self._fail(progress, "It cannot be built for a fault in the platform.", "INTERNAL")
                 pause = AGAIN_S
             else:
-                if build.state == builder_pb2.Build.SUCCEEDED:
-                    progress.environment, progress.failed = build.environment.path, False
-                    progress.digest = build.environment.digest
-                    self._changed()
+                if made is not None:
+                    progress.made, progress.failed = made, False
+                    self.changed()
                     return
                 cancelled = build.state == builder_pb2.Build.CANCELLED
                 text = f"{build.name} was cancelled." if cancelled else f"{build.name}: {build.failure.message}"
@@ -122,17 +148,28 @@ class Builds:
 
     def _fail(self, progress: Progress, message: str, reason: str) -> None:
         progress.message, progress.failed, progress.reason = message, True, reason
-        self._changed()
+        self.changed()
 
     async def _build(self, progress: Progress, bento: str, secrets: Sequence[str]) -> builder_pb2.Build:
-        build = await self._stub.CreateBuild(builder_pb2.CreateBuildRequest(bento=bento, secrets=secrets))
+        asked = builder_pb2.CreateBuildRequest(
+            bento=bento, secrets=secrets, output=self._output.value, priority=builder_pb2.Build.INTERACTIVE
+        )
+        build = await self._stub.CreateBuild(asked)
         progress.build = build.name
         while build.state in (builder_pb2.Build.QUEUED, builder_pb2.Build.RUNNING):
             call = self._stub.WatchBuild(builder_pb2.WatchBuildRequest(name=build.name))
             try:
                 async for build in call:
                     progress.message = f"{build.name}: {build.step or 'queued'}."
-                    self._changed()
+                    self.changed()
             finally:
                 call.cancel()
         return build  # type: ignore[no-any-return]
+
+    async def _made(self, build: builder_pb2.Build) -> Made | None:
+        if build.state != builder_pb2.Build.SUCCEEDED:
+            return None
+        if self._output is Output.ENVIRONMENT:
+            return Made(build.environment.digest, environment=build.environment.path)
+        image = await self._images.GetImage(images_pb2.GetImageRequest(name=build.image))
+        return Made(image.digest, image=image.location, image_name=image.name)

@@ -15,7 +15,7 @@ from ekiben.deployer.v1 import deployer_pb2 as pb
 from ekiben.errors import EkibenError, NotFound
 from ekiben.identity.v1 import identity_pb2
 from services.deployer import messages, rollout, specs, status
-from services.deployer.builds import Builds, Progress
+from services.deployer.builds import Builds, Made, Progress
 from services.deployer.domain import MAIN, Condition, Deployment, InstanceType, Revision
 from services.deployer.ownership import Ownership
 from services.deployer.rollout import SetView
@@ -41,6 +41,8 @@ DRAIN_ACK_S = 3.0
 """At shutdown gateways may stop before they acknowledge; a person is waiting."""
 WANTED = "wanted"
 """The topic's key for changes of what is desired; a deployment's own key is its uid."""
+MISSING = ("ENVIRONMENT_MISSING", "IMAGE_MISSING")
+"""Reasons of replicas for which the builder must be asked again."""
 SHARES = 100
 """A weight is multiplied by this before it is shared among revisions, so that the shares stay whole."""
 
@@ -71,7 +73,7 @@ class Reconciler:
         self,
         store: Store,
         runtime: Runtime,
-        builds: Any,
+        builds: Builds,
         vault: Any,
         uses: Uses,
         ownership: Ownership,
@@ -89,7 +91,8 @@ class Reconciler:
         self.topic = topic
         """Changes of deployments, by uid; of what is desired also by WANTED."""
         self.routes = Routes(store.next_route_version, clock, self._signal.notify)
-        self._builds = Builds(builds, clock, self._signal.notify)
+        self._builds = builds
+        builds.changed = self._signal.notify
         self._revisions: dict[tuple[str, int], Revision] = {}
         self._versions: dict[tuple[str, int], list[Version]] = {}
         self._secrets_known: dict[tuple[object, ...], tuple[float, list[identity_pb2.Secret]]] = {}
@@ -229,16 +232,16 @@ class Reconciler:
         revision = await self._revision(deployment.uid, deployment.latest_revision)
         view = _View(deployment, revision, sets)
         versions = self._versions_of(revision)
-        environments = {}
+        given = {}
         for version in versions:
-            progress = self._environment(view, version)
+            progress = self._build(view, version)
             secrets = await self._secrets(view, version)
-            if progress.environment and secrets is not None and view.problem is None:
-                environments[version.target] = (progress.environment, secrets)
+            if progress.made and secrets is not None and view.problem is None:
+                given[version.target] = (progress.made, secrets)
         await self._restore(view)
         for version in versions:
             for service in version.manifest.services:
-                await self._service(view, version, service.name, environments.get(version.target))
+                await self._service(view, version, service.name, given.get(version.target))
         await self._obsolete(view, versions)
         await self._revive(view)
         await self._report(view)
@@ -261,22 +264,22 @@ class Reconciler:
         await self._write(deployment, status.summarize(facts, deployment.status, self._clock.now()))
         return _View(deployment, await self._revision(deployment.uid, deployment.latest_revision), sets)
 
-    def _environment(self, view: _View, version: Version) -> Progress:
+    def _build(self, view: _View, version: Version) -> Progress:
         progress = self._wanted(view.deployment, view.revision.number, version)
-        missing = [one for one in view.sets if any(r.reason == "ENVIRONMENT_MISSING" for r in one.replicas)]
-        if missing and progress.environment:
+        missing = [one for one in view.sets if any(r.reason in MISSING for r in one.replicas)]
+        if missing and progress.made:
             # The builder has thrown it away meanwhile: ask for it again, and tell the runtime where it is then.
-            self._builds.forget(progress.environment)
+            self._builds.forget(progress.made)
             self._applied.difference_update(one.key for one in missing)
             progress = self._wanted(view.deployment, view.revision.number, version)
         if version.target == MAIN:
             view.build = progress.build
-        if progress.environment:
-            made = (progress.build, version.bento, version.digest, progress.digest)
+        if progress.made:
+            made = (progress.build, version.bento, version.digest, progress.made.digest)
             self._uses.built(view.deployment.uid, view.revision.number, *made)
         if progress.failed:
             view.problem = Condition("Built", False, progress.reason, progress.message)
-        elif not progress.environment:
+        elif not progress.made:
             view.building, view.building_message = True, progress.message
         return progress
 
@@ -316,7 +319,7 @@ class Reconciler:
         return known[1]
 
     async def _service(
-        self, view: _View, version: Version, service: str, given: tuple[str, list[identity_pb2.Secret]] | None
+        self, view: _View, version: Version, service: str, given: tuple[Made, list[identity_pb2.Secret]] | None
     ) -> None:
         deployment, latest = view.deployment, view.revision.number
         key = specs.key_of(deployment.uid, latest, version.target, service)
@@ -350,7 +353,7 @@ class Reconciler:
             latest,
             version,
             service,
-            environment=given[0],
+            made=given[0],
             secrets=given[1],
             instance_types=self._instance_types,
             drain_s=self._settings.drain_s,
@@ -417,11 +420,11 @@ class Reconciler:
             progress = self._wanted(deployment, serving, version)
             if progress.failed:
                 continue
-            if not progress.environment:
+            if not progress.made:
                 return
             for service in version.manifest.services:
                 desired = specs.desired_of(deployment, version, service.name)
-                await self._apply_old(view, serving, version, service.name, desired)
+                await self._apply_old(view, serving, version, progress.made, service.name, desired)
         self._restored.add(deployment.uid)
         view.sets[:] = [one for one in await self._runtime.observe() if one.deployment_uid == deployment.uid]
 
@@ -431,10 +434,14 @@ class Reconciler:
             if one.revision == view.revision.number or one.key in self._applied or not one.asked:
                 continue
             for version in self._versions_of(await self._revision(one.deployment_uid, one.revision)):
-                if version.target == one.target and self._wanted(view.deployment, one.revision, version).environment:
-                    await self._apply_old(view, one.revision, version, one.service, one.asked)
+                if version.target != one.target:
+                    continue
+                if made := self._wanted(view.deployment, one.revision, version).made:
+                    await self._apply_old(view, one.revision, version, made, one.service, one.asked)
 
-    async def _apply_old(self, view: _View, revision: int, version: Version, service: str, replicas: int) -> None:
+    async def _apply_old(
+        self, view: _View, revision: int, version: Version, made: Made, service: str, replicas: int
+    ) -> None:
         secrets = await self._secrets(_View(view.deployment, view.revision, []), version)
         if secrets is None:
             return
@@ -443,7 +450,7 @@ class Reconciler:
             revision,
             version,
             service,
-            environment=self._wanted(view.deployment, revision, version).environment,
+            made=made,
             secrets=secrets,
             instance_types=self._instance_types,
             drain_s=self._settings.drain_s,

@@ -11,6 +11,7 @@ from google.protobuf import json_format
 from ekiben.deployer.v1 import deployer_pb2 as pb
 from ekiben.identity.v1 import identity_pb2
 from services.deployer import messages
+from services.deployer.builds import Made
 from services.deployer.domain import MAIN, BentoManifest, Condition, Deployment, InstanceType, Revision, replicas_of
 from services.deployer.runtimes import SecretFile, SetSpec
 
@@ -101,7 +102,7 @@ def spec_of(
     version: Version,
     service: str,
     *,
-    environment: str,
+    made: Made,
     secrets: Sequence[identity_pb2.Secret],
     instance_types: Mapping[str, InstanceType],
     drain_s: float,
@@ -131,7 +132,9 @@ def spec_of(
         bento=version.bento,
         bento_digest=version.digest,
         models=version.models,
-        environment=environment,
+        environment=made.environment,
+        image=made.image,
+        image_digest=made.digest if made.image else "",
         envs=envs,
         files=tuple(_secret_files(secrets)),
         config=_whole(overrides),

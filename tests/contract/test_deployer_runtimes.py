@@ -132,6 +132,7 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     podman, images = None, None
     if request.param == "podman":
         podman, images = request.getfixturevalue("store"), request.getfixturevalue("images")
+    before = os.umask(0o077)  # as the suite has it
     bench = Bench(
         request.param, tmp_path / "data", Path(tempfile.mkdtemp(prefix="ekr-", dir="/tmp")), images, {}, podman
     )
@@ -142,6 +143,7 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     if podman is not None:
         await podman.run("rm", "--all", "--force", "--time", "0")
     shutil.rmtree(bench.run, ignore_errors=True)
+    os.umask(before)
 
 
 async def see(

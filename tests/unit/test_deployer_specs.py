@@ -9,6 +9,7 @@ import pytest
 
 from ekiben.deployer.v1 import deployer_pb2 as pb
 from services.deployer import messages, specs
+from services.deployer.builds import Made
 from services.deployer.domain import MAIN, Bento, Deployment, Revision, Status
 from services.deployer.runtimes import SetSpec, serving
 
@@ -53,7 +54,14 @@ def deployment(**scaling: pb.Scaling) -> Deployment:
 def spec(template: pb.Template, text: str) -> SetSpec:
     (version,) = specs.versions_of(revision(template, text))
     return specs.spec_of(
-        deployment(), 1, version, "Iris", environment="/env", secrets=[], instance_types={}, drain_s=1.0
+        deployment(),
+        1,
+        version,
+        "Iris",
+        made=Made("sha256:0", environment="/env"),
+        secrets=[],
+        instance_types={},
+        drain_s=1.0,
     )
 
 

@@ -27,7 +27,7 @@ from pathlib import Path, PurePosixPath
 
 from ekiben.errors import InvalidArgument
 from services.deployer.runtimes import SecretFile, SetSpec, launcher, serving
-from services.deployer.runtimes.podman import Podman, ulimits
+from services.deployer.runtimes.podman import Podman, Pulled, ulimits
 from services.deployer.runtimes.starting import CONTENT_KEPT_S, OUT_OF_MEMORY, Folders, Launch
 from services.kernel import processes
 
@@ -104,14 +104,15 @@ class ContainerStarter:
 
     # What it is started with
 
-    def _prepare(self, replica: str, spec: SetSpec, folders: Folders, image: str) -> Launch:
+    def _prepare(self, replica: str, spec: SetSpec, folders: Folders, image: Pulled) -> Launch:
         own, socket = folders.own / "container", folders.socket.parent
         for folder in (own / "home", own / "monitoring", own / "tmp", socket, folders.user_home):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._give(folder)
         own.chmod(0o711)
         programs = folders.own / "programs"
-        programs.mkdir(mode=0o755, exist_ok=True)
+        programs.mkdir(exist_ok=True)
+        programs.chmod(0o755)
         for program in (serving.LAUNCHER, serving.INSIDE):
             shutil.copyfile(program, programs / program.name)
             (programs / program.name).chmod(0o644)
@@ -133,14 +134,13 @@ class ContainerStarter:
             control=INSIDE / "s",
             monitoring=INSIDE / "replica" / "monitoring",
         )
-        exports = serving.exports_of(Path(spec.environment)) if spec.environment else frozenset[str]()
         if spec.legacy:
-            config = json.dumps(serving.legacy_config(spec, self._telemetry, exports))
+            config = json.dumps(serving.legacy_config(spec, self._telemetry, image.exports))
             self._write(own / "home" / "bentoml.yaml", config)
         sockets = {service: INSIDE / "d" / key / "s" for service, key in spec.dependencies}
         program = INSIDE / "programs" / serving.LAUNCHER.name
         _, *argv = serving.command(spec, places, sockets, python="", launcher=program, drain_s=spec.drain_s)
-        env = serving.environment(spec, places, self._telemetry, exports, replica, {})
+        env = serving.environment(spec, places, self._telemetry, image.exports, replica, {})
         self._write(socket / "start", json.dumps({"argv": argv, "env": env}))
         note = "" if self._podman.limits else "Podman cannot limit memory and cores on this machine."
         limits = [
@@ -169,7 +169,7 @@ class ContainerStarter:
             *mounts,
             f"--workdir={BENTO}",
             "--entrypoint=python",
-            image,
+            image.id,
             "-I",
             str(INSIDE / "programs" / serving.INSIDE.name),
             str(INSIDE / "s" / "start"),

@@ -16,6 +16,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ OLDEST = (4, 0)
 MOST_PROCESSES = 32768
 """Podman lowers its own limit to this before it sets the container's, which may then not be higher."""
 MOST_FILES = 1 << 20
+LONGEST_RUNROOT = 50
+"""Podman refuses longer paths."""
 _CONFIG = """\
 # Written by Ekiben: this engine runs replicas and nothing else.
 [containers]
@@ -42,13 +45,39 @@ _INDEX = "application/vnd.oci.image.index.v1+json"
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 
 
+_REGISTRY_VARIABLES = ("REGISTRY_AUTH_FILE", "DOCKER_CONFIG")
+_LOOK = """
+import importlib, json
+found = []
+for kind, name in (("traces", "opentelemetry.exporter.otlp.proto.http.trace_exporter"),
+                   ("monitors", "bentoml._internal.monitoring.otlp")):
+    try:
+        importlib.import_module(name)
+    except BaseException:
+        pass
+    else:
+        found.append(kind)
+print(json.dumps(found))
+"""
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """An image that is here."""
+
+    id: str
+    """Podman's."""
+    exports: Sequence[str]
+    """What its replicas can send over OTLP/HTTP, of `traces` and `monitors`."""
+
+
 class Podman:
     """See the module."""
 
     def __init__(self, data_dir: Path, run_dir: Path, *, runtime: str = "", program: str = "podman") -> None:
-        self._data, self._run, self._runtime = data_dir / "containers", run_dir / "c", runtime
-        self._program = program
         self._mark = processes.mark_of("deployer", data_dir)
+        self._data, self._run = data_dir / "containers", _short(run_dir / "c", self._mark)
+        self._program, self._runtime = program, runtime
         self._images = self._data / "images"
         self._pulling: dict[str, asyncio.Lock] = {}
         self._seen: set[str] = set()
@@ -93,6 +122,8 @@ class Podman:
     def _prepare(self) -> None:
         for folder in (self._data, self._images, self._run):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._run.is_symlink() or self._run.stat().st_uid != os.getuid():
+            raise SettingsError([f"The folder {self._run} belongs to somebody else; remove it, or shorten run_dir."])
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         booted = self._run / "boot"
         if not booted.exists() or booted.read_text() != boot:
@@ -145,11 +176,11 @@ class Podman:
 
     # Images
 
-    async def image(self, location: str, digest: str, tell: Callable[[str], None]) -> str:
-        """Podman's id of an image, which is pulled unless it is here.
+    async def image(self, location: str, digest: str, tell: Callable[[str], None]) -> Pulled:
+        """An image, which is pulled unless it is here.
 
         Args:
-            location: `oci:FOLDER[:REFERENCE]`, or another that podman pulls from, as `docker://HOST/NAME`.
+            location: `oci:FOLDER[:REFERENCE]` or `docker://HOST/NAME`.
             digest: of the manifest or the index: whatever the reference names by now, this is what is pulled.
 
         Raises:
@@ -159,27 +190,37 @@ class Podman:
         kept = self._images / name
         async with self._pulling.setdefault(name, asyncio.Lock()):
             known = await asyncio.to_thread(_read, kept)
-            if known and (known in self._seen or (await self.run("image", "exists", known))[0] == 0):
+            if known and (known.id in self._seen or (await self.run("image", "exists", known.id))[0] == 0):
                 await asyncio.to_thread(os.utime, kept)
-                self._seen.add(known)
+                self._seen.add(known.id)
                 return known
             tell("Its image is being pulled.")
             began = time.monotonic()
-            found = await self._pull(location, digest)
+            id = await self._pull(location, digest)
+            found = Pulled(id, await self._exports(id))
             await asyncio.to_thread(_write, kept, found)
-            self._seen.add(found)
+            self._seen.add(id)
             log.info("image pulled", extra={"image": digest, "seconds": round(time.monotonic() - began, 1)})
             return found
+
+    async def _exports(self, id: str) -> Sequence[str]:
+        """Tried in a container, once: BentoML fails at its start when it is told to send what it cannot."""
+        alone = ["--network=none", "--read-only", "--cap-drop=all", "--log-driver=none", "--entrypoint=python"]
+        status, output, error = await self.run("run", "--rm", "--pull=never", *alone, *ulimits(), id, "-I", "-c", _LOOK)
+        with contextlib.suppress(ValueError, IndexError):
+            return tuple(json.loads(output.strip().splitlines()[-1]))
+        log.warning("replicas of an image send no telemetry", extra={"status": status, "error": said(error)})
+        return ()
 
     def doubt(self) -> None:
         """Something failed: look again whether images are there."""
         self._seen.clear()
 
     async def _pull(self, location: str, digest: str) -> str:
-        proxies = {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}
-        if not location.startswith("oci:"):
+        if location.startswith("docker://"):
             named = re.sub(r"(:[^/:@]+)?(@[^@]+)?$", "", location)
-            return self._pulled(location, *await self.run("pull", "-q", f"{named}@{digest}", env=proxies))
+            options, env = _of_registry(location)
+            return self._pulled(location, *await self.run("pull", "-q", *options, f"{named}@{digest}", env=env))
         folder = Path(location.removeprefix("oci:").partition(":")[0])
         # A layout with this one image: names in the builder's own may be moved, and its index rewritten, at any time.
         view = self._data / "views" / secrets.token_hex(8)
@@ -191,12 +232,11 @@ class Podman:
             await asyncio.to_thread(shutil.rmtree, view, ignore_errors=True)
 
     def _pulled(self, location: str, status: int, output: str, error: str) -> str:
+        if status and re.search(r"manifest unknown|no such file|not found", error):
+            raise FailedPrecondition(f"The image {location} is not there: {said(error)}", reason="IMAGE_MISSING")
         if status:
-            missing = re.search(r"manifest unknown|no such file|not found", error)
             raise FailedPrecondition(
-                f"The image {location} cannot be pulled: {said(error)}",
-                reason="IMAGE_MISSING" if missing else "IMAGE_NOT_PULLED",
-                image=location,
+                f"The image {location} cannot be pulled: {said(error)} It is tried again.", reason="IMAGE_NOT_PULLED"
             )
         return output.strip().splitlines()[-1]
 
@@ -214,11 +254,11 @@ class Podman:
 
     def _unused(self, used: Collection[str], long_ago: float) -> list[tuple[Path, str]]:
         found = {path: _read(path) for path in self._images.iterdir()}
-        needed = {id for path, id in found.items() if path.name in used}
+        needed = {one.id for path, one in found.items() if one and path.name in used}
         return [
-            (path, id)
-            for path, id in found.items()
-            if id and id not in needed and path.name not in used and path.stat().st_mtime < long_ago
+            (path, one.id)
+            for path, one in found.items()
+            if one and one.id not in needed and path.name not in used and path.stat().st_mtime < long_ago
         ]
 
     # Containers
@@ -261,6 +301,27 @@ def ulimits() -> Sequence[str]:
     return ["--ulimit", f"nofile={files}:{files}", "--ulimit", f"nproc={tasks}:{tasks}"]
 
 
+def _of_registry(location: str) -> tuple[list[str], dict[str, str]]:
+    """Options and variables for a pull, as the builder has them: what it may push to must be there to be pulled."""
+    host = location.removeprefix("docker://").partition("/")[0]
+    told = (*_REGISTRY_VARIABLES, *(name for name in os.environ if name.lower().endswith("_proxy")))
+    insecure = [each.strip() for each in os.environ.get("EKIBEN_REGISTRY_INSECURE", "").split(",")]
+    certificates = Path(os.environ.get("EKIBEN_REGISTRY_CERTIFICATES") or "/nowhere", host)
+    options = [
+        *(["--tls-verify=false"] if host in insecure else []),
+        *([f"--cert-dir={certificates}"] if certificates.is_dir() else []),
+    ]
+    return options, {name: os.environ[name] for name in told if name in os.environ}
+
+
+def _short(folder: Path, mark: str) -> Path:
+    """The folder, or another whose path podman takes: one that is gone with the machine, if there is any."""
+    if len(str(folder / "run")) <= LONGEST_RUNROOT:
+        return folder
+    usual = Path(os.environ.get("XDG_RUNTIME_DIR") or "/run")
+    return (usual if os.access(usual, os.W_OK) else Path("/tmp")) / f"ekc-{mark[-12:]}"
+
+
 def _view(layout: Path, digest: str, view: Path) -> None:
     manifest = layout / "blobs" / "sha256" / digest.removeprefix("sha256:")
     try:
@@ -280,14 +341,14 @@ def _view(layout: Path, digest: str, view: Path) -> None:
     (view / "blobs").symlink_to((layout / "blobs").resolve(), target_is_directory=True)
 
 
-def _read(file: Path) -> str:
-    try:
-        return file.read_text().strip()
-    except OSError:
-        return ""
+def _read(file: Path) -> Pulled | None:
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        told = json.loads(file.read_text())
+        return Pulled(str(told["id"]), tuple(told["exports"]))
+    return None
 
 
-def _write(file: Path, text: str) -> None:
+def _write(file: Path, image: Pulled) -> None:
     fresh = file.with_name(f".{file.name}")
-    fresh.write_text(text)
+    fresh.write_text(json.dumps({"id": image.id, "exports": image.exports}))
     fresh.replace(file)
