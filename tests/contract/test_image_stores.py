@@ -8,6 +8,7 @@ import pytest
 from ekiben.errors import DataLoss, InvalidArgument, NotFound
 from services.content.digest import Digest
 from services.content.images import INDEX, LAYER, Again, Descriptor, ImageStore, canonical
+from services.content.images.doubting import DoubtingImageStore
 from tests.image_stores import AMD64, ARM64, described, manifest, of, put, read
 
 
@@ -90,3 +91,21 @@ async def test_nothing_is_found_where_nothing_is(store: ImageStore) -> None:
         await store.resolve("", AMD64)
     with pytest.raises(InvalidArgument):
         await store.attach(b"{}", "application/vnd.oci.image.manifest.v1+json")
+
+
+async def test_a_doubted_store_has_only_what_it_is_given_anew(store: ImageStore) -> None:
+    one, other = described(b"one"), described(b"other")
+    for content in (b"one", b"other"):
+        await store.write(of(content))
+    some, all_of_it = DoubtingImageStore(store, [one.digest]), DoubtingImageStore(store, [])
+    assert (await some.size(one.digest), await some.size(other.digest)) == (None, 5)
+    assert (await all_of_it.size(one.digest), await all_of_it.size(other.digest)) == (None, None)
+    for doubted in (some, all_of_it):
+        assert not await doubted.mount(one, store.name)
+        assert await doubted.write(of(b"one"), one) == (one.digest, 3)
+        assert await doubted.size(one.digest) == 3
+        assert await read(doubted, other) == b"other"
+    tagged = await put(some, "v1", b"one")
+    assert (await store.find("v1")).digest == tagged.digest
+    assert await all_of_it.references() == ["v1"] and await all_of_it.referrers(tagged.digest) == []
+    assert (await all_of_it.resolve("v1", AMD64))[0].digest == (await all_of_it.find("v1")).digest

@@ -4,18 +4,22 @@ A registry may answer that a blob is there, from its cache, and then refuse the 
 wrapper the same work is done again: what is not believed to be there is sent, everything else is found as before.
 """
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Collection, Sequence
 
 from services.content.digest import Digest
 from services.content.images import Descriptor, Image, ImageStore, Platform
 
 
 class DoubtingImageStore:
-    """A store without certain blobs, until they are written."""
+    """A store without certain blobs, until they are written; without any, where it is not known which are lost."""
 
-    def __init__(self, store: ImageStore, lost: Iterable[Digest]) -> None:
+    def __init__(self, store: ImageStore, lost: Collection[Digest]) -> None:
         self._store = store
-        self._lost = set(lost)
+        self._lost = frozenset(lost)
+        self._written: set[Digest] = set()
+
+    def _doubted(self, digest: Digest) -> bool:
+        return digest not in self._written and (not self._lost or digest in self._lost)
 
     @property
     def name(self) -> str:
@@ -24,17 +28,17 @@ class DoubtingImageStore:
 
     async def size(self, digest: Digest) -> int | None:
         """See ImageStore."""
-        return None if digest in self._lost else await self._store.size(digest)
+        return None if self._doubted(digest) else await self._store.size(digest)
 
     async def write(self, chunks: AsyncIterable[bytes], expected: Descriptor | None = None) -> tuple[Digest, int]:
         """See ImageStore."""
         digest, size_bytes = await self._store.write(chunks, expected)
-        self._lost.discard(digest)
+        self._written.add(digest)
         return digest, size_bytes
 
     async def mount(self, descriptor: Descriptor, origin: str) -> bool:
         """See ImageStore."""
-        return descriptor.digest not in self._lost and await self._store.mount(descriptor, origin)
+        return not self._doubted(descriptor.digest) and await self._store.mount(descriptor, origin)
 
     def read(self, descriptor: Descriptor) -> AsyncIterator[bytes]:
         """See ImageStore."""

@@ -1,0 +1,84 @@
+"""An archive for docker load is one tar, whole or not there, whatever happens while it is written."""
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from ekiben.errors import DataLoss, FailedPrecondition, NotFound
+from services.content import open_images
+from services.content.images import INDEX, MANIFEST, Again, canonical
+from services.content.images.archive import open_archive
+from tests.image_stores import AMD64, described, manifest, of, put, read
+
+
+def content_of(file: Path) -> dict[str, bytes]:
+    with tarfile.open(file) as archive:
+        members = archive.getmembers()
+        assert len({member.name for member in members}) == len(members)
+        found = {member.name: archive.extractfile(member) for member in members}
+        return {name: member.read() for name, member in found.items() if isinstance(member, io.BufferedReader)}
+
+
+async def test_it_holds_each_blob_once_and_both_tables_of_contents(tmp_path: Path) -> None:
+    large = os.urandom((2 << 20) + 7)
+    async with open_images(f"docker-archive:{tmp_path}/image.tar:team/app:v1") as (store, reference):
+        assert reference == "team/app:v1" and await store.references() == []
+        await store.write(of(large[: 1 << 20], large[1 << 20 :]))
+        await store.write(of(large[: 1 << 20], large[1 << 20 :]))
+        assert await store.size(described(large).digest) == len(large)
+        assert await read(store, described(large)) == large
+        image = await put(store, reference, large[: 1 << 20], large[1 << 20 :])
+    files = content_of(tmp_path / "image.tar")
+    assert files[f"blobs/sha256/{described(large).digest.hex}"] == large
+    (entry,) = json.loads(files["manifest.json"])
+    assert entry["RepoTags"] == ["team/app:v1"]
+    assert entry["Layers"] == [f"blobs/sha256/{described(large).digest.hex}"] and entry["Config"] in files
+    assert [each["digest"] for each in json.loads(files["index.json"])["manifests"]] == [str(image.digest)]
+
+
+async def test_what_breaks_off_within_leaves_no_trace_in_it(tmp_path: Path) -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield bytes(3 << 20)
+        raise NotFound("The file is gone.", reason="FILE_NOT_FOUND")
+
+    async with open_archive(tmp_path / "image.tar") as store:
+        await store.write(of(b"first"))
+        for chunks in (broken(), Again(broken)):
+            with pytest.raises(NotFound, match="gone"):
+                await store.write(chunks)
+        with pytest.raises(DataLoss, match="announced"):
+            await store.write(of(b"other"), described(b"announced"))
+        await put(store, "v1", b"layer", annotations={"org.opencontainers.image.title": "Summarizer:v1"})
+    files = content_of(tmp_path / "image.tar")
+    assert len(files) == 7  # two layers, configuration, manifest, and three that say what is where
+    assert json.loads(files["manifest.json"])[0]["RepoTags"] == ["summarizer:v1"]
+
+
+async def test_what_is_attached_is_in_it_and_an_index_is_refused(tmp_path: Path) -> None:
+    async with open_archive(tmp_path / "image.tar") as store:
+        made, _ = await manifest(store, of(b"layer"))
+        kept = await store.keep(made, MANIFEST)
+        note, _ = await manifest(store, of(b"note"), subject=kept.to_json(), artifactType="application/x-note")
+        attached = await store.attach(note, MANIFEST)
+        assert [each.digest for each in await store.referrers(kept.digest)] == [attached.digest]
+        index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [kept.to_json()]}
+        with pytest.raises(FailedPrecondition, match="one platform"):
+            await store.tag("v1", canonical(index), INDEX, None)
+        await store.tag("app:v1", made, MANIFEST, AMD64)
+    entries = json.loads(content_of(tmp_path / "image.tar")["index.json"])["manifests"]
+    assert [each["digest"] for each in entries] == [str(kept.digest), str(attached.digest)]
+
+
+async def test_what_does_not_come_to_a_tag_leaves_what_was_there(tmp_path: Path) -> None:
+    file = tmp_path / "image.tar"
+    file.write_text("before")
+    with pytest.raises(NotFound):
+        async with open_archive(file) as store:
+            await store.write(of(b"something"))
+            await store.find("v1")
+    assert [each.name for each in tmp_path.iterdir()] == ["image.tar"] and file.read_text() == "before"
