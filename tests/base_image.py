@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from services.builder.offline import here
-from services.content.images import CONFIG, LAYER_GZIP, MANIFEST, Descriptor, canonical
+from services.content.images import CONFIG, LAYER_GZIP, MANIFEST, Descriptor, Platform, canonical
 from services.content.images.layout import LayoutImageStore
 from tests.bentoml_clients import cache_dir
 
@@ -45,6 +45,29 @@ def base_image() -> str:
     return f"oci:{folder}"
 
 
+def foreign_base_image() -> tuple[str, str]:
+    """`oci:FOLDER` of the same base for linux/arm64, and the emulator that runs its programs; skipped without one."""
+    emulator = shutil.which("qemu-aarch64-static")
+    if here().architecture != "amd64" or emulator is None:
+        pytest.skip("arm64 is emulated on amd64, by qemu (Debian: apt-get install qemu-user-static)")
+    folder = cache_dir() / "base-bookworm-arm64"
+    with open(cache_dir() / "base-bookworm-arm64.lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "index.json").exists():
+            if shutil.which("debootstrap") is None or os.getuid() != 0:
+                pytest.skip("the base image is made by debootstrap, as root (Debian: apt-get install debootstrap)")
+            with tempfile.TemporaryDirectory(dir=cache_dir()) as work:
+                rootfs = Path(work) / "rootfs"
+                command = ["debootstrap", "--foreign", "--arch=arm64", "--variant=minbase", f"--include={_PACKAGES}"]
+                subprocess.run([*command, "bookworm", str(rootfs)], check=True, capture_output=True, timeout=900)
+                # Nothing of another architecture is run: packages are unpacked, and none is configured.
+                for package in sorted((rootfs / "var/cache/apt/archives").glob("*.deb")):
+                    subprocess.run(["dpkg", "-x", str(package), str(rootfs)], check=True, timeout=120)
+                from_rootfs(rootfs, Path(work) / "layout", Platform("linux", "arm64"))
+                (Path(work) / "layout").rename(folder)
+    return f"oci:{folder}", emulator
+
+
 def _make(folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=cache_dir()) as work:
         rootfs = Path(work) / "rootfs"
@@ -60,8 +83,9 @@ def _make(folder: Path) -> None:
         (Path(work) / "layout").rename(folder)
 
 
-def from_rootfs(rootfs: Path, layout: Path) -> None:
-    """The layout of an image with one layer that holds `rootfs`."""
+def from_rootfs(rootfs: Path, layout: Path, platform: Platform | None = None) -> None:
+    """The layout of an image with one layer that holds `rootfs`; for this machine where no platform is named."""
+    platform = platform or here()
 
     def kept(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
         name = member.name.removeprefix("./")
@@ -81,7 +105,7 @@ def from_rootfs(rootfs: Path, layout: Path) -> None:
         (layout / "blobs" / "sha256" / diff_id.hex).unlink()
         config = {
             "os": "linux",
-            "architecture": here().architecture,
+            "architecture": platform.architecture,
             "config": {"Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"], "Cmd": ["bash"]},
             "rootfs": {"type": "layers", "diff_ids": [str(diff_id)]},
         }
@@ -92,7 +116,7 @@ def from_rootfs(rootfs: Path, layout: Path) -> None:
             "config": Descriptor(CONFIG, config_digest, config_size).to_json(),
             "layers": [Descriptor(LAYER_GZIP, digest, size).to_json()],
         }
-        await store.tag("bookworm", json.dumps(manifest).encode(), MANIFEST, here())
+        await store.tag("bookworm", json.dumps(manifest).encode(), MANIFEST, platform)
 
     asyncio.run(write())
 

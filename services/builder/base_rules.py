@@ -17,8 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ekiben.errors import InvalidArgument, NotFound
+from ekiben.errors import EkibenError, InvalidArgument, NotFound
 from services.builder.bases import BaseImage, open_base
+from services.builder.platforms import here
 from services.content import open_images
 from services.content.files import make_folder, write_whole
 from services.content.images import Descriptor, Platform
@@ -70,8 +71,8 @@ async def opened(
     async with open_images(name) as (store, reference):
         # A layout on disk changes only when its owner has it changed.
         moves = name.startswith("docker:") and not _DIGEST.search(reference)
-        found = []
-        for platform in platforms:
+
+        async def find(platform: Platform) -> BaseImage:
             key = f"{name} {platform}"
             pinned = (await asyncio.to_thread(_pins, folder)).get(key) if moves and not refresh else None
             try:
@@ -88,8 +89,20 @@ async def opened(
                 ) from error
             if moves and not pinned:
                 await asyncio.to_thread(_pin, folder, key, replace(base.descriptor, annotations={}).to_json())
-            found.append(base)
-        yield found
+            return base
+
+        async def twin() -> BaseImage | None:
+            with contextlib.suppress(EkibenError):  # many bases are for one platform only
+                return await find(here())
+            return None
+
+        found = [await find(platform) for platform in platforms]
+        yield [
+            base
+            if (base.image.config.get("os"), base.image.config.get("architecture")) == (here().os, here().architecture)
+            else replace(base, twin=twin)
+            for base in found
+        ]
 
 
 def _is_mapping(manifest: Mapping[str, Any], section: str) -> bool:

@@ -7,7 +7,7 @@ import asyncio
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -115,6 +115,8 @@ class BaseImage:
     """Of its manifest."""
     image: Image
     about: Base
+    twin: "Callable[[], Awaitable[BaseImage | None]] | None" = None
+    """Finds what the same name stands for on this machine's platform, where this one is for another."""
 
     @property
     def key(self) -> str:

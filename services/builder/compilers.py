@@ -1,4 +1,4 @@
-"""The Python that compiles modules for an image: the base's own where it can run here, else one of this machine.
+"""The Python that compiles modules for an image: the base's own or its twin's, else one of this machine.
 
 Taking the base's own makes bytecode depend on the base alone, not on which Pythons the building machine has. Its
 interpreter is taken out of the base's layers and started by the base's own loader, without changing any root folder:
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from ekiben.errors import EkibenError
+from ekiben.errors import FailedPrecondition
 from services.builder.base_files import below, opened, spooled
 from services.builder.bases import BaseImage, Python
 from services.builder.bytecode import Compiler
@@ -38,13 +38,22 @@ _QUESTION = "import json, sys; print(sys.implementation.name, '%d.%d.%d' % sys.v
 async def find(
     base: BaseImage, python: Python, cache: Path, interpreters: Interpreters, say: Callable[[str], None]
 ) -> Compiler | None:
-    """Who compiles for an image on this base; None where nobody here can, and the image goes without bytecode."""
+    """Who compiles for an image on this base; None where nobody here can, and the image goes without bytecode.
+
+    A base for another architecture has a twin under the same name for this one, as a rule, and equal versions of
+    CPython compile alike on every architecture: so it does not matter which machine builds.
+    """
     own = await _own(base, python, cache / "pythons-of-bases")
     if own is not None:
         return own
-    with contextlib.suppress(EkibenError):
-        near = await interpreters.find(python.version, lambda text: None)
-        return Compiler([near.path, "-I"], near.version)
+    if base.twin is not None and (twin := await base.twin()) is not None:
+        with contextlib.suppress(FailedPrecondition):
+            its = twin.about.python(python.version, twin.name)
+            same = its.version == python.version != python.minor
+            if same and (own := await _own(twin, its, cache / "pythons-of-bases")) is not None:
+                return own
+    if (near := await interpreters.nearest(python.version)) is not None:
+        return Compiler([near.path], near.version)
     say(
         f"WARNING: neither the base's Python {python.version} nor another {python.minor} can run on this machine: the "
         "image holds no bytecode, and its first start takes some seconds longer."

@@ -115,6 +115,12 @@ class Interpreters:
             available=there,
         )
 
+    async def nearest(self, wanted: str) -> Interpreter | None:
+        """An interpreter of this machine of the same minor version, of the same version if there is one."""
+        found = await asyncio.to_thread(self._installed, ".".join(wanted.split(".")[:2]))
+        exact = [one for one in found if one.version == wanted]
+        return self._best(exact or found) if found else None
+
     def _best(self, found: Iterable[Interpreter]) -> Interpreter:
         managed_first = self._preference in ("managed", "only-managed")
         return max(found, key=lambda one: (one.complete, one.managed is managed_first, _key(one.version)))

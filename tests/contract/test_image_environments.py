@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import sys
 import tarfile
@@ -23,11 +24,13 @@ import pytest
 
 from ekiben.errors import EkibenError, NotFound
 from services.builder import bento
+from services.builder.bases import look_into
 from services.builder.buildah import BuildahEngine
 from services.builder.image_builds import Source, Workshop, build_image
 from services.builder.image_environments import ImageEnvironments
 from services.builder.interpreters import Interpreters
 from services.builder.locks import Locks, Work
+from services.builder.platforms import here
 from services.builder.recipe import make_recipe
 from services.builder.settings import Settings
 from services.builder.uv import Programs
@@ -280,6 +283,32 @@ async def test_a_wheel_whose_hash_is_not_the_locks_is_refused(
     assert error.metadata["requirement"] == "tabulate==0.10.0"
     index.files["tabulate-0.10.0-py3-none-any.whl"] = good
     await bench.build(other, base)
+
+
+async def test_modules_for_another_platform_are_compiled_as_that_platform_would(
+    bench: Bench, index: PackageIndex, tmp_path: Path
+) -> None:
+    own = Path(shutil.copytree(base_image().partition(":")[2], tmp_path / "bases"))
+    other = ARM64 if MACHINE == "x86_64" else AMD64
+    store = LayoutImageStore(own)
+    _, image = await store.resolve("bookworm", here())
+    told = (await look_into(image, store, tmp_path / "looked")).python("3.11", "base").version
+    files = {
+        "bin/bash": b"",
+        "usr/bin/python3.11": b"",
+        "var/lib/dpkg/status": f"Package: python3.11-minimal\nVersion: {told}-1\n\n".encode(),
+    }
+    await put_image(own, "bookworm", files, platform=other)
+    of_bento = {"image": {"base_image": "python:3.11-slim", "python_version": "3.11"}}
+    folder = bento_folder(tmp_path / "bento", manifest=of_bento)
+    await bench.build(folder, f"oci:{own}:bookworm", [AMD64, ARM64])
+    compiled = []
+    for platform in (AMD64, ARM64):
+        inside = await bench.content(platform)
+        compiled.append({name: data for name, data in inside.items() if re.fullmatch(r"app/.*\.pyc", name)})
+    assert compiled[0] == compiled[1] and len(compiled[0]) >= 3
+    known = (bench.folder / "cache" / "pythons-of-bases").glob("*/compiler.json")
+    assert {json.loads(each.read_text())["version"] for each in known} == {told, ""}  # its own, and what cannot run
 
 
 BACKEND = """

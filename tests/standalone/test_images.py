@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests import oci_registry as registries
-from tests.base_image import base_image
+from tests.base_image import base_image, foreign_base_image
 from tests.bentoml_clients import client
 from tests.oci_proxy import faulty_registry
 from tests.platform import BIN, BentoMl, free_port, http, run, wait_for
@@ -93,6 +94,30 @@ def test_the_image_answers_as_bentomls_own_would(image: Path, built: dict[str, A
         assert inside(f"ls {paths[0]}") == paths[0]
     finally:
         subprocess.run([*podman, "stop", "-t", "5", container], capture_output=True)
+
+
+def test_an_image_for_another_platform_predicts_there(built: dict[str, Any], tmp_path: Path) -> None:
+    base, emulator = foreign_base_image()
+    built = {**built, "base": base}
+    build(built, tmp_path / "layout", built["folder"] / "cache", options=["--platform", "linux/arm64"])
+    version = built["tag"].partition(":")[2]
+    run(
+        ["umoci", "unpack", "--image", f"{tmp_path}/layout:{version}", f"{tmp_path}/bundle"],
+        env=os.environ,
+        timeout_s=300,
+    )
+    root = tmp_path / "bundle" / "rootfs"
+    shutil.copy2(emulator, root / "usr/bin")
+    code = (
+        "import bentoml, platform; print(platform.machine(), bentoml.load('/home/bentoml/bento').inner().predict(x=2))"
+    )
+    config = json.loads((tmp_path / "bundle" / "config.json").read_text())["process"]
+    assert config["cwd"] == "/home/bentoml/bento"
+    env = dict(each.split("=", 1) for each in config["env"]) | {"BENTOML_DO_NOT_TRACK": "True"}
+    argv = [f"/usr/bin/{Path(emulator).name}", "/app/.venv/bin/python", "-c", code]
+    enter = f"import os; os.chroot({str(root)!r}); os.chdir({config['cwd']!r}); os.execv({argv[0]!r}, {argv!r})"
+    shown = run([sys.executable, "-c", enter], env=env, timeout_s=300)
+    assert shown.stdout.split() == ["aarch64", "6.0"]
 
 
 def test_equal_bentos_give_one_digest_wherever_and_whenever(image: Path, built: dict[str, Any], tmp_path: Path) -> None:
