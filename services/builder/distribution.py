@@ -26,6 +26,7 @@ from prometheus_client import Counter, Histogram
 
 from ekiben.errors import DataLoss, EkibenError, InvalidArgument, NotFound, PermissionDenied, Unauthenticated
 from services.builder.access import Access, peer
+from services.builder.places import is_unfinished
 from services.builder.repositories import tag_order
 from services.builder.shelves import Shelf, Shown
 from services.content.digest import Digest
@@ -133,7 +134,13 @@ class Distribution:
     async def tags(self, request: web.Request) -> web.Response:
         """The tags of a repository."""
         name, repository = await self._repository(request)
-        return _page(request, {"name": name}, "tags", await repository.tags(), tag_order)
+        return _page(
+            request,
+            {"name": name},
+            "tags",
+            [tag for tag in await repository.tags() if not is_unfinished(tag)],
+            tag_order,
+        )
 
     async def catalog(self, request: web.Request) -> web.Response:
         """The repositories of the caller's organization."""
@@ -192,7 +199,7 @@ def _reference(text: str) -> str | Digest | None:
     """A tag or a digest; None for what can name nothing."""
     if ":" in text:
         return _digest(text)
-    return text if _TAG.fullmatch(text) else None
+    return text if _TAG.fullmatch(text) and not is_unfinished(text) else None
 
 
 def _is_known(request: web.Request, digest: Digest) -> bool:

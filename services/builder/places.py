@@ -39,6 +39,11 @@ def build_tag(build: str) -> str:
     return f"BUILD-{build}"
 
 
+def is_unfinished(tag: str) -> bool:
+    """Whether a tag names an image that a build is still at."""
+    return tag.startswith("BUILD-")
+
+
 def repository_of(organization: str, bento: names.Bento) -> str:
     """`default/iris` for a bento of the organization of that resource name.
 

@@ -290,6 +290,14 @@ async def test_manifests_that_are_none_harm_nobody(served: Served) -> None:
         assert (await served(path))[0] in (400, 404)
 
 
+async def test_what_a_build_is_still_at_has_no_tag(served: Served) -> None:
+    image = await put_image(served.layout, "default/half:v1")
+    await put_image(served.layout, "default/half:BUILD-b1")
+    assert json.loads((await served("/v2/default/half/tags/list"))[2])["tags"] == ["v1"]
+    assert await served.code("/v2/default/half/manifests/BUILD-b1", 404) == "MANIFEST_UNKNOWN"
+    assert (await served(f"/v2/default/half/manifests/{image.digest}"))[0] == 200
+
+
 async def test_an_image_is_seen_as_soon_as_it_is_tagged_and_no_earlier(served: Served) -> None:
     """Builds and pulls at once: whatever tag is listed can be pulled whole."""
 
