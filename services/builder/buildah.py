@@ -26,12 +26,14 @@ from services.builder.engine import Order, Outcome, write_image
 from services.builder.images import platform_of
 from services.builder.platforms import here
 from services.builder.uv import Programs
-from services.content.files import make_folder
+from services.content.files import make_folder, write_whole
 from services.content.images import LAYER, canonical
 from services.content.images.layout import LayoutImageStore
 
 _STORAGES = 8
 """Each is used by one execution at a time, so that what a killed one left can be removed before the next."""
+_IMAGES = 4
+"""Kept unpacked in a storage, the last ones that commands ran on: a base is used again, what lies above it seldom."""
 _LAST_LINES = 20
 _STEP = re.compile(r"(?:\[\d+/\d+\] )?STEP \d+/\d+: (.*)")
 _NOISE = re.compile(r"subprocess exited with status \d+|time=\S+ level=.*")
@@ -163,6 +165,7 @@ class _Execution:
         image = self._order.image
         known = hashlib.sha256(canonical(image.config)).hexdigest()
         if not (await self._buildah("inspect", "--type", "image", "--format", "{{.FromImageID}}", known)).returncode:
+            await self._keep(known)
             return known
         layout = LayoutImageStore(self._work / "base")
         await write_image(image, self._order.store, layout, "base")
@@ -171,7 +174,17 @@ class _Execution:
         await asyncio.to_thread(shutil.rmtree, self._work / "base")
         if done.returncode:
             raise self._failure(done.text)
+        await self._keep(done.text.split()[-1])
         return done.text.split()[-1]
+
+    async def _keep(self, image: str) -> None:
+        """Remember that an image was used now, and let the storage keep the last few only: each is unpacked there."""
+        file = self._storage / "used"
+        used = file.read_text().split() if file.exists() else []
+        used = [*(each for each in used if each != image), image]
+        for each in used[:-_IMAGES]:
+            await self._buildah("rmi", each)
+        await asyncio.to_thread(write_whole, file, " ".join(used[-_IMAGES:]).encode(), durable=False)
 
     async def _buildah(self, *arguments: str, line: Callable[[str], None] | None = None) -> "uv.Outcome":
         own = ["--root", str(self._storage / "root"), "--runroot", str(self._storage / "run")]

@@ -5,11 +5,13 @@ scripts/<key>.json      what a script left: on which image, with which files and
 """
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import json
 import os
 import secrets as tokens
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,10 @@ from services.content.images.layout import LayoutImageStore
 
 _VERSION = 1
 """Grows when the same script gives another layer."""
+_KEPT_S = 30 * 86400.0
+"""How long what a script left is kept after its last use."""
+_UNNAMED_KEPT_S = 86400.0
+"""How long a layer may wait for the file that names it: a build takes hours at most."""
 _KEPT_CONFIGURATION = (
     *("User", "Env", "WorkingDir", "Entrypoint", "Cmd", "ExposedPorts", "Labels", "Volumes", "StopSignal"),
 )
@@ -72,6 +78,7 @@ class Executions:
         }
         await asyncio.to_thread(write_whole, remembered, json.dumps(content).encode())
         self._ran.add(remembered)
+        await asyncio.to_thread(self._prune)
         size_bytes = sum(each.descriptor.size_bytes for each in layers)
         self._say(f"Made the layer of {what} ({size_bytes / (1 << 20):.1f} MiB).")
         return layers, configuration
@@ -81,6 +88,23 @@ class Executions:
         packed = Packed(entries, Method.GZIP)
         digest, size_bytes = await self.store.write(chunks_of(packed))
         return Layer(Descriptor(LAYER_GZIP, digest, size_bytes, packed.annotations), packed.diff_id(digest), what)
+
+    def _prune(self) -> None:
+        """Forget scripts that nobody used for long, and layers that no script left.
+
+        A layer that is being used is new, or its script was touched when it was found.
+        """
+        now, named = time.time(), set()
+        for file in (self._folder / "scripts").glob("*.json"):
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                if now - file.stat().st_mtime > _KEPT_S:
+                    file.unlink()
+                else:
+                    named |= {each["descriptor"]["digest"] for each in json.loads(file.read_text())["layers"]}
+        for blob in (self._folder / "layers" / "blobs" / "sha256").iterdir():
+            with contextlib.suppress(OSError):
+                if f"sha256:{blob.name}" not in named and now - blob.stat().st_mtime > _UNNAMED_KEPT_S:
+                    blob.unlink()
 
     async def _known(self, remembered: Path) -> tuple[list[Layer], Mapping[str, Any]] | None:
         try:

@@ -94,7 +94,9 @@ class Bench:
             return {each.name: each for each in archive}
 
     def assert_nothing_is_left(self) -> None:
-        """No mount, no file of an execution, no process."""
+        """No mount, no container, no file of an execution, no process."""
+        root = self.folder / "engine" / "storage-0" / "root"
+        assert [path for path in root.glob("*-containers/*") if path.is_dir()] == []
         mounts = Path("/proc/self/mountinfo").read_text()
         assert str(self.folder) not in mounts
         assert not list((self.folder / "engine").glob("storage-*/work"))
@@ -155,6 +157,28 @@ def test_what_ran_is_not_run_again_until_something_that_it_depends_on_changes(be
     assert bench.engine.runs == 4
     shutil.rmtree(bench.folder / "executed" / "layers")
     assert ran(order) == 1, "a layer that was lost is made again"
+
+
+def test_what_nobody_used_for_long_goes(bench: Bench) -> None:
+    (old,) = bench.execute(bench.order("touch /opt/old"))
+    (used,) = bench.execute(bench.order("touch /opt/used"))
+    for file in (bench.folder / "executed").rglob("*"):
+        os.utime(file, (1_000_000_000, 1_000_000_000))
+    bench.execute(bench.order("touch /opt/used"))
+    bench.execute(bench.order("touch /opt/new"))
+    blobs = {path.name for path in (bench.folder / "executed" / "layers" / "blobs" / "sha256").iterdir()}
+    assert used.descriptor.digest.hex in blobs and old.descriptor.digest.hex not in blobs
+    before = bench.engine.runs
+    bench.execute(bench.order("touch /opt/old"))
+    assert bench.engine.runs == before + 1
+    for number in range(5):  # each on an image of its own
+        config = {**bench.base[1].config, "config": {"Env": [f"N={number}"]}}
+        image = replace(bench.base[1], config=config)
+        bench.execute(bench.order("touch /opt/it", image=image))
+    storage = bench.folder / "engine" / "storage-0"
+    kept = ["buildah", "--root", str(storage / "root"), "--runroot", str(storage / "run"), "images", "--quiet", "--all"]
+    listed = subprocess.run(kept, capture_output=True, text=True, check=True).stdout.split()
+    assert len(set(listed)) == 4
 
 
 def test_secrets_reach_commands_and_nothing_else(bench: Bench) -> None:
