@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.x509 import load_pem_x509_certificate
 
 from ekiben.errors import FailedPrecondition, Unauthenticated
+from services.content.images.registry.logins import Login
 from services.content.images.registry.options import RegistryOptions
 from services.content.images.registry.store import RegistryImageStore, open_registry
 from tests import oci_registry as registries
@@ -147,6 +148,31 @@ async def test_a_token_that_stops_working_is_replaced_and_a_service_that_is_away
         await store.write(of(content[: 1 << 20], content[1 << 20 :]), described(content))
         assert await read(store, described(content)) == content
         assert (service.expired, service.away) == (0, 0)
+
+
+async def test_a_login_that_was_written_anew_is_found_while_a_store_is_open(
+    guarded: tuple[OciRegistry, TokenService], service: TokenService, tmp_path: Path
+) -> None:
+    file = tmp_path / "logins.json"
+    async with opened(guarded[0], guarded[0].new_repository(), tmp_path, login("me:right")) as store:
+        await store.references()
+        file.write_text(json.dumps({"auths": {guarded[0].host: login("me:wrong")}}))
+        store._client._authority._looked = False  # as if it had been found long ago
+        with pytest.raises(Unauthenticated):
+            await store.write(of(b"with a password that ran out"))
+        file.write_text(json.dumps({"auths": {guarded[0].host: login("me:right")}}))
+        await store.write(of(b"with the new one"))
+    if registries.distribution() is None:
+        pytest.skip(registries.MISSING)
+    with run_registry(tmp_path / "registry", login=True) as registry:
+        async with opened(registry, "a/b", tmp_path, {"auth": registry.auth()}) as store:
+            assert await store.references() == []
+            store._client._authority._login = Login("me", "ran out")
+            assert await store.references() == []
+            file.write_text(json.dumps({"auths": {registry.host: login("me:wrong")}}))
+            store._client._authority._login = Login("me", "ran out")
+            with pytest.raises(Unauthenticated, match="docker login"):
+                await store.references()
 
 
 async def test_a_mount_asks_for_both_repositories_and_does_without_where_it_may_not(

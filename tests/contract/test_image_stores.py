@@ -7,8 +7,9 @@ import pytest
 
 from ekiben.errors import DataLoss, InvalidArgument, NotFound
 from services.content.digest import Digest
-from services.content.images import INDEX, LAYER, Again, Descriptor, ImageStore, canonical
+from services.content.images import INDEX, LAYER, MANIFEST, Again, Descriptor, ImageStore, Platform, canonical
 from services.content.images.doubting import DoubtingImageStore
+from services.content.images.resolving import DOCKER_LIST, DOCKER_MANIFEST
 from tests.image_stores import AMD64, ARM64, described, manifest, of, put, read
 
 
@@ -67,20 +68,24 @@ async def test_a_reference_names_the_image_that_was_tagged_last(store: ImageStor
         await store.resolve("v1", ARM64)
 
 
-async def test_an_index_gives_each_platform_its_image(store: ImageStore) -> None:
+@pytest.mark.parametrize(("index_type", "image_type"), [(INDEX, MANIFEST), (DOCKER_LIST, DOCKER_MANIFEST)])
+async def test_an_index_gives_each_platform_its_image(store: ImageStore, index_type: str, image_type: str) -> None:
     entries = []
     for platform, content in ((AMD64, b"amd"), (ARM64, b"arm")):
-        made, _ = await manifest(store, of(content), platform)
-        kept = await store.keep(made, "application/vnd.oci.image.manifest.v1+json")
+        made, _ = await manifest(store, of(content), platform, mediaType=image_type)
+        kept = await store.keep(made, image_type)
         entries.append(Descriptor(kept.media_type, kept.digest, kept.size_bytes, platform=platform))
-    index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [each.to_json() for each in entries]}
-    tagged = await store.tag("both", canonical(index), INDEX, None)
+    index = {"schemaVersion": 2, "mediaType": index_type, "manifests": [each.to_json() for each in entries]}
+    tagged = await store.tag("both", canonical(index), index_type, None)
     assert await store.references() == ["both"]
-    assert (await store.find("both")).digest == tagged.digest
+    found = await store.find("both")
+    assert (found.digest, found.media_type) == (tagged.digest, index_type)
     for platform, entry, content in ((AMD64, entries[0], b"amd"), (ARM64, entries[1], b"arm")):
         descriptor, image = await store.resolve("both", platform)
         assert descriptor.digest == entry.digest
         assert await read(store, image.layers[0]) == content
+    with pytest.raises(NotFound, match=r"linux/amd64, linux/arm64"):
+        await store.resolve("both", Platform("linux", "s390x"))
 
 
 async def test_nothing_is_found_where_nothing_is(store: ImageStore) -> None:

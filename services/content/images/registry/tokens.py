@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 import aiohttp
 from yarl import URL
 
-from ekiben.errors import FailedPrecondition
+from ekiben.errors import FailedPrecondition, Unauthenticated
 from services.content.images.registry.logins import Login, find_login
 from services.content.images.registry.names import Location
 from services.content.images.registry.options import RegistryOptions
@@ -62,16 +62,24 @@ class Authority:
         if self._challenge is None:
             return None
         async with self._lock:
+            remembered = self._looked
             login = await self._find_login()
             if self._challenge.scheme == "basic":
                 return login.basic if login is not None and login.user else None
             token = self._tokens.get(scopes)
             if token is None or token.until <= time.monotonic():
-                token = self._tokens[scopes] = await self._fetch(self._challenge, login, scopes)
+                try:
+                    token = await self._fetch(self._challenge, login, scopes)
+                except Unauthenticated:
+                    if not remembered:
+                        raise
+                    self._looked = False  # logins of clouds last for hours, and are written anew where they were found
+                    token = await self._fetch(self._challenge, await self._find_login(), scopes)
+                self._tokens[scopes] = token
             return f"Bearer {token.text}"
 
     def challenged(self, headers: Any, scopes: frozenset[str], sent: str | None) -> bool:
-        """Take in a 401; whether it is worth to ask again, as `header` will have another answer."""
+        """Take in a 401; whether it is worth to ask again, as `header` may have another answer."""
         challenge = _best(headers.getall("WWW-Authenticate", ()))
         if challenge is None:
             return False
@@ -80,8 +88,9 @@ class Authority:
         token = self._tokens.get(scopes)
         if token is not None and sent == f"Bearer {token.text}":
             del self._tokens[scopes]
-            return True
-        return first or sent is None or challenge.scheme == "bearer"
+        elif not first and challenge.scheme == "basic":
+            self._looked = False  # what was found before may have been replaced
+        return True
 
     async def _find_login(self) -> Login | None:
         if not self._looked:
