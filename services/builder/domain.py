@@ -66,10 +66,19 @@ BEGINS_AT: Mapping[Step, int] = {
     Step.RESOLVING: 12,
     Step.INSTALLING: 30,
     Step.CHECKING: 92,
-    Step.ASSEMBLING: 95,
     Step.DONE: 100,
 }
 """Percent at which each step begins: from cold builds of small bentos, where downloading takes most of the time."""
+
+IMAGE_BEGINS_AT: Mapping[Step, int] = {
+    Step.WAITING: 0,
+    Step.FETCHING: 2,
+    Step.RESOLVING: 8,
+    Step.INSTALLING: 20,
+    Step.ASSEMBLING: 40,
+    Step.DONE: 100,
+}
+"""The same of an image, where compiling and packing do."""
 
 
 @dataclass(frozen=True)
@@ -203,13 +212,14 @@ MOST_ATTEMPTS = 5
 """A build whose worker died this often (out of memory, say) is FAILED instead of being taken up for ever."""
 
 
-def progress(step: Step, done: int = 0, of: int = 0) -> int:
+def progress(step: Step, done: int = 0, of: int = 0, output: Output = Output.ENVIRONMENT) -> int:
     """Percent for `done` of `of` parts of a step; never reaches the next step's beginning."""
-    steps = list(BEGINS_AT)
-    begin = BEGINS_AT[step]
-    if step is Step.DONE or of <= 0:
+    begins_at = IMAGE_BEGINS_AT if output is Output.IMAGE else BEGINS_AT
+    steps = list(begins_at)
+    begin = begins_at.get(step, 0)
+    if step is Step.DONE or of <= 0 or step not in begins_at:
         return begin
-    end = BEGINS_AT[steps[steps.index(step) + 1]]
+    end = begins_at[steps[steps.index(step) + 1]]
     return begin + int((end - 1 - begin) * min(1.0, max(0.0, done / of)))
 
 

@@ -330,13 +330,16 @@ class _Reports:
         self._store = store
         self._changes = changes
         self._lease = lease
+        self._percent = 0
         self._last: tuple[str, int] = ("", -1)
         self._next = 0.0
 
     async def __call__(self, step: Step, done: int = 0, of: int = 0) -> None:
         """Say that `done` of `of` parts of a step are done. Raises Aborted (LEASE_LOST)."""
         text = f"downloading packages ({done} of {of})" if step is Step.INSTALLING and done < of else str(step)
-        state = (text, progress(step, done, of))
+        # An image for several platforms goes through its steps several times.
+        self._percent = max(self._percent, progress(step, done, of, self._lease.build.output))
+        state = (text, self._percent)
         now = time.monotonic()
         if state == self._last or (state[0].split("(")[0] == self._last[0].split("(")[0] and now < self._next):
             return

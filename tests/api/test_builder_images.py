@@ -15,9 +15,11 @@ from ekiben.errors import FailedPrecondition, InvalidArgument, NotFound
 from ekiben.registry.v1 import lineage_pb2
 from ekiben.registry.v1.lineage_pb2_grpc import LineageStub
 from services.builder.platforms import here
+from services.content import open_images
 from services.content.images import REF_NAME
 from services.content.images.layout import LayoutImageStore
 from tests.fixtures_builder import Builder, PackageIndex, Registry, bento_folder, index, registry, running_builder
+from tests.oci_registry import OciRegistry
 from tests.small_base import small_base
 
 __all__ = ["index", "registry"]
@@ -51,8 +53,13 @@ def entries(builder: Builder) -> dict[str, str]:
 async def test_a_build_gives_an_image_with_its_models(builder: Builder, tmp_path: Path) -> None:
     model = await builder.registry.push_model("iris:m1", {"weights": b"w" * 5000}, tmp_path / "model")
     bento = await builder.registry.push(bento_folder(tmp_path / "bento"), models=["iris:m1"])
-    build = await builder.build(bento, **IMAGE)
+    created = await builder.builds.CreateBuild(pb.CreateBuildRequest(bento=bento, **IMAGE))
+    seen = [each async for each in builder.builds.WatchBuild(pb.WatchBuildRequest(name=created.name))]
+    build = seen[-1]
     assert build.state == pb.Build.SUCCEEDED, await builder.log(build.name)
+    percents = [each.progress_percent for each in seen]
+    assert percents == sorted(percents) and percents[-1] == 100
+    assert "assembling the image" in [each.step for each in seen]
     assert (build.output, list(build.platforms)) == (pb.Build.IMAGE, [str(here())])
     image = await get(builder, build.image)
     assert (image.bento, image.build, list(image.models)) == (bento, build.name, [model])
@@ -177,3 +184,34 @@ async def test_what_a_crash_left_in_the_layout_is_put_right(builder: Builder, tm
     await builder.images.CollectImages(images_pb2.CollectImagesRequest())
     image = await get(builder, build.image)
     assert entries(builder) == dict.fromkeys(image.references, image.digest)
+
+
+async def test_images_are_kept_in_a_registry_where_the_settings_say_so(
+    registry: Registry,
+    index: PackageIndex,
+    bases: str,
+    oci_registry: OciRegistry,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("EKIBEN_REGISTRY_INSECURE", oci_registry.host)
+    url = f"docker://{oci_registry.host}/{oci_registry.new_repository('builder')}"
+    await registry.push_model("iris:m1", {"weights": b"w" * 5000}, tmp_path / "model")
+    first = await registry.push(bento_folder(tmp_path / "one"), models=["iris:m1"])
+    other = bento_folder(tmp_path / "two", files={"src/service.py": b"import bentoml  # 2\n"})
+    second = await registry.push(other, "v2", ["iris:m1"])
+    async with running_builder(registry, tmp_path / "builder", bases=bases, images=url) as builder:
+        build = await builder.build(first, **IMAGE)
+        assert build.state == pb.Build.SUCCEEDED, await builder.log(build.name)
+        image = await get(builder, build.image)
+        assert image.location == f"{url}/{image.references[1]}"
+        async with open_images(f"{url}/default/hello") as (store, _):
+            assert {"v1", image.references[1].rpartition(":")[2]} <= set(await store.references())
+            for tag in ("v1", image.references[1].rpartition(":")[2]):
+                assert str((await store.resolve(tag, here()))[0].digest) == image.digest
+        again = await builder.build(second, **IMAGE)
+        assert "The layer of model iris:m1 is there already." in await builder.log(again.name)
+        stats = await builder.images.GetImageStats(images_pb2.GetImageStatsRequest())
+        assert (stats.image_count, stats.location, stats.blob_count) == (2, url, 0)
+        await builder.images.DeleteImage(images_pb2.DeleteImageRequest(name=build.image))
+        assert not (await builder.images.CollectImages(images_pb2.CollectImagesRequest())).images
