@@ -10,10 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from ekiben.errors import NotFound
 from services.builder.repositories import Repositories
 from services.builder.shelves import LayoutShelf
 from services.content.images import INDEX, MANIFEST, REF_NAME, Descriptor, Platform
+from services.content.images.copying import copy_image
 from services.content.images.layout import LayoutImageStore
+from services.content.images.registry.options import RegistryOptions
+from services.content.images.registry.store import open_registry
 from tests.fixtures_distribution import ABSENT, Served, serving
 from tests.fixtures_gateway import until
 from tests.image_content import add_entries, digest_of, put_blob, put_image, put_index, put_referrer
@@ -186,6 +190,25 @@ async def test_what_refers_to_an_image(served: Served) -> None:
     nothing = json.loads((await served(f"/v2/default/signed/referrers/{ABSENT}"))[2])
     assert nothing["manifests"] == []
     assert await served.code("/v2/default/signed/referrers/sha256:no", 400) == "DIGEST_INVALID"
+
+
+async def test_an_image_is_copied_away_with_its_attachments_by_the_platforms_own_client(
+    served: Served, tmp_path: Path
+) -> None:
+    image = await put_image(served.layout, "default/copied:v1", {"weights": os.urandom(3 << 20)})
+    bill = await put_referrer(served.layout, image, "application/vnd.cyclonedx+json", b"bill")
+    host = served.url.removeprefix("http://")
+    login = base64.b64encode(b"somebody:viewer").decode()
+    (tmp_path / "config.json").write_text(json.dumps({"auths": {host: {"auth": login}}}))
+    options = RegistryOptions(login_files=(tmp_path / "config.json",), insecure=frozenset({host}), attempts=2)
+    into = LayoutImageStore(tmp_path / "copy")
+    async with open_registry(f"{host}/default/copied:v1", options) as (store, tag):
+        assert (await store.references(), tag) == (["v1"], "v1")
+        assert (await copy_image(store, tag, into, "copy")).digest == image.digest
+    assert [each.digest for each in await into.referrers(image.digest)] == [bill.digest]
+    async with open_registry(f"{host}/default/copied:v2", options) as (store, tag):
+        with pytest.raises(NotFound, match="has no image 'v2'"):
+            await store.find(tag)
 
 
 async def test_an_image_for_several_platforms(served: Served) -> None:
