@@ -5,6 +5,7 @@
 - `archives.py`: tar archives of models and bentos: checked, fetched, unpacked.
 
 - `images/`: the port ImageStore: OCI images, in a layout on disk or in a registry.
+- `attestations/`: who signed an image, and what is said of it.
 
 `open_blobs` and `open_images` are the only places where a URL scheme becomes a class.
 """

@@ -12,13 +12,15 @@ from pathlib import Path
 
 from ekiben.builder.v1 import builder_pb2_grpc, images_pb2_grpc
 from ekiben.deployer.v1 import deployer_pb2_grpc
-from ekiben.errors import ResourceExhausted
+from ekiben.errors import EkibenError, ResourceExhausted
 from ekiben.identity.v1 import identity_pb2_grpc
 from ekiben.registry.v1 import lineage_pb2_grpc, registry_pb2_grpc
 from services.content.archives import fetch_content
+from services.content.attestations import keyless, keys
 from services.deployer import domain
 from services.deployer.builds import Builds, Output
 from services.deployer.deployments import Deployments
+from services.deployer.gate import Gate
 from services.deployer.ownership import Ownership
 from services.deployer.reconciler import Reconciler
 from services.deployer.runtimes.containers import ContainerStarter
@@ -87,6 +89,7 @@ async def open_deployer(settings: Settings, peers: Peers, *, clock: Clock = SYST
             images_pb2_grpc.ImagesStub(peers.builder),
             Output.ENVIRONMENT if settings.runtime == "process" else Output.IMAGE,
             clock,
+            _gate(settings, clock),
         )
         reconciler = Reconciler(
             store, runtime, builds, vault, uses, ownership, changes, settings, instance_types, clock
@@ -129,6 +132,19 @@ async def open_deployer(settings: Settings, peers: Peers, *, clock: Clock = SYST
             ready=ready,
             drain=reconciler.drain,
         )
+
+
+def _gate(settings: Settings, clock: Clock) -> Gate | None:
+    """Who says which images may be run. Raises SettingsError for keys that cannot be read, as they are now."""
+    if settings.image_policy == "off":
+        return None
+    try:
+        keys.load_trusted(settings.image_keys)
+        if settings.image_identities:
+            keyless.require()
+        return Gate(settings.image_policy, settings.image_keys, settings.image_identities, clock)
+    except EkibenError as exc:
+        raise SettingsError([f"image_policy: {exc.message}"]) from None
 
 
 async def _starter(settings: Settings, fetch: Fetch) -> Starter:

@@ -11,7 +11,9 @@ from enum import Enum
 from typing import Any
 
 from ekiben.builder.v1 import builder_pb2, images_pb2
-from ekiben.errors import EkibenError, FailedPrecondition, NotFound
+from ekiben.errors import DataLoss, EkibenError, FailedPrecondition, NotFound
+from services.deployer.domain import Condition
+from services.deployer.gate import REFUSED, Gate
 from services.kernel import telemetry
 from services.kernel.clock import Clock
 from services.kernel.identity import Principal
@@ -21,6 +23,8 @@ log = logging.getLogger(__name__)
 
 AGAIN_S = 300.0
 """A failed build is tried anew after this long: what failed may have been the network."""
+LOOK_AGAIN_S = 15.0
+"""An image that was refused is looked at again after this long."""
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
 UNWANTED_S = 60.0
@@ -39,6 +43,8 @@ class Made:
     """The image's place."""
     image_name: str = ""
     """`images/{image}`."""
+    verified: Condition | None = None
+    """Who signed the image; None where nobody asks."""
 
 
 @dataclass
@@ -73,8 +79,10 @@ class Builds:
     has, and a build that somebody forced meanwhile is used by the deployments and revisions after it.
     """
 
-    def __init__(self, stub: Any, images: Any, output: Output, clock: Clock) -> None:
-        """`images` is the stub of the builder's images, which is asked where the output is IMAGE."""
+    def __init__(self, stub: Any, images: Any, output: Output, clock: Clock, gate: Gate | None = None) -> None:
+        """`images` is the stub of the builder's images, which is asked where the output is IMAGE, and `gate` says
+        whether an image may be run; without one all may."""
+        self._gate = gate
         self._stub, self._images, self._output, self._clock = stub, images, output, clock
         self.changed: Callable[[], None] = lambda: None
         self._progress: dict[Key, Progress] = {}
@@ -124,9 +132,10 @@ class Builds:
                     with on_behalf_of(caller):
                         build = await self._build(progress, bento, secrets)
                         made = await self._made(build)
-            except (NotFound, FailedPrecondition) as exc:
+            except (NotFound, FailedPrecondition, DataLoss) as exc:
                 self._fail(progress, str(exc), exc.reason)
-                pause = AGAIN_S
+                # An image may be signed, or a key trusted, at any time; another build would change nothing.
+                pause = LOOK_AGAIN_S if exc.reason in REFUSED else AGAIN_S
             except EkibenError as exc:
                 progress.message = f"The builder cannot be asked: {exc}"
                 self.changed()
@@ -172,4 +181,5 @@ class Builds:
         if self._output is Output.ENVIRONMENT:
             return Made(build.environment.digest, environment=build.environment.path)
         image = await self._images.GetImage(images_pb2.GetImageRequest(name=build.image))
-        return Made(image.digest, image=image.location, image_name=image.name)
+        verified = await self._gate.look(image.location, image.digest) if self._gate else None
+        return Made(image.digest, image=image.location, image_name=image.name, verified=verified)

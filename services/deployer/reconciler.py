@@ -14,7 +14,7 @@ from ekiben.api.v1 import annotations_pb2
 from ekiben.deployer.v1 import deployer_pb2 as pb
 from ekiben.errors import EkibenError, NotFound
 from ekiben.identity.v1 import identity_pb2
-from services.deployer import messages, rollout, specs, status
+from services.deployer import gate, messages, rollout, specs, status
 from services.deployer.builds import Builds, Made, Progress
 from services.deployer.domain import MAIN, Condition, Deployment, InstanceType, Revision
 from services.deployer.ownership import Ownership
@@ -60,6 +60,7 @@ class _View:
     sets: list[SetStatus]
     services: list[ServiceFact] = field(default_factory=list)
     problem: Condition | None = None
+    verified: list[Condition] = field(default_factory=list)
     building: bool = False
     building_message: str = ""
     build: str = ""
@@ -277,8 +278,11 @@ class Reconciler:
         if progress.made:
             made = (progress.build, version.bento, version.digest, progress.made.digest)
             self._uses.built(view.deployment.uid, view.revision.number, *made)
+        if progress.made and progress.made.verified is not None:
+            view.verified.append(progress.made.verified)
         if progress.failed:
-            view.problem = Condition("Built", False, progress.reason, progress.message)
+            kind = gate.TYPE if progress.reason in gate.REFUSED else "Built"
+            view.problem = Condition(kind, False, progress.reason, progress.message)
         elif not progress.made:
             view.building, view.building_message = True, progress.message
         return progress
@@ -475,6 +479,7 @@ class Reconciler:
             view.building,
             view.building_message,
             view.problem,
+            gate.worst(view.verified),
             serving_revision=status.serving_revision(
                 deployment.latest_revision, before.serving_revision, complete, ready
             ),

@@ -23,6 +23,14 @@ class Settings(DatabaseSettings):
     needs the host's network, or an `otlp_http_endpoint` that can be reached from another one."""
     podman_runtime: str = ""
     """With `podman`, what `podman --runtime` takes. Empty for podman's own, or runc where only that works."""
+    image_policy: str = "off"
+    """What is done about images that nobody trusted signed: `off`, nothing; `warn`, they run and the deployment says
+    so; `enforce`, they are refused. Needs a runtime that runs images."""
+    image_keys: tuple[Path, ...] = ()
+    """PEM files of public keys, or folders of `*.pub`, whose signatures count. Read anew at each look. Lines
+    `not-after:` and `images:` before a key bound it."""
+    image_identities: tuple[str, ...] = ()
+    """Identities whose signatures by Sigstore count: `SUBJECT@@ISSUER` each. Needs `pip install 'ekiben[keyless]'`."""
     host: str = "127.0.0.1"
     """Host in the URLs of deployments: where the gateway's own ports for them are reached."""
     port_range: str = "7500-7999"
@@ -76,6 +84,7 @@ class Settings(DatabaseSettings):
                     faults.append(f"port_range is {self.port_range!r}; it must lie between 1 and 65535.")
         if self.runtime not in ("process", "podman"):
             faults.append(f"runtime is {self.runtime!r}; it must be process or podman.")
+        faults += self._policy_faults()
         if len(str(self.run_dir)) > 64:
             faults.append(f"run_dir has {len(str(self.run_dir))} characters; sockets in it need it to have at most 64.")
         if self.owner_lease_s < 1:
@@ -85,6 +94,21 @@ class Settings(DatabaseSettings):
                 faults.append(f"{name} must not be negative.")
         if faults:
             raise SettingsError(faults)
+
+    def _policy_faults(self) -> list[str]:
+        if self.image_policy not in ("off", "warn", "enforce"):
+            return [f"image_policy is {self.image_policy!r}; it must be off, warn or enforce."]
+        if self.image_policy == "off":
+            return []
+        faults = []
+        if self.runtime == "process":
+            faults.append(
+                f"image_policy is {self.image_policy!r} and runtime is process, which runs environments that nobody "
+                "signs; set runtime to podman, or image_policy to off."
+            )
+        if not self.image_keys and not self.image_identities:
+            faults.append("image_policy needs whom to trust: set image_keys, or image_identities.")
+        return faults
 
     @property
     def ports(self) -> tuple[int, int]:

@@ -35,6 +35,8 @@ class Facts:
     building_message: str = ""
     problem: Condition | None = None
     """What keeps the latest revision from starting at all."""
+    verified: Condition | None = None
+    """Who signed what it runs; None where nobody asks."""
     leaving: bool = False
     """Whether nothing should run."""
     left: int = 0
@@ -73,6 +75,7 @@ def summarize(facts: Facts, before: Status, now: datetime) -> Status:
         _built(facts),
         available,
         _progressing(facts, state, crashed, told=available.status is False),
+        *_verified(facts),
         *_reachable(facts),
     )
     counts = {
@@ -147,6 +150,12 @@ def _built(facts: Facts) -> Condition:
     if facts.building:
         return Condition("Built", None, "BUILDING", facts.building_message or "The environment is being built.")
     return Condition("Built", True, "BUILT", "")
+
+
+def _verified(facts: Facts) -> tuple[Condition, ...]:
+    if facts.problem is not None and facts.problem.type == "Verified":
+        return (facts.problem,)
+    return () if facts.verified is None else (facts.verified,)
 
 
 def _available(facts: Facts, crashed: ReplicaStatus | None) -> Condition:

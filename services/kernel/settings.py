@@ -1,7 +1,7 @@
 """Settings: frozen dataclasses, read once from the environment, every fault told at once.
 
 `load(Settings, "EKIBEN_REGISTRY")` takes the field `database_url` from `EKIBEN_REGISTRY_DATABASE_URL`.
-Fields are str, int, float, bool, Path, or a tuple of str (comma-separated), each perhaps `| None`.
+Fields are str, int, float, bool, Path, or a tuple of these (comma-separated), each perhaps `| None`.
 A secret is never a value of a setting: it is a file that a field `..._file: Path` names.
 """
 
@@ -227,7 +227,8 @@ def _convert(text: str, hint: Any) -> Any:
     if origin in (UnionType, typing.Union):
         return _convert(text, next(part for part in typing.get_args(hint) if part is not NoneType))
     if origin is tuple:
-        return tuple(part.strip() for part in text.split(",") if part.strip())
+        kind = typing.get_args(hint)[0]
+        return tuple(_convert(part.strip(), kind) for part in text.split(",") if part.strip())
     if hint is bool:
         if text.lower() in _TRUE:
             return True

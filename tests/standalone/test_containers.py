@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from services.content.attestations import keys
 from services.deployer.runtimes.podman import Podman
 from tests.base_image import base_image
 from tests.bentoml_clients import client
@@ -29,8 +30,16 @@ def contained(tmp_path_factory: pytest.TempPathFactory, bentos: Path) -> Iterato
     """A platform that runs containers, with one deployment of two services."""
     need_podman()
     folder = tmp_path_factory.mktemp("contained")
+    trusted, key = folder / "trusted", keys.generate()
+    trusted.mkdir()
+    (trusted / "our.pub").write_bytes(keys.public_pem(key.public_key()))
+    (folder / "our.key").write_bytes(keys.private_pem(key))
     env = {
         "EKIBEN_DEPLOYER_RUNTIME": "podman",
+        # All of it with images that the builder signs: what is not signed is not run.
+        "EKIBEN_BUILDER_SIGNING_KEY_FILE": str(folder / "our.key"),
+        "EKIBEN_DEPLOYER_IMAGE_POLICY": "enforce",
+        "EKIBEN_DEPLOYER_IMAGE_KEYS": str(trusted),
         "EKIBEN_BUILDER_BASES": base_image(),
         "EKIBEN_BUILDER_PYTHON_PREFERENCE": "system",
     }
@@ -39,7 +48,7 @@ def contained(tmp_path_factory: pytest.TempPathFactory, bentos: Path) -> Iterato
         project = shutil.copytree(bentos / "contained", folder / "project")
         bentoml("deploy", ".", "--name", "contained", cwd=project, timeout_s=400)
         (url,) = platform.ekiben_json("deployments", "get", "contained")["urls"]
-        yield {"platform": platform, "bentoml": bentoml, "project": project, "url": url}
+        yield {"platform": platform, "bentoml": bentoml, "project": project, "url": url, "trusted": trusted}
         platform.stop()
         podman(platform, "system", "reset", "--force")
 
@@ -100,6 +109,36 @@ def test_a_prediction_passes_both_and_is_captured_traced_and_monitored(contained
         return {"gateway", "Contained", "Words"} <= {span["service"] for span in spans}
 
     wait_for("one trace across both", services, 20)
+
+
+def test_an_image_whose_signer_is_not_trusted_is_not_run_until_he_is(contained: dict[str, Any]) -> None:
+    platform, key = contained["platform"], contained["trusted"] / "our.pub"
+    template = platform.ekiben_json("deployments", "get", "contained")["template"]
+    # The deployment runs already: what runs is not ended when a key is taken away.
+    key.rename(key.with_suffix(".away"))
+    try:
+        bento = template["bento"].removeprefix("bentoRepositories/").replace("/bentos/", ":")
+        platform.ekiben("deployments", "create", bento, "--name", "strange", "--no-wait")
+
+        def condition() -> dict[str, Any]:
+            found = platform.ekiben_json("deployments", "get", "strange")
+            (verified,) = [each for each in found.get("conditions", []) if each["type"] == "Verified"] or [{}]
+            return verified if found["state"] == "FAILED" else {}
+
+        refused = wait_for("the refusal", condition, 60)
+        assert refused["reason"] == "IMAGE_SIGNATURE_REFUSED" and "not by a trusted key" in refused["message"]
+        assert not [name for name in podman(platform, "ps", "--format", "{{.Names}}").split() if "strange" in name]
+        post(contained["url"], "/about", {})
+    finally:
+        key.with_suffix(".away").rename(key)
+    wait_for("its start", lambda: platform.ekiben_json("deployments", "get", "strange")["state"] == "RUNNING", 120)
+    (verified,) = [
+        each
+        for each in platform.ekiben_json("deployments", "get", "strange")["conditions"]
+        if each["type"] == "Verified"
+    ]
+    assert verified["reason"] == "SIGNED" and "our.pub" in verified["message"]
+    platform.ekiben("deployments", "delete", "strange", "--yes", timeout_s=120)
 
 
 def test_update_under_load_rollback_and_a_killed_platform(contained: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ import base64
 import json
 import shutil
 import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from ekiben.errors import FailedPrecondition, InvalidArgument
-from services.content.attestations import envelopes, keys
+from services.content.attestations import envelopes, keyless, keys
 from services.content.attestations.envelopes import SIGNATURE, pre_authentication
 from services.content.attestations.keyless import Identity
 from services.content.digest import Digest
@@ -197,3 +198,15 @@ def test_identities_have_a_subject_and_an_issuer() -> None:
         with pytest.raises(InvalidArgument) as caught:
             Identity.parse(text)
         assert reason_of(caught) == "IDENTITY_INVALID"
+
+
+def test_identities_without_their_library_are_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sigstore", None)
+    assert keyless.signers(b"{}", []) == []  # nobody is trusted by identity: the library is not asked for
+    for call in (
+        lambda: keyless.signers(b"{}", [Identity("a@b.c", "https://accounts.example.com")]),
+        lambda: keyless.seal(b"{}"),
+    ):
+        with pytest.raises(FailedPrecondition, match=r"pip install 'ekiben\[keyless\]'") as caught:
+            call()
+        assert caught.value.reason == "KEYLESS_NOT_INSTALLED"

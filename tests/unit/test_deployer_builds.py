@@ -6,8 +6,10 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 from ekiben.api.v1 import annotations_pb2
-from ekiben.builder.v1 import builder_pb2
-from services.deployer.builds import AGAIN_S, UNWANTED_S, Builds, Output, Progress
+from ekiben.builder.v1 import builder_pb2, images_pb2
+from ekiben.errors import FailedPrecondition
+from services.deployer.builds import AGAIN_S, LOOK_AGAIN_S, UNWANTED_S, Builds, Output, Progress
+from services.deployer.domain import Condition
 from services.kernel.clock import ManualClock
 from services.kernel.identity import Principal
 
@@ -85,3 +87,36 @@ async def test_failed_build_is_tried_again_only_for_as_long_as_somebody_wants_it
         await made.clock.advance(AGAIN_S + 1)
         await settle()
         assert made.builder.asked == 2, "it was asked for again though nobody wanted it"
+
+
+class Images:
+    """Builds that give images, and a gate that a test opens."""
+
+    def __init__(self) -> None:
+        self.signed = False
+
+    async def CreateBuild(self, request: builder_pb2.CreateBuildRequest) -> builder_pb2.Build:
+        return builder_pb2.Build(name="builds/b1", state=builder_pb2.Build.SUCCEEDED, image="images/i")
+
+    async def GetImage(self, request: images_pb2.GetImageRequest) -> images_pb2.Image:
+        return images_pb2.Image(name=request.name, digest="sha256:1", location="oci:layout:acme/x:v1")
+
+    async def look(self, image: str, digest: str) -> Condition:
+        assert (image, digest) == ("oci:layout:acme/x:v1", "sha256:1")
+        if not self.signed:
+            raise FailedPrecondition("sha256:1 has no signature.", reason="IMAGE_NOT_SIGNED")
+        return Condition("Verified", True, "SIGNED")
+
+
+async def test_a_refused_image_runs_soon_after_it_is_signed() -> None:
+    async with asyncio.TaskGroup() as tasks:
+        images, clock = Images(), ManualClock(datetime(2026, 1, 1, tzinfo=UTC))
+        builds = Builds(images, images, Output.IMAGE, clock, images)  # type: ignore[arg-type]
+        progress = builds.want(tasks, ("u", 1), BENTO, "sha256:0", (), CALLER, "")
+        await settle()
+        assert (progress.failed, progress.reason, progress.made) == (True, "IMAGE_NOT_SIGNED", None)
+        images.signed = True
+        await clock.advance(LOOK_AGAIN_S)
+        await settle()
+        assert progress.made is not None and not progress.failed
+        assert progress.made.verified == Condition("Verified", True, "SIGNED")

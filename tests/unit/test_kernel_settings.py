@@ -20,6 +20,7 @@ class Example:
     fast: bool = False
     folder: Path | None = None
     names: tuple[str, ...] = ()
+    folders: tuple[Path, ...] = ()
 
 
 def test_each_type_is_read_from_its_variable() -> None:
@@ -30,9 +31,16 @@ def test_each_type_is_read_from_its_variable() -> None:
         "EKIBEN_X_FAST": "Yes",
         "EKIBEN_X_FOLDER": "/tmp/x",
         "EKIBEN_X_NAMES": "a, b,",
+        "EKIBEN_X_FOLDERS": "/a,/b",
     }
     assert load(Example, "EKIBEN_X", env) == Example(
-        database_url="sqlite:///x", workers=3, ratio=0.25, fast=True, folder=Path("/tmp/x"), names=("a", "b")
+        database_url="sqlite:///x",
+        workers=3,
+        ratio=0.25,
+        fast=True,
+        folder=Path("/tmp/x"),
+        names=("a", "b"),
+        folders=(Path("/a"), Path("/b")),
     )
 
 
@@ -78,6 +86,6 @@ def test_peers_certificate_needs_roots() -> None:
 def test_settings_describe_themselves() -> None:
     first, *rest = describe(Example, "EKIBEN_X")
     assert (first.variable, first.default, first.text) == ("EKIBEN_X_DATABASE_URL", "required", "Where.")
-    assert len(rest) == 5
+    assert len(rest) == 6
     assert all(setting.text for setting in describe(ServerSettings, "EKIBEN_SERVER"))
     assert all(setting.text for setting in describe(PeerSettings, "EKIBEN_PEERS"))

@@ -212,7 +212,9 @@ class Deployment(_message.Message):
 
     @_builtins.property
     def conditions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Condition]:
-        """Output only. What is right and wrong, in words. Types: `Built`, `Available`, `Progressing`."""
+        """Output only. What is right and wrong, in words. Types: `Built`, `Available`, `Progressing`, and
+        `Verified` where signatures of images are asked for.
+        """
 
     @_builtins.property
     def urls(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:

@@ -72,19 +72,27 @@ class _Refusals:
 
 
 async def verify(
-    store: ImageStore, reference: str, platform: Platform, trust: Trust, now: datetime, *, repository: str = ""
+    store: ImageStore,
+    reference: str,
+    platform: Platform,
+    trust: Trust,
+    now: datetime,
+    *,
+    repository: str = "",
+    digest: str = "",
 ) -> Verified:
     """The digest of the image that a reference names for a platform, once a trusted signature of it is found.
 
     Args:
         repository: `organization/name` of the image, for keys that count for some repositories only.
+        digest: of what is meant, whatever the reference names by now.
 
     Raises:
         NotFound: there is no such image (IMAGE_NOT_FOUND).
         FailedPrecondition: nobody signed it (IMAGE_NOT_SIGNED), or nobody whose signature counts
             (IMAGE_SIGNATURE_REFUSED); the message says why not.
     """
-    named = await store.find(reference)
+    named = await store.find(digest or reference)
     digest = str(named.digest)
     manifest, _ = await store.resolve(digest, platform)
     refusals = _Refusals()

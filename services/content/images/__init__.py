@@ -7,6 +7,7 @@ Source: OCI image-spec 1.1: descriptor.md, manifest.md, image-index.md, config.m
 """
 
 import json
+import platform as machine
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -22,6 +23,9 @@ LAYER_GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
 LAYER_ZSTD = "application/vnd.oci.image.layer.v1.tar+zstd"
 EMPTY = "application/vnd.oci.empty.v1+json"
 REF_NAME = "org.opencontainers.image.ref.name"
+
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+"""The kernel's names → OCI's, which are Go's."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,12 @@ class Platform:
                 platform=text,
             )
         return cls(*parts)
+
+    @classmethod
+    def here(cls) -> "Platform":
+        """That of this machine. Images are Linux's, whatever this is."""
+        name = machine.machine()
+        return cls("linux", _ARCHITECTURES.get(name, name))
 
     def __str__(self) -> str:
         return "/".join(part for part in (self.os, self.architecture, self.variant) if part)

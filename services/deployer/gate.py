@@ -1,0 +1,81 @@
+"""Whether an image may be run, by who signed it.
+
+What is asked for is a digest, and it is the digest that runtimes are given: a tag that moves between the look and the
+start changes nothing. Keys are read anew for each look, so that one is trusted or distrusted without a restart.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from prometheus_client import Counter
+
+from ekiben.errors import EkibenError, Unavailable
+from services.content import open_images
+from services.content.attestations import keys, verification
+from services.content.attestations.keyless import Identity
+from services.content.attestations.verification import Trust
+from services.content.images import Platform
+from services.deployer.domain import Condition
+from services.kernel.clock import Clock
+
+log = logging.getLogger(__name__)
+
+TYPE = "Verified"
+"""Of the condition that says whose signature an image has."""
+REFUSED = ("IMAGE_NOT_SIGNED", "IMAGE_SIGNATURE_REFUSED", "KEY_FILE_UNREADABLE", "TRUSTED_KEYS_INVALID")
+"""Reasons of errors that say: this image may not be run."""
+
+_looks = Counter("ekiben_image_verifications_total", "Images looked at for signatures, by how it ended.", ["outcome"])
+
+
+class Gate:
+    """See the module. `policy` is `off`, `warn` or `enforce`."""
+
+    def __init__(self, policy: str, trusted: Sequence[Path], identities: Sequence[str], clock: Clock) -> None:
+        self._policy, self._keys, self._clock = policy, trusted, clock
+        self._identities = [Identity.parse(each) for each in identities]
+
+    async def look(self, image: str, digest: str) -> Condition | None:
+        """What is to be said of an image that is to be run: whose signature counts, or why none does.
+
+        None where the policy is `off`. Where it is `enforce`, an image whose signature does not count is refused.
+
+        Args:
+            image: where it lies, as `open_images` reads it.
+            digest: of what is run: a manifest, or an index.
+
+        Raises:
+            FailedPrecondition: refused (IMAGE_NOT_SIGNED, IMAGE_SIGNATURE_REFUSED), or trusted keys cannot be read.
+            EkibenError: with `enforce`, it cannot be looked at; reasons are those of its store.
+        """
+        if self._policy == "off":
+            return None
+        try:
+            signers = await self._signers(image, digest)
+        except EkibenError as exc:
+            unknown = isinstance(exc, Unavailable)
+            _looks.labels("unknown" if unknown else "refused").inc()
+            log.warning("an image's signature does not count", extra={"digest": digest, "reason": exc.reason})
+            if self._policy == "enforce":
+                raise
+            text = f"{exc.message} It runs nevertheless, since the policy for images is warn."
+            return Condition(TYPE, None if unknown else False, exc.reason, text)
+        _looks.labels("verified").inc()
+        return Condition(TYPE, True, "SIGNED", f"{digest} is signed by {', '.join(signers)}.")
+
+    async def _signers(self, image: str, digest: str) -> Sequence[str]:
+        trust = Trust(keys.load_trusted(self._keys), self._identities)
+        # A prefix that all images of the platform have in their registry is not part of what keys are trusted for.
+        repository = "/".join(verification.repository_of(image).split("/")[-2:])
+        async with open_images(image) as (store, reference):
+            found = await verification.verify(
+                store, reference, Platform.here(), trust, self._clock.now(), repository=repository, digest=digest
+            )
+        return found.signers
+
+
+def worst(conditions: Sequence[Condition]) -> Condition | None:
+    """Of several targets' conditions the one to show: what is wrong before what is not known, and that before good."""
+    order = {False: 0, None: 1, True: 2}
+    return min(conditions, key=lambda condition: order[condition.status], default=None)

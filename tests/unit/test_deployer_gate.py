@@ -1,0 +1,153 @@
+"""Which images a deployer runs, by who signed them."""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from ekiben.errors import EkibenError, FailedPrecondition, Unavailable
+from services.content.attestations import keys, signing
+from services.content.images import Descriptor
+from services.content.images.layout import LayoutImageStore
+from services.deployer import status
+from services.deployer.domain import MAIN, Condition, Status
+from services.deployer.gate import Gate, worst
+from services.deployer.runtimes import Phase, ReplicaStatus, SetStatus
+from services.deployer.settings import Settings
+from services.deployer.status import Facts, ServiceFact
+from services.kernel.clock import ManualClock
+from services.kernel.settings import SettingsError, load
+from tests.image_content import put_image
+from tests.platform import free_port
+
+NOW = datetime(2027, 1, 1, tzinfo=UTC)
+KEY = keys.generate()
+
+
+@pytest.fixture
+def public(tmp_path: Path) -> Path:
+    (tmp_path / "our.pub").write_bytes(keys.public_pem(KEY.public_key()))
+    return tmp_path / "our.pub"
+
+
+def gate(policy: str, *trusted: Path, identities: Sequence[str] = ()) -> Gate:
+    return Gate(policy, trusted, identities, ManualClock(NOW))
+
+
+async def image(tmp_path: Path, *, signed: bool) -> tuple[str, Descriptor]:
+    folder = tmp_path / "layout"
+    made = await asyncio.to_thread(lambda: asyncio.run(put_image(folder, "acme/x:v1")))
+    if signed:
+        await signing.sign(LayoutImageStore(folder), made, signing.by_key(KEY))
+    return f"oci:{folder}:acme/x:v1", made
+
+
+async def test_a_signed_image_passes_and_its_signer_is_told(tmp_path: Path, public: Path) -> None:
+    location, made = await image(tmp_path, signed=True)
+    for policy in ("warn", "enforce"):
+        told = await gate(policy, public).look(location, str(made.digest))
+        assert told is not None and (told.type, told.status, told.reason) == ("Verified", True, "SIGNED")
+        assert "our.pub" in told.message and str(made.digest) in told.message
+
+
+async def test_an_unsigned_image_is_refused_told_of_or_nobody_asks(tmp_path: Path, public: Path) -> None:
+    location, made = await image(tmp_path, signed=False)
+    with pytest.raises(FailedPrecondition) as caught:
+        await gate("enforce", public).look(location, str(made.digest))
+    assert caught.value.reason == "IMAGE_NOT_SIGNED" and "ekiben images sign" in caught.value.message
+    told = await gate("warn", public).look(location, str(made.digest))
+    assert told is not None and (told.status, told.reason) == (False, "IMAGE_NOT_SIGNED")
+    assert "runs nevertheless" in told.message
+    assert await gate("off").look(location, str(made.digest)) is None
+
+
+async def test_it_is_the_digest_that_counts_whatever_the_tag_names_by_now(tmp_path: Path, public: Path) -> None:
+    location, signed = await image(tmp_path, signed=True)
+    _, unsigned = await image(tmp_path, signed=False)  # under the same tag
+    assert await gate("enforce", public).look(location, str(signed.digest))
+    with pytest.raises(FailedPrecondition):
+        await gate("enforce", public).look(location, str(unsigned.digest))
+
+
+async def test_a_key_is_trusted_for_its_repositories_and_distrusted_without_a_restart(
+    tmp_path: Path, public: Path
+) -> None:
+    location, made = await image(tmp_path, signed=True)
+    asked = gate("enforce", public)
+    assert await asked.look(location, str(made.digest))
+    pem = public.read_text()
+    for line, words in (("images: other/*", "not for acme/x"), ("not-after: 2026-12-31", "expired")):
+        public.write_text(f"{line}\n{pem}")
+        with pytest.raises(FailedPrecondition, match=words):
+            await asked.look(location, str(made.digest))
+    public.write_text(f"images: acme/*\n{pem}")
+    assert await asked.look(location, str(made.digest))
+    public.unlink()
+    with pytest.raises(FailedPrecondition) as caught:
+        await asked.look(location, str(made.digest))
+    assert caught.value.reason == "KEY_FILE_UNREADABLE"
+
+
+async def test_what_cannot_be_looked_at_waits_or_runs_by_policy(
+    tmp_path: Path, public: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nowhere = f"127.0.0.1:{free_port()}"
+    monkeypatch.setattr("services.content.attestations.verification.verify", _away)
+    digest = f"sha256:{'ab' * 32}"
+    with pytest.raises(EkibenError):
+        await gate("enforce", public).look(f"docker://{nowhere}/acme/x:v1", digest)
+    told = await gate("warn", public).look(f"docker://{nowhere}/acme/x:v1", digest)
+    assert told is not None and (told.status, told.reason) == (None, "REGISTRY_UNAVAILABLE")
+
+
+async def _away(*_: object, **__: object) -> None:
+    raise Unavailable("The registry does not answer.", reason="REGISTRY_UNAVAILABLE")
+
+
+def facts(*, problem: Condition | None = None, verified: Condition | None = None) -> Facts:
+    ready = (ReplicaStatus("iris-1", Phase.READY),)
+    new = SetStatus("new", "deployments/iris", "u", 2, MAIN, "Iris", 1, () if problem else ready)
+    service = ServiceFact(MAIN, "Iris", 1, True, complete=problem is None, new=new)
+    return Facts(2, 2, (service,), problem=problem, verified=verified)
+
+
+def test_a_refusal_and_a_warning_are_conditions_in_words() -> None:
+    refused = Condition("Verified", False, "IMAGE_NOT_SIGNED", "sha256:ab has no signature.")
+    summary = status.summarize(facts(problem=refused), Status("DEPLOYING"), NOW)
+    by_type = {each.type: each for each in summary.conditions}
+    assert summary.state == "FAILED"
+    assert (by_type["Verified"].status, by_type["Verified"].reason) == (False, "IMAGE_NOT_SIGNED")
+    assert by_type["Built"].status is True and by_type["Available"].reason == "IMAGE_NOT_SIGNED"
+    summary = status.summarize(facts(verified=refused), Status("DEPLOYING"), NOW)
+    assert summary.state == "RUNNING"
+    assert {each.type: each.status for each in summary.conditions}["Verified"] is False
+    summary = status.summarize(facts(), Status("DEPLOYING"), NOW)
+    assert "Verified" not in {each.type for each in summary.conditions}
+
+
+def test_of_several_targets_what_is_wrong_is_shown() -> None:
+    good, bad, unknown = (Condition("Verified", each, "X") for each in (True, False, None))
+    assert worst([good, unknown, bad]) is bad and worst([good, unknown]) is unknown and worst([]) is None
+
+
+def test_a_policy_that_could_not_hold_stops_the_start(tmp_path: Path) -> None:
+    given = {
+        "EKIBEN_DEPLOYER_DATABASE_URL": "sqlite://",
+        "EKIBEN_DEPLOYER_DATA_DIR": "/d",
+        "EKIBEN_DEPLOYER_RUN_DIR": "/r",
+    }
+    good = {
+        "EKIBEN_DEPLOYER_IMAGE_POLICY": "enforce",
+        "EKIBEN_DEPLOYER_IMAGE_KEYS": "/a.pub,/b",
+        "EKIBEN_DEPLOYER_RUNTIME": "podman",
+    }
+    assert load(Settings, "EKIBEN_DEPLOYER", given | good).image_keys == (Path("/a.pub"), Path("/b"))
+    for wrong, words in (
+        ({"EKIBEN_DEPLOYER_IMAGE_POLICY": "maybe"}, "must be off, warn or enforce"),
+        ({"EKIBEN_DEPLOYER_RUNTIME": "process"}, "nobody signs"),
+        ({"EKIBEN_DEPLOYER_IMAGE_KEYS": ""}, "whom to trust"),
+    ):
+        with pytest.raises(SettingsError, match=words):
+            load(Settings, "EKIBEN_DEPLOYER", given | good | wrong)
