@@ -13,7 +13,7 @@ import json
 import shutil
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from services.builder import failures, requirements
@@ -21,7 +21,7 @@ from services.builder.domain import Step
 from services.builder.locks import Lock, Locks, Work, flags, run_uv
 from services.builder.recipe import Recipe, environment_digest
 from services.builder.targets import Target
-from services.builder.uv import Programs
+from services.builder.uv import Outcome, Programs
 from services.content.files import make_folder, sync_folder, write_whole
 
 MARKER = "complete.json"
@@ -98,17 +98,25 @@ class ImageEnvironments:
         if outcome.returncode == 0:
             lines = [*target.options_of(recipe.options), self.locks.located(lock)]
             (work.directory / "sync.txt").write_text("\n".join(lines) + "\n")
-            outcome = await run_uv(
-                self._programs,
-                *("pip", "sync", "sync.txt", "--python", str(made / "bin" / "python"), *target.arguments),
-                *(("--require-hashes",) if requirements.all_hashed(lock.text) else ()),
-                *flags(recipe),
-                work=work,
-                recipe=recipe,
-            )
+            # With everything in the cache the index need not be asked, and may be away.
+            outcome = await self._sync(lock, recipe, target, replace(work, say=_unheard), made, "--offline")
+            if outcome.returncode != 0:
+                outcome = await self._sync(lock, recipe, target, work, made)
         if outcome.returncode != 0:
             doing = f"installing the packages for {target}"
             raise failures.to_error(failures.parse(outcome.text, doing=doing, target=str(target)))
+
+    async def _sync(
+        self, lock: Lock, recipe: Recipe, target: Target, work: Work, made: Path, *arguments: str
+    ) -> Outcome:
+        return await run_uv(
+            self._programs,
+            *("pip", "sync", "sync.txt", "--python", str(made / "bin" / "python"), *target.arguments, *arguments),
+            *(("--require-hashes",) if requirements.all_hashed(lock.text) else ()),
+            *flags(recipe),
+            work=work,
+            recipe=recipe,
+        )
 
     @contextlib.asynccontextmanager
     async def _turn(self, digest: str) -> AsyncIterator[None]:
@@ -122,6 +130,10 @@ class ImageEnvironments:
                 except BlockingIOError:
                     await asyncio.sleep(_POLL_S)
             yield
+
+
+def _unheard(_line: str) -> None:
+    """Says nothing."""
 
 
 def _finish(made: Path, path: Path, content: dict[str, str]) -> None:

@@ -158,6 +158,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EkibenError as exc:
         print(f"Error: {exc.message}", file=sys.stderr)
         return 1
+    except OSError as exc:
+        print(f"Error: {exc}. Nothing was tagged; what was made so far is used by the next build.", file=sys.stderr)
+        return 1
     print(found.digest)
     return 0
 

@@ -4,6 +4,7 @@ Bases are a few files: what says which Python and C library there are, nothing t
 """
 
 import base64
+import errno
 import gzip
 import hashlib
 import io
@@ -229,6 +230,39 @@ async def test_equal_bentos_with_wheels_of_their_own_give_one_digest_on_any_mach
         assert f"{info}/METADATA" in inside and f"{info}/direct_url.json" not in inside
         assert b"direct_url" not in bytes(inside[f"{info}/RECORD"])  # type: ignore[arg-type]
     assert len(digests) == 1
+    # The lock is known and each wheel is there: the index may be away.
+    shutil.rmtree(bench.folder / "cache" / "image-environments")
+    shutil.rmtree(bench.layout)
+    index.broken = True
+    assert {(await bench.build(folder, base)).digest} == digests
+
+
+async def test_a_build_that_ends_in_its_middle_leaves_nothing_that_counts(
+    bench: Bench, index: PackageIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = bento_folder(tmp_path / "bento", manifest=manifest())
+    base = await put_base(tmp_path / "bases")
+    undisturbed = await bench.build(folder, base, [AMD64, ARM64])
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for step in (
+        "compilers._started",
+        "bytecode._run",
+        "image_environments._finish",
+        "image_environments.sync_folder",
+        "images.index_of",
+    ):
+        shutil.rmtree(bench.layout)
+        for made in ("image-environments", "pythons-of-bases", "bytecode", "layers", "bases"):
+            shutil.rmtree(bench.folder / "cache" / made)
+        with monkeypatch.context() as patched:
+            patched.setattr(f"services.builder.{step}", full)
+            with pytest.raises((OSError, EkibenError)):
+                await bench.build(folder, base, [AMD64, ARM64])
+        assert not (bench.layout / "index.json").exists()
+        assert (await bench.build(folder, base, [AMD64, ARM64])).digest == undisturbed.digest
 
 
 async def test_versions_stay_the_same_for_each_platform_where_nothing_fixes_them(
