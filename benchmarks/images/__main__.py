@@ -1,0 +1,5 @@
+"""`python -m benchmarks.images`."""
+
+from benchmarks.images import main
+
+main()
