@@ -33,6 +33,7 @@ from services.kernel.clock import Clock
 log = logging.getLogger(__name__)
 
 _GRACE_AFTER_BUILD_S = 600.0
+_PAUSE_S = 60.0
 _images = Gauge("ekiben_images", "Images in the platform's place.")
 _bytes = Gauge("ekiben_image_store_bytes", "Bytes of the layout of images, garbage included.")
 _removed = Counter("ekiben_image_garbage_bytes_total", "Bytes of blobs that were removed because no image had them.")
@@ -64,17 +65,18 @@ class Collection:
     async def run(self) -> None:
         """Collect until cancelled."""
         while True:
-            await self._clock.sleep(self._settings.images_collect_interval_s)
             try:
+                await self.contents()  # for the metrics
+                await self._clock.sleep(self._settings.images_collect_interval_s)
                 found = await self.collect()
-            except EkibenError as exc:
-                log.warning("images were not collected", extra={"reason": exc.reason, "error": str(exc)})
+            except (EkibenError, OSError, ValueError, KeyError) as exc:  # also what others wrote into the layout
+                log.warning("images were not collected", extra={"error": str(exc)})
+                await self._clock.sleep(_PAUSE_S)
                 continue
-            size_bytes = sum(blob.size_bytes for blob in found.blobs)
             if found.images or found.blobs:
+                size_bytes = sum(blob.size_bytes for blob in found.blobs)
                 count = {"images": len(found.images), "blobs": len(found.blobs), "size_bytes": size_bytes}
                 log.info("images were collected", extra=count)
-            await self.contents()
 
     async def collect(self, *, dry_run: bool = False) -> Collected:
         """Run a round."""

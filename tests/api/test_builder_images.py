@@ -16,7 +16,7 @@ from ekiben.registry.v1 import lineage_pb2
 from ekiben.registry.v1.lineage_pb2_grpc import LineageStub
 from services.builder.platforms import here
 from services.content import open_images
-from services.content.images import REF_NAME
+from services.content.images import REF_NAME, Platform
 from services.content.images.layout import LayoutImageStore
 from tests.fixtures_builder import Builder, PackageIndex, Registry, bento_folder, index, registry, running_builder
 from tests.oci_registry import OciRegistry
@@ -215,3 +215,33 @@ async def test_images_are_kept_in_a_registry_where_the_settings_say_so(
         assert (stats.image_count, stats.location, stats.blob_count) == (2, url, 0)
         await builder.images.DeleteImage(images_pb2.DeleteImageRequest(name=build.image))
         assert not (await builder.images.CollectImages(images_pb2.CollectImagesRequest())).images
+
+
+async def test_an_image_for_two_platforms_is_an_index_of_two(
+    registry: Registry, index: PackageIndex, tmp_path: Path
+) -> None:
+    platforms = [Platform("linux", "amd64"), Platform("linux", "arm64")]
+    for platform in platforms:
+        base = await asyncio.to_thread(small_base, tmp_path / "base", platform=platform)
+    bento = await registry.push(bento_folder(tmp_path / "bento"))
+    async with running_builder(registry, tmp_path / "builder", bases=base) as builder:
+        one = await builder.build(bento, platforms=["linux/amd64"], **IMAGE)
+        both = await builder.build(bento, platforms=["linux/arm64", "linux/amd64"], **IMAGE)
+        assert both.state == pb.Build.SUCCEEDED, await builder.log(both.name)
+        image = await get(builder, both.image)
+        assert list(image.platforms) == ["linux/amd64", "linux/arm64"]
+        assert {layer.platform for layer in image.layers} == set(image.platforms)
+        store = LayoutImageStore(builder.data_dir / "images")
+        resolved = {str(p): (await store.resolve("default/hello:v1", p))[0].digest for p in platforms}
+        assert len(set(resolved.values())) == 2
+        before = await get(builder, one.image)
+        assert list(before.references) == [f"default/hello:IMAGE-{one.image[7:]}"]
+        assert str(resolved["linux/amd64"]) == before.digest
+        for path in (builder.data_dir / "images" / "blobs" / "sha256").iterdir():
+            os.utime(path, (0, 0))
+        await builder.images.CollectImages(images_pb2.CollectImagesRequest())
+        for platform in platforms:
+            _, found = await store.resolve("default/hello:v1", platform)
+            assert [await store.size(layer.digest) for layer in found.layers] == [
+                layer.size_bytes for layer in found.layers
+            ]
