@@ -27,7 +27,7 @@ from services.builder.images import platform_of
 from services.builder.platforms import here
 from services.builder.uv import Programs
 from services.content.files import make_folder, write_whole
-from services.content.images import LAYER, canonical
+from services.content.images import LAYER, Platform, canonical
 from services.content.images.layout import LayoutImageStore
 
 _STORAGES = 8
@@ -49,7 +49,7 @@ class BuildahEngine:
         self._programs = programs
         self._timeout_s = timeout_s
 
-    def check(self) -> None:
+    def check(self, platforms: Sequence[Platform] = ()) -> None:
         """See Engine."""
         if shutil.which("buildah") is None:
             raise FailedPrecondition(
@@ -58,12 +58,20 @@ class BuildahEngine:
                 reason="ENGINE_MISSING",
                 program="buildah",
             )
+        mine = here()
+        for wanted in platforms:
+            if (wanted.os, wanted.architecture) != (mine.os, mine.architecture):
+                raise FailedPrecondition(
+                    f"The bento runs commands while its image is built. They can run for {mine}, not for {wanted}. "
+                    "Build the image on a machine of that kind.",
+                    reason="PLATFORM_NOT_EXECUTABLE",
+                    platform=str(wanted),
+                )
 
     @contextlib.asynccontextmanager
     async def run(self, order: Order, say: Callable[[str], None]) -> AsyncIterator[Outcome]:
         """See Engine."""
-        self.check()
-        self._check_platform(order)
+        self.check([platform_of(order.image)])
         async with self._storage() as storage, contextlib.AsyncExitStack() as folders:
             execution = _Execution(storage, self._programs, order, say)
             await execution.clean()
@@ -82,16 +90,6 @@ class BuildahEngine:
                 yield outcome
             finally:
                 await asyncio.shield(execution.clean())
-
-    def _check_platform(self, order: Order) -> None:
-        wanted, mine = platform_of(order.image), here()
-        if (wanted.os, wanted.architecture) != (mine.os, mine.architecture):
-            raise FailedPrecondition(
-                f"The bento runs commands while its image is built; they can run for {mine} here, not for {wanted}. "
-                f"Build the image on a machine of that kind.",
-                reason="PLATFORM_NOT_EXECUTABLE",
-                platform=str(wanted),
-            )
 
     @contextlib.asynccontextmanager
     async def _storage(self) -> AsyncIterator[Path]:

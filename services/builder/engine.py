@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from services.builder.commands import Script
 from services.builder.images import Layer, history_of, platform_of
-from services.content.images import CONFIG, MANIFEST, Descriptor, Image, ImageStore, Readable, canonical
+from services.content.images import CONFIG, MANIFEST, Descriptor, Image, ImageStore, Platform, Readable, canonical
 from services.content.images.layout import LayoutImageStore
 
 
@@ -64,8 +64,13 @@ class Outcome:
 class Engine(Protocol):
     """Runs scripts in images of this machine's platform, as root of the image."""
 
-    def check(self) -> None:
-        """Whether it is here at all. Raises FailedPrecondition (ENGINE_MISSING), which says what to install."""
+    def check(self, platforms: Sequence[Platform] = ()) -> None:
+        """Whether it is here at all, and can run for these platforms.
+
+        Raises:
+            FailedPrecondition: it is not (ENGINE_MISSING; the message says what to install), or cannot
+                (PLATFORM_NOT_EXECUTABLE).
+        """
         ...
 
     def run(self, order: Order, say: Callable[[str], None]) -> AbstractAsyncContextManager[Outcome]:

@@ -56,12 +56,12 @@ class Source:
         return f"{self.files.manifest.get('name')}:{self.files.manifest.get('version')}"
 
 
-def check(files: BentoFiles, engine: Engine | None) -> None:
+def check(files: BentoFiles, engine: Engine | None, platforms: Sequence[Platform] = ()) -> None:
     """Refuse a bento whose image cannot be made, before any work is done for it.
 
     Raises:
         FailedPrecondition: it runs commands while its image is built, and they cannot be run (reasons of
-            `make_commands`, ENGINE_MISSING).
+            `make_commands` and `Engine.check`).
     """
     if make_commands(files):
         if engine is None:
@@ -70,7 +70,7 @@ def check(files: BentoFiles, engine: Engine | None) -> None:
                 "template), and nothing here runs them. Build its image by `ekiben images build`.",
                 reason="ENGINE_MISSING",
             )
-        engine.check()
+        engine.check(platforms)
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ async def build_image(
         EkibenError: it cannot be built; reasons are those of `check`, `base_rules`, `Base.python`, uv's (`failures`)
             and `Assembler.assemble`; `BlobsMissing` where the store does not keep what it is given.
     """
-    check(source.files, workshop.engine)
+    check(source.files, workshop.engine, platforms)
     name = base_rules.choose(base, source.files.manifest, source.recipe.python)
     async with base_rules.opened(name, platforms, workshop.cache, refresh=refresh_base) as bases:
         try:

@@ -27,6 +27,7 @@ from services.builder.queue import QUEUED, lease_of
 from services.builder.recipe import make_recipe
 from services.builder.settings import Settings
 from services.builder.store import Store
+from services.content.images import Platform
 from services.kernel import telemetry
 from services.kernel.clock import Clock
 from services.kernel.identity import Principal
@@ -232,7 +233,7 @@ class Worker:
             await self._fetch_patiently(build, content, written)
             files = await asyncio.to_thread(bento.read, content)
         if build.output is Output.IMAGE:
-            image_builds.check(files, self._image_work.engine)
+            image_builds.check(files, self._image_work.engine, [Platform.parse(each) for each in build.platforms])
         recipe = make_recipe(files)
         for note in recipe.notes:
             if build.output is not Output.IMAGE or note not in recipe.skipped:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tarfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from services.builder.engine import Order, Outcome, Secret
 from services.builder.executions import Executions
 from services.builder.images import Layer
 from services.builder.uv import Programs
-from services.content.images import Image
+from services.content.images import Image, Platform
 from services.content.images.layout import LayoutImageStore
 from tests.platform import wait_for
 from tests.shell_base import shell_base
@@ -46,8 +46,8 @@ class Counting:
     engine: BuildahEngine
     runs: int = 0
 
-    def check(self) -> None:
-        self.engine.check()
+    def check(self, platforms: Sequence[Platform] = ()) -> None:
+        self.engine.check(platforms)
 
     @contextlib.asynccontextmanager
     async def run(self, order: Order, say: Callable[[str], None]) -> AsyncIterator[Outcome]:
@@ -157,6 +157,16 @@ def test_what_ran_is_not_run_again_until_something_that_it_depends_on_changes(be
     assert bench.engine.runs == 4
     shutil.rmtree(bench.folder / "executed" / "layers")
     assert ran(order) == 1, "a layer that was lost is made again"
+
+
+def test_folders_are_seen_by_commands_and_are_in_no_layer(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "weights").write_text("heavy\n")
+    folders = {"/home/models/m": lambda: contextlib.nullcontext(tmp_path)}
+    order = bench.order("cat /home/models/m/weights > /opt/copy; ! touch /home/models/m/new", folders=folders)
+    (layer,) = bench.execute(order)
+    there = bench.members(layer)
+    assert there["opt/copy"].size == 6 and not [name for name in there if name.startswith("home/models/m")]
+    assert not (tmp_path / "new").exists()
 
 
 def test_what_nobody_used_for_long_goes(bench: Bench) -> None:
