@@ -54,6 +54,8 @@ class Progress:
     build: str = ""
     made: Made | None = None
     """What it gave, once it has."""
+    built: bool = False
+    """Whether the build has ended."""
     message: str = ""
     failed: bool = False
     reason: str = "BUILD_FAILED"
@@ -130,16 +132,23 @@ class Builds:
                 what = "build image" if self._output is Output.IMAGE else "build environment"
                 with telemetry.continue_trace(parent, what, **{"ekiben.bento": bento}):
                     with on_behalf_of(caller):
+                        progress.built = False
                         build = await self._build(progress, bento, secrets)
+                        progress.built = True
                         made = await self._made(build)
-            except (NotFound, FailedPrecondition, DataLoss) as exc:
-                self._fail(progress, str(exc), exc.reason)
-                # An image may be signed, or a key trusted, at any time; another build would change nothing.
-                pause = LOOK_AGAIN_S if exc.reason in REFUSED else AGAIN_S
             except EkibenError as exc:
-                progress.message = f"The builder cannot be asked: {exc}"
-                self.changed()
-                pause = min(LONGEST_PAUSE_S, pause * 2)
+                if exc.reason in REFUSED:
+                    # An image may be signed, or a key trusted, at any time; another build would change nothing.
+                    self._fail(progress, str(exc), exc.reason)
+                    pause = LOOK_AGAIN_S
+                elif isinstance(exc, NotFound | FailedPrecondition | DataLoss):
+                    self._fail(progress, str(exc), exc.reason)
+                    pause = AGAIN_S
+                else:
+                    away = "The image cannot be looked at" if progress.built else "The builder cannot be asked"
+                    progress.message = f"{away}: {exc}"
+                    self.changed()
+                    pause = min(LONGEST_PAUSE_S, pause * 2)
             except Exception:
                 log.exception("build could not be followed", extra={"bento": bento})
                 self._fail(progress, "It cannot be built for a fault in the platform.", "INTERNAL")

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from ekiben.api.v1 import annotations_pb2
 from ekiben.builder.v1 import builder_pb2, images_pb2
-from ekiben.errors import FailedPrecondition
+from ekiben.errors import EkibenError, FailedPrecondition, InvalidArgument, Unavailable
 from services.deployer.builds import AGAIN_S, LOOK_AGAIN_S, UNWANTED_S, Builds, Output, Progress
 from services.deployer.domain import Condition
 from services.kernel.clock import ManualClock
@@ -94,6 +94,7 @@ class Images:
 
     def __init__(self) -> None:
         self.signed = False
+        self.error: EkibenError = FailedPrecondition("sha256:1 has no signature.", reason="IMAGE_NOT_SIGNED")
 
     async def CreateBuild(self, request: builder_pb2.CreateBuildRequest) -> builder_pb2.Build:
         return builder_pb2.Build(name="builds/b1", state=builder_pb2.Build.SUCCEEDED, image="images/i")
@@ -104,7 +105,7 @@ class Images:
     async def look(self, image: str, digest: str) -> Condition:
         assert (image, digest) == ("oci:layout:acme/x:v1", "sha256:1")
         if not self.signed:
-            raise FailedPrecondition("sha256:1 has no signature.", reason="IMAGE_NOT_SIGNED")
+            raise self.error
         return Condition("Verified", True, "SIGNED")
 
 
@@ -120,3 +121,21 @@ async def test_a_refused_image_runs_soon_after_it_is_signed() -> None:
         await settle()
         assert progress.made is not None and not progress.failed
         assert progress.made.verified == Condition("Verified", True, "SIGNED")
+
+
+async def test_keys_that_cannot_be_read_refuse_and_a_registry_that_is_away_is_waited_for() -> None:
+    for error, failed, said in (
+        (InvalidArgument("No key in it.", reason="TRUSTED_KEYS_INVALID"), True, "No key in it."),
+        (Unavailable("No answer.", reason="REGISTRY_UNAVAILABLE"), False, "The image cannot be looked at: No answer."),
+    ):
+        async with asyncio.TaskGroup() as tasks:
+            images, clock = Images(), ManualClock(datetime(2026, 1, 1, tzinfo=UTC))
+            images.error = error
+            builds = Builds(images, images, Output.IMAGE, clock, images)  # type: ignore[arg-type]
+            progress = builds.want(tasks, ("u", 1), BENTO, "sha256:0", (), CALLER, "")
+            await settle()
+            assert (progress.failed, progress.message) == (failed, said)
+            images.signed = True
+            await clock.advance(LOOK_AGAIN_S)
+            await settle()
+            assert progress.made is not None and not progress.failed
