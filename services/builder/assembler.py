@@ -32,7 +32,7 @@ from services.builder.tally import TALLY
 from services.content.digest import Digest
 from services.content.files import make_folder, write_whole
 from services.content.images import Again, Descriptor, ImageStore, Platform, Readable
-from services.content.images.copying import copy_blob, together
+from services.content.images.copying import beside, copy_blob, together
 
 _PLACES = 8
 """Stores that are remembered of a layer, the last ones."""
@@ -83,10 +83,13 @@ class Assembler:
             FailedPrecondition: the base does not fit (BASE_WITHOUT_PYTHON, BASE_WITHOUT_BASH).
             ResourceExhausted: STORAGE_FULL.
         """
+        python = base.about.python(parts.environment.target.python, base.name).path
+        async with beside(together(self._copy(layer, base.store, into) for layer in base.image.layers)):
+            return await self._assemble(parts, base, python, into)
+
+    async def _assemble(self, parts: Parts, base: BaseImage, python: str, into: ImageStore) -> tuple[bytes, Platform]:
         environment = parts.environment
-        python = base.about.python(environment.target.python, base.name).path
         key = environment_layers.key_of(environment, python, parts.compiler)
-        await together(self._copy(layer, base.store, into) for layer in base.image.layers)
         layers = []
         if users := base.about.users():
             layers.append(await self._layer(into, f"users {base.descriptor.digest}", "the user bentoml", lambda: users))

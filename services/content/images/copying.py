@@ -5,7 +5,8 @@ that nobody names, and the next one finds them there.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -45,6 +46,19 @@ async def together(jobs: Iterable[Coroutine[Any, Any, T]], parallel: int = _PARA
         await asyncio.gather(*tasks, return_exceptions=True)
         for job in waiting:
             job.close()  # those that were never begun
+        raise
+
+
+@asynccontextmanager
+async def beside(job: Coroutine[Any, Any, Any]) -> AsyncIterator[None]:
+    """Have a job done while inside. It is waited for at the end, and ended when what is inside fails."""
+    task = asyncio.ensure_future(job)
+    try:
+        yield
+        await task
+    except BaseException:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
         raise
 
 

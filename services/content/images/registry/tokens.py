@@ -75,7 +75,8 @@ class Authority:
                         raise
                     self._looked = False  # logins of clouds last for hours, and are written anew where they were found
                     token = await self._fetch(self._challenge, await self._find_login(), scopes)
-                self._tokens[scopes] = token
+                now = time.monotonic()
+                self._tokens = {key: each for key, each in self._tokens.items() if each.until > now} | {scopes: token}
             return f"Bearer {token.text}"
 
     def challenged(self, headers: Any, scopes: frozenset[str], sent: str | None) -> bool:
