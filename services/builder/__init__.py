@@ -19,6 +19,6 @@ Invariants
 
 Reading order: domain, requirements, recipe, failures (all pure); store, queue; logs, uv, bento, interpreters, locks,
 environments; worker, servicer, messages, app. Images: images (pure), layers, bases, assembler, offline.
-Serving them: repositories, shelves, sending, forwarding, access, distribution, pulls.
+Serving them: repositories, shelves, sending, forwarding, access, answering, distribution, pulls.
 What is said of them: materials, bills, provenance (pure); attesting, image_signing.
 """

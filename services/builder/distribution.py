@@ -12,31 +12,24 @@ come here by builds. Errors are the specification's JSON. Source: OCI distributi
 """
 
 import json
-import logging
 import re
-import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 from urllib.parse import urlencode
 
 from aiohttp import web
-from opentelemetry.trace import SpanKind
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter
 
-from ekiben.errors import DataLoss, EkibenError, InvalidArgument, NotFound, PermissionDenied, Unauthenticated
-from services.builder.access import Access, peer
+from ekiben.errors import InvalidArgument
+from services.builder.access import Access
+from services.builder.answering import MIDDLEWARES, PRINCIPAL, Handler, Refusal, as_json
 from services.builder.places import is_unfinished
 from services.builder.repositories import tag_order
 from services.builder.shelves import Shelf, Shown
 from services.content.digest import Digest
 from services.content.images import INDEX
-from services.kernel import telemetry
-from services.kernel.identity import Principal
-from services.kernel.problems import http_status
 from services.kernel.sites import serve_app
-
-log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
 _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
@@ -44,24 +37,8 @@ _MEDIA_TYPE = re.compile(r"[a-zA-Z0-9!#$&^_.+-]{1,127}/[a-zA-Z0-9!#$&^_.+-]{1,12
 _OTHER_DIGEST = re.compile(r"(?!sha256:)[a-z0-9]+(?:[.+_-][a-z0-9]+)*:[a-zA-Z0-9=_-]{32,}")
 _MOST_AT_ONCE = 10_000
 _IMMUTABLE = {"Cache-Control": "private, max-age=31536000, immutable"}
-_PRINCIPAL: web.RequestKey[Principal] = web.RequestKey("principal", Principal)
 
 _transferred = Counter("ekiben_image_bytes", "Bytes of blobs of images that were served.")
-_handling = Histogram(
-    "ekiben_image_request_duration_seconds",
-    "Time to serve one request of a container engine.",
-    ["method", "kind", "status"],
-    buckets=(0.005, 0.025, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 1800),
-)
-
-
-class _Refusal(Exception):
-    """What the specification has a code for."""
-
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
 
 
 class Distribution:
@@ -77,7 +54,7 @@ class Distribution:
 
     def app(self) -> web.Application:
         """The application."""
-        app = web.Application(middlewares=[_left, _observed, _answered, self._admitted])
+        app = web.Application(middlewares=[*MIDDLEWARES, self._admitted])
         for path, handler in (
             ("/v2", self.ping),
             ("/v2/", self.ping),
@@ -92,7 +69,7 @@ class Distribution:
 
     async def ping(self, request: web.Request) -> web.Response:
         """The credentials work, and this is what an engine takes it for."""
-        return _json({})
+        return as_json({})
 
     async def manifest(self, request: web.Request) -> web.Response:
         """A manifest by tag or digest, as it was stored: nothing is translated, since its digest would change."""
@@ -100,9 +77,7 @@ class Distribution:
         reference = _reference(request.match_info["reference"])
         found = await repository.manifest(reference) if reference else None
         if found is None:
-            raise _Refusal(
-                404, "MANIFEST_UNKNOWN", f"{name} has no manifest {request.match_info['reference'][:140]!r}."
-            )
+            raise Refusal(404, "MANIFEST_UNKNOWN", f"{name} has no manifest {request.match_info['reference'][:140]!r}.")
         self._pulled(name, found.digest)
         known = _MEDIA_TYPE.fullmatch(found.media_type)
         headers = {
@@ -128,7 +103,7 @@ class Distribution:
         }
         sent = await repository.send(request, digest, headers, _transferred.inc) if digest else None
         if sent is None:
-            raise _Refusal(404, "BLOB_UNKNOWN", f"{name} has no blob {request.match_info['digest'][:140]!r}.")
+            raise Refusal(404, "BLOB_UNKNOWN", f"{name} has no blob {request.match_info['digest'][:140]!r}.")
         return sent
 
     async def tags(self, request: web.Request) -> web.Response:
@@ -146,7 +121,7 @@ class Distribution:
         """The repositories of the caller's organization."""
         names = await self._shelf.names(_organization(request))
         if names is None:
-            raise _Refusal(501, "UNSUPPORTED", "The registry where the images are lists no repositories.")
+            raise Refusal(501, "UNSUPPORTED", "The registry where the images are lists no repositories.")
         return _page(request, {}, "repositories", names, str)
 
     async def referrers(self, request: web.Request) -> web.Response:
@@ -164,25 +139,23 @@ class Distribution:
     async def _repository(self, request: web.Request) -> tuple[str, Shown]:
         name = request.match_info["name"]
         if len(name) > 255 or _NAME.fullmatch(name) is None:
-            raise _Refusal(400, "NAME_INVALID", "A repository's name is ORGANIZATION/REPOSITORY in lower case.")
+            raise Refusal(400, "NAME_INVALID", "A repository's name is ORGANIZATION/REPOSITORY in lower case.")
         # Of another organization's nothing is told, not even that it is there.
         found = await self._shelf.find(name) if name.partition("/")[0] == _organization(request) else None
         if found is None:
-            raise _Refusal(404, "NAME_UNKNOWN", f"Your organization has no repository {name!r}.")
+            raise Refusal(404, "NAME_UNKNOWN", f"Your organization has no repository {name!r}.")
         return name, found
 
     @web.middleware
-    async def _admitted(self, request: web.Request, handler: "Handler") -> web.StreamResponse:
-        request[_PRINCIPAL] = await self._access.admit(request)
+    async def _admitted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        request[PRINCIPAL] = await self._access.admit(request)
         if request.method not in ("GET", "HEAD"):
-            raise _Refusal(
-                405, "UNSUPPORTED", "Images are not pushed here: builds make them. GET and HEAD are allowed."
-            )
+            raise Refusal(405, "UNSUPPORTED", "Images are not pushed here: builds make them. GET and HEAD are allowed.")
         return await handler(request)
 
 
 def _organization(request: web.Request) -> str:
-    return request[_PRINCIPAL].organization.partition("/")[2]
+    return request[PRINCIPAL].organization.partition("/")[2]
 
 
 def _digest(text: str) -> Digest | None:
@@ -192,7 +165,7 @@ def _digest(text: str) -> Digest | None:
     try:
         return Digest.parse(text)
     except InvalidArgument as exc:
-        raise _Refusal(400, "DIGEST_INVALID", exc.message) from exc
+        raise Refusal(400, "DIGEST_INVALID", exc.message) from exc
 
 
 def _reference(text: str) -> str | Digest | None:
@@ -212,117 +185,16 @@ def _page(
     """A page of a list: at most `n` after `last`, and a link to the next."""
     asked = request.query.get("n", str(_MOST_AT_ONCE))
     if not (asked.isascii() and asked.isdigit() and len(asked) < 10):
-        raise _Refusal(400, "PAGINATION_NUMBER_INVALID", "n is the most values of a page: a number from 0.")
+        raise Refusal(400, "PAGINATION_NUMBER_INVALID", "n is the most values of a page: a number from 0.")
     values = sorted(values, key=order)
     if last := request.query.get("last", ""):
         values = [value for value in values if order(value) > order(last)]
     most = min(int(asked), _MOST_AT_ONCE)
     page = values[:most]
-    answer = _json({**head, member: page})
+    answer = as_json({**head, member: page})
     if page and len(values) > most:
         answer.headers["Link"] = f'<{request.path}?{urlencode({"n": most, "last": page[-1]})}>; rel="next"'
     return answer
-
-
-def _json(value: Any, status: int = 200) -> web.Response:
-    return web.Response(status=status, body=json.dumps(value).encode(), content_type="application/json")
-
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-@web.middleware
-async def _left(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """A client that leaves in the middle of a blob is no error of the server's, and the end of its connection."""
-    try:
-        return await handler(request)
-    except ConnectionError:
-        if request.transport is not None:
-            request.transport.abort()
-        return web.Response(status=499)
-
-
-@web.middleware
-async def _observed(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """A span, a line and metrics for each request; none holds the credentials."""
-    started, status = time.monotonic(), 499
-    kind = next((each for each in ("manifests", "blobs", "tags", "referrers") if f"/{each}/" in request.path), "other")
-    attributes = {"http.request.method": request.method, "url.path": request.path}
-    with (
-        telemetry.component("builder"),
-        telemetry.tracer().start_as_current_span(
-            f"{request.method} /v2 {kind}",
-            context=telemetry.context_of(request.headers),
-            kind=SpanKind.SERVER,
-            attributes=attributes,
-        ) as span,
-    ):
-        try:
-            response = await handler(request)
-            status = response.status
-            return response
-        finally:
-            span.set_attribute("http.response.status_code", status)
-            duration_s = time.monotonic() - started
-            _handling.labels(request.method, kind, str(status)).observe(duration_s)
-            principal = request.get(_PRINCIPAL)
-            extra = {"method": request.method, "path": request.path, "status": status, "peer": peer(request)}
-            log.info(
-                "image asked for",
-                extra={**extra, "duration_s": duration_s, "user": principal.user if principal else "-"},
-            )
-
-
-@web.middleware
-async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """What is raised becomes the specification's JSON."""
-    headers = {}
-    try:
-        response = await handler(request)
-    except _Refusal as exc:
-        response = _error(exc.status, exc.code, str(exc))
-        if exc.status == 405:
-            response.headers["Allow"] = "GET, HEAD"
-    except web.HTTPException as exc:
-        if exc.status != 404:
-            raise
-        response = _error(404, "NAME_UNKNOWN", f"There is nothing at {request.path[:200]!r}.")
-    except EkibenError as exc:
-        status = http_status(exc)
-        if isinstance(exc, Unauthenticated):
-            headers["WWW-Authenticate"] = 'Basic realm="ekiben"'
-        if exc.retry_after_s is not None or status == 503:
-            headers["Retry-After"] = str(max(1, int(exc.retry_after_s or 1)))
-        if isinstance(exc, DataLoss):
-            log.error("an image cannot be served", extra={"path": request.path, "cause": exc.message})
-        response = _error(status, _code(exc), exc.message)
-    except (ConnectionError, OSError) as exc:
-        if isinstance(exc, ConnectionError):
-            raise
-        log.exception("an image cannot be read", extra={"path": request.path})
-        response = _error(503, "UNAVAILABLE", "The image cannot be read now; ask again.")
-    response.headers.update(headers)
-    if not response.prepared:
-        response.headers["Docker-Distribution-Api-Version"] = "registry/2.0"
-        response.headers["Server"] = "ekiben"
-        response.headers.setdefault("Cache-Control", "no-store")
-        if request.body_exists and not request.content.at_eof():
-            response.force_close()  # The rest of a push that nobody wants is not worth reading.
-    return response
-
-
-def _code(error: EkibenError) -> str:
-    if isinstance(error, Unauthenticated):
-        return "UNAUTHORIZED"
-    if isinstance(error, PermissionDenied):
-        return "DENIED"
-    if isinstance(error, NotFound):
-        return "BLOB_UNKNOWN" if error.reason == "BLOB_NOT_FOUND" else "MANIFEST_UNKNOWN"
-    return "UNKNOWN" if isinstance(error, DataLoss) else "UNAVAILABLE"
-
-
-def _error(status: int, code: str, message: str) -> web.Response:
-    return _json({"errors": [{"code": code, "message": message}]}, status)
 
 
 def listen(app: web.Application, address: str) -> AbstractAsyncContextManager[str]:

@@ -4,6 +4,7 @@ Sendfile of what is not in memory would wait for the disk in the event loop, and
 """
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,8 @@ from aiohttp import web
 
 from ekiben.errors import DataLoss, NotFound
 from services.content.images import Descriptor
+
+log = logging.getLogger(__name__)
 
 _PIECE_BYTES = 8 << 20
 _READ_BYTES = 1 << 20
@@ -54,7 +57,14 @@ async def send_blob(
         response.content_length = stop - start
         await response.prepare(request)
         if request.method != "HEAD":
-            await _send(request, response, file, start, stop, count)
+            try:
+                await _send(request, response, file, start, stop, count)
+            except ConnectionError:
+                raise
+            except OSError as exc:
+                # The answer has begun: its rest must not be the words of another one.
+                log.error("a blob could not be sent to its end", extra={"digest": str(blob.digest), "cause": str(exc)})
+                raise ConnectionResetError("The blob cannot be read to its end.") from exc
             await response.write_eof()
         return response
 

@@ -2,12 +2,14 @@
 
 import asyncio
 import base64
+import errno
 import json
 import logging
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from ekiben.errors import NotFound
@@ -98,6 +100,29 @@ async def test_a_client_that_leaves_is_no_error(served: Served, caplog: pytest.L
         await until(lambda: [each for each in caplog.records if getattr(each, "status", 0) == 499])
         assert (await served("/v2/"))[0] == 200
     assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
+
+
+async def test_a_disk_that_fails_in_the_middle_ends_the_answer(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    await put_image(served.layout, "default/failing:v1", {"weights": os.urandom(4 << 20)})
+    (layer,) = json.loads((await served("/v2/default/failing/manifests/v1"))[2])["layers"]
+    path = f"/v2/default/failing/blobs/{layer['digest']}"
+    whole, read = (await served(path))[2], os.pread
+
+    def fails(fd: int, size: int, at: int) -> bytes:
+        if at >= 2 << 20:
+            raise OSError(errno.EIO, "Input/output error")
+        return read(fd, size, at)
+
+    monkeypatch.setattr("services.builder.sending._is_cached", lambda fd, at: False)
+    monkeypatch.setattr(os, "pread", fails)
+    got = b""
+    with pytest.raises(aiohttp.ClientPayloadError):
+        async with served.session.get(f"{served.url}{path}", headers={"Authorization": "Bearer viewer"}) as answer:
+            async for chunk in answer.content.iter_any():
+                got += chunk
+    assert got == whole[: 2 << 20]
+    monkeypatch.undo()
+    assert got + (await served(path, Range=f"bytes={len(got)}-"))[2] == whole
 
 
 async def test_what_is_not_there_is_said_in_the_specifications_words(served: Served) -> None:
