@@ -91,7 +91,7 @@ def _wheel(text: str, target: str) -> Failure | None:
     match = (
         re.search(r"Wheels are required for [`']([^`']+)[`']", text)
         or re.search(r"([-._A-Za-z0-9]+)(?:==\S+)? has no (?:usable )?wheels?\b", text)
-        or re.search(r"(?:source distributions?|[Bb]uilding) (?:of |for )?`?([-._A-Za-z0-9]+)\S* is disabled", text)
+        or re.search(r"[Bb]uilding source distributions is disabled, but attempted to build [`']([^`'=@ ]+)", text)
     )
     if match is None:
         return None

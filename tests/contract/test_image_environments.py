@@ -292,6 +292,11 @@ async def test_a_package_without_a_wheel_for_the_platform_is_named(
     folder = bento_folder(tmp_path / "2", "sourced\nbentoml==1.4.39\n", manifest=manifest())
     error = await bench.refused(folder, base)
     assert (error.reason, error.metadata["requirement"]) == ("WHEEL_NOT_FOUND", "sourced")
+    project = '[build-system]\nrequires = []\nbuild-backend = "own"\n[project]\nname = "mine"\nversion = "1.0"\n'
+    files = {"src/mine/pyproject.toml": project.encode()}
+    folder = bento_folder(tmp_path / "3", "mine @ ./mine\nbentoml==1.4.39\n", manifest=manifest(), files=files)
+    error = await bench.refused(folder, base)
+    assert (error.reason, error.metadata["requirement"]) == ("WHEEL_NOT_FOUND", "mine"), error.message
     assert "must not run" not in "\n".join(bench.lines)
 
 
