@@ -10,7 +10,7 @@ PORT ?= 7400
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up lock generate check format test test-servers cluster cluster-down bench clean
+.PHONY: help setup up lock generate check format test test-servers cluster cluster-down test-kubernetes bench clean
 
 ##@ Use
 help: ## Show this help
@@ -62,6 +62,9 @@ cluster: setup ## Start a real Kubernetes of two nodes on this machine (root; bu
 
 cluster-down: setup ## Take that away
 	@$(BIN)/python -m tests.cluster down
+
+test-kubernetes: setup ## Run the tests that need a real Kubernetes, which they start (root; some fifteen minutes the first time)
+	EKIBEN_TEST_KUBERNETES=1 $(BIN)/pytest tests/kubernetes $(PYTEST_ARGS)
 
 bench: setup ## Run the benchmarks, each beside its peer (see benchmarks/README.md)
 	$(BIN)/python -m benchmarks

@@ -41,9 +41,9 @@ def default_data() -> Path:
 )
 @click.option(
     "--runtime",
-    type=click.Choice(["process", "podman"]),
+    type=click.Choice(["process", "podman", "kubernetes"]),
     envvar="EKIBEN_DEPLOYER_RUNTIME",
-    help="Run replicas as processes (by default), or as containers.  [env: EKIBEN_DEPLOYER_RUNTIME]",
+    help="Run replicas as processes (by default), as containers, or as pods.  [env: EKIBEN_DEPLOYER_RUNTIME]",
 )
 def up(
     data: Path | None,

@@ -6,7 +6,7 @@ import fcntl
 import os
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +23,10 @@ from services.deployer.deployments import Deployments
 from services.deployer.gate import Gate
 from services.deployer.ownership import Ownership
 from services.deployer.reconciler import Reconciler
+from services.deployer.runtimes import Runtime
 from services.deployer.runtimes.containers import ContainerStarter
+from services.deployer.runtimes.kubernetes.objects import Where
+from services.deployer.runtimes.kubernetes.runtime import KubernetesRuntime, open_kubernetes_runtime
 from services.deployer.runtimes.podman import Podman
 from services.deployer.runtimes.process import open_process_runtime
 from services.deployer.runtimes.replica import Limits
@@ -63,19 +66,20 @@ async def open_deployer(settings: Settings, peers: Peers, *, clock: Clock = SYST
     async with AsyncExitStack() as stack:
         stack.enter_context(_alone_in(data_dir))
         database = await stack.enter_async_context(open_database(settings))
-        runtime = await stack.enter_async_context(
-            open_process_runtime(
-                data_dir,
-                settings.run_dir.absolute(),
-                await _starter(settings, fetch),
-                limits=limits,
-                pass_environment={name: os.environ[name] for name in settings.pass_environment if name in os.environ},
-                clock=clock,
+        runtime: Runtime
+        if settings.runtime != "kubernetes":
+            # Before the database is waited for: replicas are looked after whether it is there or not.
+            passed = {name: os.environ[name] for name in settings.pass_environment if name in os.environ}
+            starter, run_dir = await _starter(settings, fetch), settings.run_dir.absolute()
+            opening = open_process_runtime(
+                data_dir, run_dir, starter, limits=limits, pass_environment=passed, clock=clock
             )
-        )
+            runtime = await stack.enter_async_context(opening)
         await database.migrate("services.deployer.migrations")
         store = Store(database)
         cluster = await store.ensure_cluster(domain.DEFAULT_CLUSTER, str(uuid.uuid4()), clock.now())
+        if settings.runtime == "kubernetes":
+            runtime = await stack.enter_async_context(_kubernetes(settings, cluster[0], clock))
         vault = identity_pb2_grpc.SecretsStub(peers.registry)
         instance_types = {one.name: one for one in map(domain.InstanceType.parse, settings.instance_types)}
         owner = await asyncio.to_thread(id_kept_in, data_dir / "owner")
@@ -156,6 +160,14 @@ async def _starter(settings: Settings, fetch: Fetch) -> Starter:
     podman = Podman(data_dir, run_dir, runtime=settings.podman_runtime)
     await podman.open()
     return ContainerStarter(podman, run_dir, telemetry, settings.podman_network)
+
+
+def _kubernetes(settings: Settings, installation: str, clock: Clock) -> AbstractAsyncContextManager[KubernetesRuntime]:
+    """Replicas as pods; `installation` marks what is ours."""
+    where = Where(installation, settings.kubernetes_namespace, settings.kubernetes_pull_secret)
+    return open_kubernetes_runtime(
+        settings.kubeconfig, settings.kubernetes_context, where, pull_host=settings.kubernetes_pull_host, clock=clock
+    )
 
 
 @contextmanager

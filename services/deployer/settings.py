@@ -16,8 +16,8 @@ class Settings(DatabaseSettings):
     """Folder for Unix sockets. Its path must be short (a socket's path has at most 107 bytes); only the suite's
     user may enter it, since the services behind an entry service unpickle what they are sent."""
     runtime: str = "process"
-    """How replicas run: `process`, in the environment that the builder makes; or `podman`, as containers of the image
-    that it makes, read-only, without privileges, as the user 1034."""
+    """How replicas run: `process`, in the environment that the builder makes; `podman`, as containers of the image that
+    it makes, read-only, without privileges, as the user 1034; or `kubernetes`, as pods of that image."""
     podman_network: str = "host"
     """With `podman`, what `podman run --network` takes. Services reach one another by sockets whatever it is; telemetry
     needs the host's network, or an `otlp_http_endpoint` that can be reached from another one."""
@@ -31,6 +31,17 @@ class Settings(DatabaseSettings):
     `not-after:` and `images:` before a key bound it."""
     image_identities: tuple[str, ...] = ()
     """Identities whose signatures by Sigstore count: `SUBJECT@@ISSUER` each. Needs `pip install 'ekiben[keyless]'`."""
+    kubeconfig: Path | None = None
+    """With `kubernetes`, the file that says where the cluster is; where it is absent, the cluster of this pod."""
+    kubernetes_context: str = ""
+    """The context of the kubeconfig; empty for its current one."""
+    kubernetes_namespace: str = "ekiben"
+    """The namespace in which everything is; it must be there, and the credentials must allow serviceaccounts, secrets,
+    services, pods, their logs, deployments, poddisruptionbudgets and networkpolicies in it, nothing else."""
+    kubernetes_pull_host: str = ""
+    """`HOST[:PORT]` under which nodes reach the platform's `/v2/`, where the builder keeps images in a folder."""
+    kubernetes_pull_secret: str = ""
+    """Name of a Secret of the namespace with the login for images (`kubectl create secret docker-registry`)."""
     host: str = "127.0.0.1"
     """Host in the URLs of deployments: where the gateway's own ports for them are reached."""
     port_range: str = "7500-7999"
@@ -82,9 +93,9 @@ class Settings(DatabaseSettings):
             else:
                 if not 0 < first <= last < 65536:
                     faults.append(f"port_range is {self.port_range!r}; it must lie between 1 and 65535.")
-        if self.runtime not in ("process", "podman"):
-            faults.append(f"runtime is {self.runtime!r}; it must be process or podman.")
         faults += self._policy_faults()
+        if self.runtime not in ("process", "podman", "kubernetes"):
+            faults.append(f"runtime is {self.runtime!r}; it must be process, podman or kubernetes.")
         if len(str(self.run_dir)) > 64:
             faults.append(f"run_dir has {len(str(self.run_dir))} characters; sockets in it need it to have at most 64.")
         if self.owner_lease_s < 1:

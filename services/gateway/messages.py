@@ -68,6 +68,7 @@ def _route_from_proto(route: pb.Route) -> Route:
                 endpoints=_endpoints_from_proto(each.endpoints),
             )
             for each in route.internal_routes
+            if each.socket_path  # Else the services of the bento have their own ways to one another.
         ),
     )
 

@@ -1178,6 +1178,7 @@ class InternalRoute(_message.Message):
     socket_path: _builtins.str
     """Output only. Path of the Unix socket on which the gateway listens for it, in a folder that only
     the suite's user may enter. The protocol spoken there unpickles, so it is never a TCP port.
+    Empty where the services of a bento have ways of their own to one another, as in a cluster.
     """
     target: _builtins.str
     """Output only. The target: `main` or a canary's name."""
