@@ -102,7 +102,10 @@ async def test_podmans_library_fetches_each_file_of_zstd_chunked_and_knows_the_l
     blob = tmp_path / "layout" / "blobs" / "sha256" / layer.digest.hex
     with tempfile.TemporaryDirectory(prefix="ekc", dir="/tmp") as store:
         command = [str(programs / "zstdchunked"), str(blob), str(layer.digest), json.dumps(layer.annotations), store]
-        unpacked, *lines = run(command, env=os.environ).stdout.splitlines()
+        # The store is the command's own, whatever this machine's or another test's says.
+        (Path(store) / "storage.conf").write_text('[storage]\ndriver = "overlay"\n')
+        env = os.environ | {"CONTAINERS_STORAGE_CONF": f"{store}/storage.conf"}
+        unpacked, *lines = run(command, env=env).stdout.splitlines()
     # What it put together from headers and files is the tar.
     assert unpacked.removeprefix("sha256:") == hashlib.sha256(b"".join(tar(ENTRIES))).hexdigest()
     found = {tuple(line.split(" ", 1)[1].rsplit(" ", 1)): int(line.split()[0]) for line in lines}
