@@ -6,11 +6,10 @@ Source: OCI distribution-spec 1.1.
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
-import aiohttp
 from yarl import URL
 
 from ekiben.errors import InvalidArgument, NotFound, PermissionDenied, Unauthenticated
@@ -25,7 +24,8 @@ from services.content.images import (
     attached,
     canonical,
 )
-from services.content.images.registry.client import Client, Patience, Refused
+from services.content.images.registry.client import Client, Refused
+from services.content.images.registry.downloads import download
 from services.content.images.registry.names import Location, parse
 from services.content.images.registry.options import RegistryOptions
 from services.content.images.registry.problems import Answer, Broken
@@ -97,29 +97,9 @@ class RegistryImageStore:
             pass  # it is sent then, and whatever else is wrong shows there
         return False
 
-    async def read(self, descriptor: Descriptor) -> AsyncIterator[bytes]:
+    def read(self, descriptor: Descriptor) -> AsyncIterator[bytes]:
         """See ImageStore. A download that breaks off goes on where it was."""
-        what = f"give {str(descriptor.digest)[:19]}"
-        patience, hashed, offset = Patience(self._client.options), hashlib.sha256(), 0
-        while True:
-            try:
-                async with contextlib.aclosing(self._download(descriptor, offset, what)) as chunks:
-                    async for chunk in chunks:
-                        hashed.update(chunk)
-                        offset += len(chunk)
-                        if offset > descriptor.size_bytes:
-                            raise damaged(self.name, descriptor.digest)
-                        patience.progress()
-                        yield chunk
-                if offset == descriptor.size_bytes:
-                    break
-                raise Broken(f"it ended after {offset} of {descriptor.size_bytes} bytes")
-            except Broken as exc:
-                await patience.wait(exc, self._location.host, what)
-            except Refused as exc:
-                raise exc.error from None
-        if hashed.hexdigest() != descriptor.digest.hex:
-            raise damaged(self.name, descriptor.digest)
+        return download(self._client, descriptor, self._pull)
 
     async def find(self, reference: str) -> Descriptor:
         """See ImageStore. An empty reference is the tag `latest`."""
@@ -246,44 +226,6 @@ class RegistryImageStore:
         if told.startswith("sha256:") and told != str(digest):
             raise damaged(self.name, digest)
         return Descriptor(media_type, digest, len(manifest)), "OCI-Subject" in answer.headers
-
-    async def _download(self, descriptor: Descriptor, offset: int, what: str) -> AsyncGenerator[bytes, None]:
-        """The bytes from an offset on, in chunks of about 1 MiB."""
-        manifest = descriptor.media_type in MANIFESTS
-        path = f"{'manifests' if manifest else 'blobs'}/{descriptor.digest}"
-        headers = {"Accept": ", ".join(MANIFESTS)} if manifest else {}
-        if offset:
-            headers["Range"] = f"bytes={offset}-"
-        response = await self._client.once(
-            "GET", await self._client.url(path), what, (200, 206, 404, 416), self._pull, headers=headers
-        )
-        async with response:
-            if response.status == 404:
-                raise NotFound(
-                    f"{self.name} has no blob {descriptor.digest}: the image there is not whole. Push it again.",
-                    reason="BLOB_NOT_FOUND",
-                    digest=descriptor.digest,
-                )
-            if response.status == 416:
-                raise damaged(self.name, descriptor.digest)  # what is there ends before
-            skip = offset if response.status == 200 else 0  # ranges are an offer, not a promise
-            waiting: list[bytes] = []
-            size = 0
-            try:
-                async for chunk in response.content.iter_any():
-                    if skip:
-                        chunk, skip = chunk[skip:], max(skip - len(chunk), 0)
-                    waiting.append(chunk)
-                    size += len(chunk)
-                    if size >= _CHUNK_BYTES:
-                        yield b"".join(waiting)
-                        waiting, size = [], 0
-            except (aiohttp.ClientError, TimeoutError, OSError) as exc:
-                if size:
-                    yield b"".join(waiting)
-                raise Broken(f"the download broke off ({type(exc).__name__})") from exc
-            if size:
-                yield b"".join(waiting)
 
 
 @contextlib.asynccontextmanager

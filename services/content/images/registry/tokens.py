@@ -111,22 +111,23 @@ class Authority:
                 reason="REGISTRY_INSECURE",
                 host=host,
             )
-        asked = [each for each in challenge.parameters.get("scope", "").split(" ") if each]
-        wanted = sorted(scopes | set(asked))
+        # What it names of repositories is what we ask for anyway, in another order or of the request before.
+        named = (each for each in challenge.parameters.get("scope", "").split(" ") if each)
+        wanted = sorted(scopes | {each for each in named if not each.startswith("repository:")})
         service = challenge.parameters.get("service")
-        named = [("service", service)] if service else []
+        query = [("service", service)] if service else []
         headers: dict[str, str] = {}
         if login is not None and login.identity_token:
-            form = [*named, ("scope", " ".join(wanted)), ("client_id", "ekiben")]
+            form = [*query, ("scope", " ".join(wanted)), ("client_id", "ekiben")]
             form += [("grant_type", "refresh_token"), ("refresh_token", login.identity_token)]
             headers["Content-Type"] = "application/x-www-form-urlencoded"
             response = await self._send("POST", realm, headers=headers, data=urlencode(form).encode())
         else:
             if login is not None:
                 headers["Authorization"] = login.basic
-                named.append(("account", login.user))
-            query = realm.update_query([*realm.query.items(), *named, *(("scope", each) for each in wanted)])
-            response = await self._send("GET", query, headers=headers)
+                query.append(("account", login.user))
+            url = realm.update_query([*realm.query.items(), *query, *(("scope", each) for each in wanted)])
+            response = await self._send("GET", url, headers=headers)
         async with response:
             if response.status != 200:
                 answer = await Answer.of(response)
