@@ -2,17 +2,19 @@
 
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from services.deployer.runtimes.podman import Podman
 from tests.base_image import base_image
 from tests.fixtures_deployer import Built, built
 from tests.platform import BIN, run
 
-__all__ = ["Made", "built", "images", "need_podman"]
+__all__ = ["Made", "built", "images", "need_podman", "wipe"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,13 @@ def need_podman() -> None:
             pytest.skip(f"{program} is not installed (Debian: apt-get install {program})")
     if os.getuid() != 0:
         pytest.skip("containers are tried as root here: rootless podman needs subordinate ids")
+
+
+def wipe(podman: Podman) -> None:
+    """Remove all that podman has. Not by `podman system reset`, which takes the networks of the machine along."""
+    for words in (("rm", "--all", "--force", "--time", "0"), ("rmi", "--all", "--force")):
+        subprocess.run(podman.command(*words), env=podman.env, capture_output=True, check=False)
+    shutil.rmtree(podman.volatile, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

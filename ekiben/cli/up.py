@@ -66,7 +66,7 @@ def up(
       ekiben up
       ekiben up --database postgresql://ekiben@db.example.com/ekiben?sslmode=verify-full
       ekiben up --database postgresql://ekiben@/ekiben?host=/run/postgresql --blobs s3://ekiben
-      EKIBEN_BUILDER_BASES=docker://docker.io/library/python:{python}-slim ekiben up --runtime podman
+      EKIBEN_BUILDER_BASES=oci:/srv/bases:{python} ekiben up --runtime podman
     """
     # -P: a folder named `services` where the user stands must not be taken for ours.
     command = [sys.executable, "-P", "-m", "services.standalone"]

@@ -15,7 +15,7 @@ from ekiben.errors import FailedPrecondition
 from services.content.images import Descriptor
 from services.deployer.runtimes.podman import Podman, hybrid
 from services.kernel.settings import SettingsError
-from tests.fixtures_containers import need_podman
+from tests.fixtures_containers import need_podman, wipe
 from tests.image_content import put_image
 from tests.oci_registry import OciRegistry, run_registry
 from tests.platform import run
@@ -29,7 +29,7 @@ async def podman(tmp_path: Path) -> AsyncIterator[Podman]:
     podman = Podman(tmp_path / "Data", run_dir)
     await podman.open()
     yield podman
-    await podman.run("system", "reset", "--force")
+    wipe(podman)
     shutil.rmtree(run_dir, ignore_errors=True)
 
 
@@ -105,8 +105,6 @@ async def test_images_go_that_nobody_used_for_long(podman: Podman, tmp_path: Pat
 async def test_stores_that_were_moved_are_made_anew(podman: Podman, tmp_path: Path) -> None:
     image = await put_image(tmp_path / "layout", "v1")
     id = await pull(podman, tmp_path / "layout", image)
-    await podman.run("system", "reset", "--force")
-    await pull(podman, tmp_path / "layout", image)
     shutil.move(tmp_path / "Data", tmp_path / "Elsewhere")
     run_dir = Path(tempfile.mkdtemp(prefix="ekr-", dir="/tmp"))
     moved = Podman(tmp_path / "Elsewhere", run_dir)
@@ -115,7 +113,7 @@ async def test_stores_that_were_moved_are_made_anew(podman: Podman, tmp_path: Pa
         assert await pull(moved, tmp_path / "layout", image) == id
         assert await ids(moved) == {id}
     finally:
-        await moved.run("system", "reset", "--force")
+        wipe(moved)
         shutil.rmtree(run_dir)
 
 

@@ -24,7 +24,7 @@ from services.deployer.runtimes.serving import Telemetry
 from services.deployer.runtimes.starting import ProcessStarter, Starter
 from services.kernel import processes, shim
 from tests.bentoml_clients import client
-from tests.fixtures_containers import Made, built, images, need_podman
+from tests.fixtures_containers import Made, built, images, need_podman, wipe
 from tests.fixtures_deployer import Built
 
 __all__ = ["built", "images"]
@@ -122,7 +122,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
     data, run = tmp_path_factory.mktemp("podman"), Path(tempfile.mkdtemp(prefix="ekr-", dir="/tmp"))
     podman = Podman(data, run)
     yield podman
-    asyncio.run(podman.run("system", "reset", "--force"))
+    wipe(podman)
     shutil.rmtree(run, ignore_errors=True)
 
 

@@ -16,7 +16,7 @@ from services.content.attestations import keys
 from services.deployer.runtimes.podman import Podman
 from tests.base_image import base_image
 from tests.bentoml_clients import client
-from tests.fixtures_containers import need_podman
+from tests.fixtures_containers import need_podman, wipe
 from tests.platform import BentoMl, Platform, http, process_tree_of, running, wait_for
 from tests.standalone.load import Load
 
@@ -50,16 +50,21 @@ def contained(tmp_path_factory: pytest.TempPathFactory, bentos: Path) -> Iterato
         (url,) = platform.ekiben_json("deployments", "get", "contained")["urls"]
         yield {"platform": platform, "bentoml": bentoml, "project": project, "url": url, "trusted": trusted}
         platform.stop()
-        podman(platform, "system", "reset", "--force")
+        wipe(engine(platform))
+
+
+def engine(platform: Platform) -> Podman:
+    """Podman as the platform has it."""
+    run = platform.data / "run" / "d"
+    if not run.exists():
+        run = Path(f"/tmp/ekiben-{os.getuid()}-{hashlib.sha256(os.fsencode(platform.data)).hexdigest()[:12]}/d")
+    return Podman(platform.data / "deployer", run)
 
 
 def podman(platform: Platform, *words: str) -> str:
     """What podman says of the platform's containers."""
-    run = platform.data / "run" / "d"
-    if not run.exists():
-        run = Path(f"/tmp/ekiben-{os.getuid()}-{hashlib.sha256(os.fsencode(platform.data)).hexdigest()[:12]}/d")
-    engine = Podman(platform.data / "deployer", run)
-    return subprocess.run(engine.command(*words), env=engine.env, check=True, capture_output=True, text=True).stdout
+    own = engine(platform)
+    return subprocess.run(own.command(*words), env=own.env, check=True, capture_output=True, text=True).stdout
 
 
 def post(url: str, path: str, payload: object, **headers: str) -> Any:

@@ -76,7 +76,9 @@ class Podman:
 
     def __init__(self, data_dir: Path, run_dir: Path, *, runtime: str = "", program: str = "podman") -> None:
         self._mark = processes.mark_of("deployer", data_dir)
-        self._data, self._run = data_dir / "containers", _short(run_dir / "c", self._mark)
+        self._data = data_dir / "containers"
+        self.volatile = _short(run_dir / "c", self._mark)
+        """What is gone when the machine starts again."""
         self._program, self._runtime = program, runtime
         self._images = self._data / "images"
         self._pulling: dict[str, asyncio.Lock] = {}
@@ -120,21 +122,23 @@ class Podman:
         log.info("podman runs replicas", extra={"version": version, "runtime": host["ociRuntime"]["name"]})
 
     def _prepare(self) -> None:
-        for folder in (self._data, self._images, self._run):
+        for folder in (self._data, self._images, self.volatile):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self._run.is_symlink() or self._run.stat().st_uid != os.getuid():
-            raise SettingsError([f"The folder {self._run} belongs to somebody else; remove it, or shorten run_dir."])
+        if self.volatile.is_symlink() or self.volatile.stat().st_uid != os.getuid():
+            raise SettingsError(
+                [f"The folder {self.volatile} belongs to somebody else; remove it, or shorten run_dir."]
+            )
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        booted = self._run / "boot"
+        booted = self.volatile / "boot"
         if not booted.exists() or booted.read_text() != boot:
             # Mounts that podman counted in there are gone.
-            for path in self._run.iterdir():
+            for path in self.volatile.iterdir():
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
             booted.write_text(boot)
         (self._data / "containers.conf").write_text(_CONFIG)
 
     def _forget_all(self) -> None:
-        for folder in (self._data / "storage", self._run / "run", self._run / "tmp", self._images):
+        for folder in (self._data / "storage", self.volatile / "run", self.volatile / "tmp", self._images):
             shutil.rmtree(folder, ignore_errors=True)
         self._images.mkdir(mode=0o700)
 
@@ -149,8 +153,10 @@ class Podman:
 
     def command(self, *words: str) -> list[str]:
         """A command line."""
-        stores = ["--root", str(self._data / "storage"), "--runroot", str(self._run / "run")]
-        stores += ["--tmpdir", str(self._run / "tmp")]
+        stores = ["--root", str(self._data / "storage"), "--runroot", str(self.volatile / "run")]
+        stores += ["--tmpdir", str(self.volatile / "tmp")]
+        # Else podman leaves a mount behind with which the data directory can neither be moved nor removed.
+        stores += ["--storage-opt", "overlay.skip_mount_home=true"]
         runtime = self._runtime or ("runc" if hybrid() and shutil.which("runc") else "")
         return [self._program, *stores, *(["--runtime", runtime] if runtime else []), *words]
 
