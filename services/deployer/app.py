@@ -70,7 +70,7 @@ async def open_deployer(settings: Settings, peers: Peers, *, clock: Clock = SYST
         if settings.runtime != "kubernetes":
             # Before the database is waited for: replicas are looked after whether it is there or not.
             passed = {name: os.environ[name] for name in settings.pass_environment if name in os.environ}
-            starter, run_dir = await _starter(settings, fetch), settings.run_dir.absolute()
+            starter, run_dir = _starter(settings, fetch), settings.run_dir.absolute()
             opening = open_process_runtime(
                 data_dir, run_dir, starter, limits=limits, pass_environment=passed, clock=clock
             )
@@ -151,14 +151,13 @@ def _gate(settings: Settings, clock: Clock) -> Gate | None:
         raise SettingsError([f"image_policy: {exc.message}"]) from None
 
 
-async def _starter(settings: Settings, fetch: Fetch) -> Starter:
+def _starter(settings: Settings, fetch: Fetch) -> Starter:
     """What replicas are on this machine."""
     data_dir, run_dir = settings.data_dir.absolute(), settings.run_dir.absolute()
     telemetry = Telemetry(settings.otlp_http_endpoint.rstrip("/"), settings.otlp_token_file)
     if settings.runtime == "process":
         return ProcessStarter(data_dir, run_dir, fetch, telemetry)
     podman = Podman(data_dir, run_dir, runtime=settings.podman_runtime)
-    await podman.open()
     return ContainerStarter(podman, run_dir, telemetry, settings.podman_network)
 
 

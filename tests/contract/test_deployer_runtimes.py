@@ -69,7 +69,6 @@ class Bench:
 
             return ProcessStarter(self.data, self.run, fetch, Telemetry())
         assert self.podman is not None
-        await self.podman.open()
         return ContainerStarter(self.podman, self.run, Telemetry(), "host")
 
     def spec(self, bento: Built, service: str, **changes: Any) -> SetSpec:

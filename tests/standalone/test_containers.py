@@ -42,6 +42,9 @@ def contained(tmp_path_factory: pytest.TempPathFactory, bentos: Path) -> Iterato
         "EKIBEN_DEPLOYER_IMAGE_KEYS": str(trusted),
         "EKIBEN_BUILDER_BASES": base_image(),
         "EKIBEN_BUILDER_PYTHON_PREFERENCE": "system",
+        # A machine that is busy with other tests may need longer for the start of the platform than the 15 s by default.
+        "EKIBEN_DEPLOYER_ORPHAN_GRACE_S": "90",
+        "EKIBEN_GATEWAY_ORPHAN_GRACE_S": "90",
     }
     with running(folder / "data", env=env) as platform:
         bentoml = BentoMl(client("1.4"), folder / "client").login(platform)

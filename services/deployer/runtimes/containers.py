@@ -90,7 +90,8 @@ class ContainerStarter:
         await self._podman.remove(replica)
 
     async def sweep(self, kept: Collection[str]) -> None:
-        """See Starter."""
+        """See Starter. Podman is asked for the first time here: what runs must be taken over soon, with it or not."""
+        await self._podman.open()
         strays = [name for name in await self._podman.containers() if name not in kept]
         if strays:
             await self._podman.remove(*strays)

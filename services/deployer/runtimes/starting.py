@@ -91,7 +91,11 @@ class Starter(Protocol):
         ...
 
     async def sweep(self, kept: Collection[str]) -> None:
-        """Remove what belongs to replicas that are not kept, after a start."""
+        """Get ready to start replicas, and remove what belongs to those that are not kept.
+
+        Raises:
+            SettingsError: nothing can be started on this machine.
+        """
         ...
 
     async def prune(self, specs: Collection[SetSpec], keys: Collection[str]) -> None:
