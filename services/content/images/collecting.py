@@ -86,16 +86,15 @@ class LayoutCollector:
 
         Attachments go with what they are attached to. A crash in the middle leaves garbage for the next time.
         """
-        self._reach(before)  # reads the manifests while nobody has to wait
+        found = self.garbage(before)  # reads the manifests while nobody has to wait
         removed: list[Blob] = []
-        old = self._old(before)
-        for begin in range(0, max(1, len(old)), _BATCH):
+        for begin in range(0, max(1, len(found)), _BATCH):
             with self._store.locked():
                 reached = self._reach(before)
                 index = self._store.index()
                 if len(reached.entries) < len(index["manifests"]):
                     self._store.put_index({**index, "manifests": reached.entries})
-                for blob in old[begin : begin + _BATCH]:
+                for blob in found[begin : begin + _BATCH]:
                     if blob.digest.hex not in reached.blobs and self._remove(blob, before):
                         removed.append(blob)
         self._remove_unfinished(min(before, time.time() - _UNFINISHED_S))
