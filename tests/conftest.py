@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from services.content import open_images
@@ -15,6 +16,10 @@ from services.kernel.clock import ManualClock
 from tests import oci_registry as registries
 from tests.postgres import PostgresServer, running_postgres
 from tests.s3 import MISSING, S3Server, run_s3, versitygw
+
+# How long one example takes says how busy the machine is, and nothing else.
+hypothesis.settings.register_profile("suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")

