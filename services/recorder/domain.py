@@ -236,7 +236,8 @@ def summarize(before: TraceSummary | None, new: Sequence[Span], present: Collect
 
     `new` are spans of one trace that were not there before; `present` are those of the new spans' parents that the
     store held before. The root is the earliest span whose parent is not there. True in the answer means that the root
-    so far has got its parent: then any span may be the root, and `root_of` of all the trace's spans decides.
+    so far has got its parent, or only stood in: then any span may be the root, and `root_of` of all the trace's spans
+    decides.
     """
     ids = {span.span_id for span in new}
     best = None
@@ -246,10 +247,10 @@ def summarize(before: TraceSummary | None, new: Sequence[Span], present: Collect
         if _is_root(span, ids, present):
             candidate = (span.start_ns, span.span_id, span.parent_span_id, span.display_name)
             best = candidate if best is None else min(best, candidate)
-    # Spans that name one another as parent, in a ring, have no root; the earliest stands in.
+    # Spans that name one another as parent, in a ring, have no root; the earliest stands in, as a parent of its own.
     if best is None:
         first = min(new, key=lambda span: (span.start_ns, span.span_id))
-        best = (first.start_ns, first.span_id, "", first.display_name)
+        best = (first.start_ns, first.span_id, first.span_id, first.display_name)
     first_span = new[0]
     return (
         TraceSummary(
@@ -265,19 +266,24 @@ def summarize(before: TraceSummary | None, new: Sequence[Span], present: Collect
             root=best[3],
             services=frozenset(span.service for span in new) | (before.services if before else frozenset()),
         ),
-        before is not None and before.root_parent_span_id in ids and bool(before.root_parent_span_id),
+        before is not None and before.root_parent_span_id in ids | {before.root_span_id},
     )
 
 
 def root_of(spans: Iterable[Span | Step]) -> Span | Step:
-    """The earliest span whose parent is not among `spans`; in a ring of parents, the earliest of all.
+    """The earliest span whose parent is not among `spans`; in a ring of parents the earliest of all, as its own parent.
 
     `spans` is not empty.
     """
     every = list(spans)
     ids = {span.span_id for span in every}
     roots = [span for span in every if _is_root(span, ids, ())]
-    return min(roots or every, key=lambda span: (span.start_ns, span.span_id))
+    first = min(roots or every, key=lambda span: (span.start_ns, span.span_id))
+    if roots:
+        return first
+    if isinstance(first, Step):
+        return first._replace(parent_span_id=first.span_id)
+    return replace(first, parent_span_id=first.span_id)
 
 
 def _is_root(span: Span | Step, new: Collection[str], present: Collection[str]) -> bool:

@@ -67,6 +67,10 @@ def test_spans_that_name_one_another_as_parent_have_the_earliest_as_root() -> No
     ring = [span(2, 3), span(1, 2), span(3, 1)]
     summary, _ = summarize(None, ring, ())
     assert summary.root == root_of(ring).display_name == "span 1"
+    # It only stands in: where a root comes later, the root must be looked for again, however late that began.
+    root = span(9, 0, start_ms=5)
+    assert summarize(summary, [root], ())[1]
+    assert root_of([*ring, root]).display_name == "span 9"
 
 
 def test_a_span_that_is_its_own_parent_is_a_root() -> None:
