@@ -23,6 +23,7 @@ from services.builder import environment_layers, images
 from services.builder.bases import BaseImage
 from services.builder.bytecode import Bytecode, Compiler
 from services.builder.compression import Method, Packed, at_most_for_weights, for_weights
+from services.builder.domain import ASSEMBLER_VERSION
 from services.builder.engine import Stores, on_top
 from services.builder.image_environments import ImageEnvironment
 from services.builder.images import BENTO_PATH, HOME, Layer, Names
@@ -149,7 +150,7 @@ class Assembler:
             return await self._make(into, remembered, what, Packed(found, method, dense))
 
     def _remembered(self, key: str, method: Method) -> Path:
-        hashed = hashlib.sha256(f"{images.ASSEMBLER_VERSION} {method.made_by()} {key}".encode()).hexdigest()
+        hashed = hashlib.sha256(f"{ASSEMBLER_VERSION} {method.made_by()} {key}".encode()).hexdigest()
         return self._layers / f"{hashed}.json"
 
     async def _known(self, into: ImageStore, remembered: Path, what: str) -> Layer | None:

@@ -11,6 +11,9 @@ from ekiben.errors import FailedPrecondition
 RECIPE_VERSION = 1
 """Part of every digest and of the key by which builds are found again: raise it when equal bentos must get another
 environment."""
+ASSEMBLER_VERSION = 3
+"""Grows when the same input gives other layers; part of the key under which a layer is remembered, and of that by which
+builds of images are found again."""
 
 
 class State(StrEnum):
@@ -230,7 +233,7 @@ def dedup_key(build: Build) -> str:
     """
     lines = [f"recipe {RECIPE_VERSION}", build.bento_digest, *sorted(set(build.secrets))]
     if build.output is Output.IMAGE:
-        lines += ["image", build.bento, build.base, *sorted(build.platforms)]
+        lines += [f"image {ASSEMBLER_VERSION}", build.bento, build.base, *sorted(build.platforms)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

@@ -12,10 +12,11 @@ from services.builder.images import VENV
 from services.builder.layers import Entry, entries_of
 
 _NOT_IN_IMAGE = (
-    *("__pycache__", ".lock", ".gitignore", "CACHEDIR.TAG", MARKER, "pyvenv.cfg"),
+    *(".lock", ".gitignore", "CACHEDIR.TAG", MARKER, "pyvenv.cfg"),
     *("bin/activate.bat", "bin/activate.csh", "bin/activate.fish", "bin/activate.nu", "bin/activate.ps1"),
     *("bin/activate.xsh", "bin/activate_this.py", "bin/deactivate.bat", "bin/pydoc.bat"),
 )
+"""By path: packages may have files of the same names."""
 _OF_THE_MACHINE = ("direct_url.json", "uv_cache.json", "uv_build.json")
 """In a package's dist-info: where and when this machine got it, credentials perhaps."""
 _PYTHON_FOLDER = re.compile(r"^((?:lib|include/site)/)python3\.\d+(?=/|$)")
@@ -37,7 +38,7 @@ def entries(
     root, minor = environment.path, environment.target.minor
     at = VENV.strip("/")
     (site_packages,) = root.glob("lib/python3.*/site-packages")
-    for entry in entries_of(root, at, without=_NOT_IN_IMAGE):
+    for entry in entries_of(root, at, without=_NOT_IN_IMAGE, without_named=("__pycache__",)):
         name = _PYTHON_FOLDER.sub(rf"\g<1>python{minor}", entry.name.removeprefix(at).lstrip("/"))
         last = PurePosixPath(name).name
         if _PYTHON_LINK.fullmatch(name) or (last in _OF_THE_MACHINE and ".dist-info/" in name):

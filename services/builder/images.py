@@ -22,8 +22,6 @@ EVERY_BENTO = re.compile(
     r"apt-get update && apt-get install -q -y --no-install-recommends --allow-remove-essential\s+"
     r"ca-certificates gnupg2 bash build-essential( git)?"
 )
-ASSEMBLER_VERSION = 2
-"""Grows when the same input gives other layers; part of the key under which a layer is remembered."""
 
 
 @dataclass(frozen=True)

@@ -35,21 +35,23 @@ class Entry:
         return self.path is None and self.data is None and not self.link
 
 
-def entries_of(folder: Path, at: str, *, owner: int = 0, without: Iterable[str] = ()) -> Iterator[Entry]:
-    """What `folder` holds, named below `at`. `without` are paths relative to it; a name alone means it everywhere.
+def entries_of(
+    folder: Path, at: str, *, owner: int = 0, without: Iterable[str] = (), without_named: Iterable[str] = ()
+) -> Iterator[Entry]:
+    """What `folder` holds, named below `at`. `without` are paths relative to it, `without_named` names at any depth.
 
     Raises:
         FailedPrecondition: there is something which is neither file, folder nor link (FILE_NOT_READABLE).
     """
-    left_out = set(without)
+    left_out, unnamed = set(without), set(without_named)
     yield Entry(at, owner=owner)
     for top, folders, names in os.walk(folder):
         here = Path(top)
         inside = here.relative_to(folder)
-        folders[:] = sorted(name for name in folders if name not in left_out and str(inside / name) not in left_out)
+        folders[:] = sorted(name for name in folders if name not in unnamed and str(inside / name) not in left_out)
         for name in sorted([*folders, *names]):
             relative = inside / name
-            if name in left_out or str(relative) in left_out:
+            if name in unnamed or str(relative) in left_out:
                 continue
             path = folder / relative
             mode = path.lstat().st_mode

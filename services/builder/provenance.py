@@ -6,7 +6,7 @@ builds say the same, whoever makes them. Source: slsa.dev/spec/v1.0/provenance.
 
 from typing import Any
 
-from services.builder.images import ASSEMBLER_VERSION
+from services.builder.domain import ASSEMBLER_VERSION
 from services.builder.materials import Material, Materials
 
 BUILD_TYPE = "https://ekiben.dev/build-types/image/v1"

@@ -188,6 +188,15 @@ async def test_every_change_but_a_renewal_gives_a_new_version(store: Store) -> N
     assert versions == [1, 2, 3]
 
 
+async def test_an_image_of_an_older_assembler_answers_no_request(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = build(1, output=Output.IMAGE)
+    await store.insert(made)
+    assert await store.reusable(ORGANIZATION, _key(made))
+    monkeypatch.setattr("services.builder.domain.ASSEMBLER_VERSION", 1_000)
+    assert not await store.reusable(ORGANIZATION, _key(made))
+    assert await store.insert(replace(made, id="b2"))
+
+
 def _key(of: Build) -> str:
     from services.builder.domain import dedup_key
 

@@ -215,6 +215,29 @@ async def test_each_platform_gets_its_own_wheels_under_one_reference(
     assert str(alone.digest) == listed["manifests"][1]["digest"]
 
 
+async def test_nothing_of_a_bento_or_of_a_package_is_left_out_for_its_name(
+    bench: Bench, index: PackageIndex, tmp_path: Path
+) -> None:
+    names = ("complete.json", ".gitignore", "pyvenv.cfg", ".lock", "CACHEDIR.TAG", "bin/activate.csh")
+    index.files["named-1.0-py3-none-any.whl"] = platform_wheel(
+        "named", "1.0", "py3-none-any", {f"named/{name}": name for name in names}
+    )
+    base = await put_base(tmp_path / "bases", AMD64)
+    digests = set()
+    for number in ("1", "2"):
+        sources = {"src/models/net.py": number.encode(), "src/own/models/__init__.py": b"", "models/no.bin": b"other"}
+        folder = bento_folder(tmp_path / number, "named\nbentoml==1.4.39\n", manifest=manifest(), files=sources)
+        digests.add((await bench.build(folder, base)).digest)
+        inside = await bench.content(AMD64)
+        assert inside["home/bentoml/bento/src/models/net.py"] == number.encode()
+        assert "home/bentoml/bento/src/own/models/__init__.py" in inside
+        assert "home/bentoml/bento/models/no.bin" not in inside, "models have layers of their own"
+        assert [inside.get(f"{SITE}/named/{name}") for name in names] == [name.encode() for name in names]
+    assert len(digests) == 2
+    made = {name for name in inside if name.count("/") == 2 and name.startswith("app/.venv/")}
+    assert made == {"app/.venv/bin", "app/.venv/lib", "app/.venv/lib64", "app/.venv/pyvenv.cfg"}
+
+
 async def test_equal_bentos_with_wheels_of_their_own_give_one_digest_on_any_machine(
     index: PackageIndex, tmp_path: Path
 ) -> None:
