@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
-from ekiben.errors import EkibenError, FailedPrecondition, Unavailable
+from ekiben.errors import EkibenError, FailedPrecondition, PermissionDenied, Unavailable
 from services.content.images.registry.names import Location
 from services.content.images.registry.options import RegistryOptions
 from services.content.images.registry.problems import TRANSIENT, Answer, Broken
@@ -102,6 +102,9 @@ class Client:
                 return response
             async with response:
                 answer = await Answer.of(response)
+            if answer.status == 401 and response.url.origin() != (await self._find_base()).origin():
+                # What it says of logins is not the registry's word: it would name a realm of its own.
+                raise Refused(answer, self._sent_in_vain(response.url, what, answer))
             if answer.status == 401 and self._authority.challenged(answer.headers, scopes, authorization):
                 if asked_again:
                     raise Refused(answer, answer.error(self.location.host, self.location.repository, what))
@@ -112,6 +115,15 @@ class Client:
             if answer.status in TRANSIENT:
                 raise answer.transient()
             raise Refused(answer, answer.error(self.location.host, self.location.repository, what))
+
+    def _sent_in_vain(self, url: URL, what: str, answer: Answer) -> EkibenError:
+        host = self.location.host
+        return PermissionDenied(
+            f"{url.host}, where {host} sends for it without a login, refuses to {what}: {answer}. Try again; if it "
+            f"goes on, ask the administrator of {host}.",
+            reason="REGISTRY_REFUSED",
+            host=host,
+        )
 
     async def url(self, path: str) -> URL:
         """The address of something in the repository."""

@@ -1,0 +1,69 @@
+"""Registries, and hosts that they send to, which mean no good or were never taught the specification."""
+
+import base64
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from ekiben.errors import PermissionDenied
+from services.content.images.registry.options import RegistryOptions
+from services.content.images.registry.store import RegistryImageStore, open_registry
+from tests.image_stores import described, of, read
+
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+LOGIN = "Basic " + base64.b64encode(b"me:secret").decode()
+
+
+@asynccontextmanager
+async def running(handler: Handler) -> AsyncIterator[str]:
+    """A server; its host and port."""
+    runner = web.ServerRunner(web.Server(handler))
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def opened(host: str, folder: Path) -> AsyncIterator[RegistryImageStore]:
+    """The repository `a/b` of a host for which there is a login."""
+    file = folder / "logins.json"
+    file.write_text(json.dumps({"auths": {host: {"auth": LOGIN.removeprefix("Basic ")}}}))
+    options = RegistryOptions((file,), insecure=frozenset({host}), attempts=3, backoff_s=0.01)
+    async with open_registry(f"{host}/a/b", options) as (store, _):
+        yield store
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "Basic"])
+@pytest.mark.parametrize("known", [False, True], ids=["stranger", "logged in"])
+async def test_a_host_that_is_sent_to_cannot_ask_for_the_login(tmp_path: Path, scheme: str, known: bool) -> None:
+    seen: list[tuple[str, str | None]] = []
+
+    async def bucket(request: web.BaseRequest) -> web.StreamResponse:
+        seen.append((request.path, request.headers.get("Authorization")))
+        if request.path == "/token":
+            return web.json_response({"token": "given"})
+        challenge = f'{scheme} realm="http://{request.host}/token",service="x"'
+        return web.Response(status=401, headers={"WWW-Authenticate": challenge})
+
+    async def registry(request: web.BaseRequest) -> web.StreamResponse:
+        if known and request.headers.get("Authorization") != LOGIN:
+            return web.Response(status=401, headers={"WWW-Authenticate": 'Basic realm="registry"'})
+        if request.method == "POST":
+            return web.Response(status=202, headers={"Location": f"http://{elsewhere}/upload"})
+        return web.Response(status=307, headers={"Location": f"http://{elsewhere}/blob"})
+
+    async with running(bucket) as elsewhere, running(registry) as host, opened(host, tmp_path) as store:
+        with pytest.raises(PermissionDenied, match=r"127\.0\.0\.1, .* refuses to give") as caught:
+            await read(store, described(b"content"))
+        assert caught.value.reason == "REGISTRY_REFUSED"
+        with pytest.raises(PermissionDenied, match="refuses to take"):
+            await store.write(of(b"content"))
+    assert {path for path, _ in seen} == {"/blob", "/upload"}
+    assert {authorization for _, authorization in seen} == {None}
