@@ -1,6 +1,7 @@
 """Registries, and hosts that they send to, which mean no good or were never taught the specification."""
 
 import base64
+import gzip
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -10,6 +11,7 @@ import pytest
 from aiohttp import web
 
 from ekiben.errors import PermissionDenied
+from services.content.images import INDEX
 from services.content.images.registry.options import RegistryOptions
 from services.content.images.registry.store import RegistryImageStore, open_registry
 from tests.image_stores import described, of, read
@@ -67,3 +69,26 @@ async def test_a_host_that_is_sent_to_cannot_ask_for_the_login(tmp_path: Path, s
             await store.write(of(b"content"))
     assert {path for path, _ in seen} == {"/blob", "/upload"}
     assert {authorization for _, authorization in seen} == {None}
+
+
+async def test_answers_are_asked_for_and_read_without_compression(tmp_path: Path) -> None:
+    """What has a digest and a length is the plain bytes: nobody undoes a compression of the transport."""
+    asked: set[str] = set()
+    index = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": []}).encode()
+
+    async def registry(request: web.BaseRequest) -> web.StreamResponse:
+        asked.add(request.headers.get("Accept-Encoding", ""))
+        body, headers = index, {"Content-Type": INDEX}
+        if request.path == "/token":
+            body, headers = b'{"token": "given"}', {"Content-Type": "application/json"}
+        elif request.headers.get("Authorization") != "Bearer given":
+            challenge = f'Bearer realm="http://{request.host}/token",service="x"'
+            return web.Response(status=401, headers={"WWW-Authenticate": challenge})
+        if "gzip" in request.headers.get("Accept-Encoding", ""):
+            body, headers = gzip.compress(body), {**headers, "Content-Encoding": "gzip"}
+        return web.Response(body=body, headers=headers)
+
+    async with running(registry) as host, opened(host, tmp_path) as store:
+        assert (await store.find("v1")).digest == described(index).digest
+        assert await read(store, described(index, INDEX)) == index
+    assert asked == {"identity"}

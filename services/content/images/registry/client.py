@@ -179,7 +179,8 @@ class Client:
                 auto_decompress=False,
                 read_bufsize=_READ_BYTES,
                 skip_auto_headers=["Content-Type"],
-                headers={"User-Agent": "ekiben"},
+                # Digests and lengths are those of the plain bytes, which are handed on as they come.
+                headers={"User-Agent": "ekiben", "Accept-Encoding": "identity"},
                 cookie_jar=aiohttp.DummyCookieJar(),
             )
         try:
