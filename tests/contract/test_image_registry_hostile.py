@@ -1,6 +1,7 @@
 """Registries, and hosts that they send to, which mean no good or were never taught the specification."""
 
 import base64
+import contextlib
 import gzip
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from ekiben.errors import PermissionDenied
+from ekiben.errors import PermissionDenied, Unauthenticated
 from services.content.images import INDEX
 from services.content.images.registry.options import RegistryOptions
 from services.content.images.registry.store import RegistryImageStore, open_registry
@@ -92,3 +93,34 @@ async def test_answers_are_asked_for_and_read_without_compression(tmp_path: Path
         assert (await store.find("v1")).digest == described(index).digest
         assert await read(store, described(index, INDEX)) == index
     assert asked == {"identity"}
+
+
+async def test_a_token_that_breaks_off_is_asked_for_again_and_an_endless_one_is_not_read(tmp_path: Path) -> None:
+    answers = ["cut", "good"]
+
+    async def registry(request: web.BaseRequest) -> web.StreamResponse:
+        if request.path != "/token":
+            if request.headers.get("Authorization") == "Bearer given":
+                return web.json_response({"tags": ["v1"]})
+            challenge = f'Bearer realm="http://{request.host}/token",service="x"'
+            return web.Response(status=401, headers={"WWW-Authenticate": challenge})
+        answer = answers.pop(0) if answers else "endless"
+        if answer == "good":
+            return web.json_response({"token": "given"})
+        response = web.StreamResponse(headers={"Content-Length": str(100 << 20)})
+        await response.prepare(request)
+        with contextlib.suppress(ConnectionError):
+            await response.write(b'{"token": "')
+            for _ in range(0 if answer == "cut" else 100):
+                await response.write(bytes(1 << 20))
+        assert request.transport is not None
+        request.transport.close()
+        return response
+
+    async with running(registry) as host:
+        async with opened(host, tmp_path) as store:
+            assert await store.references() == ["v1"]
+        assert answers == []
+        async with opened(host, tmp_path) as store:
+            with pytest.raises(Unauthenticated, match="more than 4 MiB"):
+                await store.references()

@@ -4,6 +4,7 @@ Source: distribution's "Token Authentication Specification" and "OAuth2 Token Au
 """
 
 import asyncio
+import json
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -14,7 +15,7 @@ from urllib.parse import urlencode
 import aiohttp
 from yarl import URL
 
-from ekiben.errors import FailedPrecondition, Unauthenticated
+from ekiben.errors import FailedPrecondition, InvalidArgument, Unauthenticated
 from services.content.images.registry.logins import Login, find_login
 from services.content.images.registry.names import Location
 from services.content.images.registry.options import RegistryOptions
@@ -58,6 +59,7 @@ class Authority:
 
         Raises:
             Unauthenticated: the token service does not know us (REGISTRY_LOGIN_NEEDED).
+            Broken: its answer broke off, or it is busy.
         """
         if self._challenge is None:
             return None
@@ -135,10 +137,12 @@ class Authority:
                     raise answer.transient()
                 raise login_needed(host, repository, f"its token service {realm.host} said {answer}")
             try:
-                found = await response.json(content_type=None)
+                found = json.loads((await Answer.whole(response)).body)
                 text = str(found.get("token") or found["access_token"])
                 life = float(found.get("expires_in") or _LIFE_S)
-            except (ValueError, KeyError, TypeError, AttributeError) as exc:
+            except InvalidArgument as exc:
+                raise login_needed(host, repository, "its token service sent a token of more than 4 MiB") from exc
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as exc:
                 raise login_needed(host, repository, f"its token service {realm.host} gave no token") from exc
         return _Token(text, time.monotonic() + max(life - _MARGIN_S, life / 2))
 
