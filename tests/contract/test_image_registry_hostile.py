@@ -4,15 +4,18 @@ import base64
 import contextlib
 import gzip
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
 
-from ekiben.errors import PermissionDenied, Unauthenticated
+from ekiben.errors import InvalidArgument, PermissionDenied, Unauthenticated
 from services.content.images import INDEX
+from services.content.images.registry import pages
 from services.content.images.registry.options import RegistryOptions
 from services.content.images.registry.store import RegistryImageStore, open_registry
 from tests.image_stores import described, of, read
@@ -124,3 +127,29 @@ async def test_a_token_that_breaks_off_is_asked_for_again_and_an_endless_one_is_
         async with opened(host, tmp_path) as store:
             with pytest.raises(Unauthenticated, match="more than 4 MiB"):
                 await store.references()
+
+
+@pytest.mark.parametrize("kind", ["same", "other", "empty"])
+async def test_a_list_without_an_end_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr(pages, "_MAX_PAGES", 50)
+    monkeypatch.setattr(pages, "_MAX_BYTES", 100_000)
+    asked: Counter[str] = Counter()
+
+    async def registry(request: web.BaseRequest) -> web.StreamResponse:
+        name = "tags" if "/tags/" in request.path else "manifests"
+        asked[request.path] += 1
+        number = 0 if kind == "same" else asked[request.path]
+        entries: list[Any] = [described(b"%d" % number).to_json()] * 20 if name == "manifests" else [f"v{number}"] * 200
+        listed = {name: [] if kind == "empty" else entries}
+        link = f'<{request.path}?last={number}>; rel="next"'
+        return web.json_response(listed, headers={"Link": link})
+
+    async with running(registry) as host, opened(host, tmp_path) as store:
+        for list_them in (store.references, lambda: store.referrers(described(b"subject").digest)):
+            if kind == "same":
+                assert len(await list_them()) == 1
+            else:
+                with pytest.raises(InvalidArgument, match=r"has no end") as caught:
+                    await list_them()
+                assert caught.value.reason == "MANIFEST_INVALID"
+    assert max(asked.values()) <= (2 if kind == "same" else 51)

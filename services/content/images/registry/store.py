@@ -10,8 +10,6 @@ from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
-from yarl import URL
-
 from ekiben.errors import InvalidArgument, NotFound, PermissionDenied, Unauthenticated
 from services.content.digest import Digest
 from services.content.images import (
@@ -28,7 +26,8 @@ from services.content.images.registry.client import Client, Refused
 from services.content.images.registry.downloads import download
 from services.content.images.registry.names import Location, parse
 from services.content.images.registry.options import RegistryOptions
-from services.content.images.registry.problems import Answer, Broken
+from services.content.images.registry.pages import pages
+from services.content.images.registry.problems import Broken
 from services.content.images.registry.uploads import Upload
 from services.content.images.resolving import MANIFESTS, MAX_MANIFEST_BYTES, damaged, for_platform, object_of
 
@@ -124,14 +123,11 @@ class RegistryImageStore:
     async def references(self) -> Sequence[str]:
         """See ImageStore. A repository that is not there has none."""
         found: list[str] = []
-        path = f"tags/list?n={_PAGE}"
-        while path:
-            answer = await self._client.ask("GET", path, "list its tags", (200, 404), self._pull)
+        async for answer in pages(self._client, f"tags/list?n={_PAGE}", "list its tags", self._pull):
             if answer.status == 404:
                 return []
             found += object_of(answer.body, "The list of tags").get("tags") or []
-            path = _next(answer, "tags/list")
-        return sorted(found)
+        return sorted(set(found))
 
     async def attach(self, manifest: bytes, media_type: str) -> Descriptor:
         """See ImageStore. Where the registry does not list attachments itself, the tag `sha256-<hex>` does."""
@@ -149,16 +145,12 @@ class RegistryImageStore:
     async def referrers(self, subject: Digest) -> Sequence[Descriptor]:
         """See ImageStore."""
         found: list[Descriptor] = []
-        path = f"referrers/{subject}"
-        while path:
-            what = f"list what is attached to {str(subject)[:19]}"
-            headers = {"Accept": INDEX}
-            answer = await self._client.ask("GET", path, what, (200, 404), self._pull, headers=headers)
+        path, what = f"referrers/{subject}", f"list what is attached to {str(subject)[:19]}"
+        async for answer in pages(self._client, path, what, self._pull, {"Accept": INDEX}):
             if answer.status == 404:
                 return await self._listed(subject)
             found += _entries(object_of(answer.body, "The list of what is attached"))
-            path = _next(answer, f"referrers/{subject}")
-        return sorted(found, key=lambda each: each.digest)
+        return sorted({each.digest: each for each in found}.values(), key=lambda each: each.digest)
 
     async def _list(self, subject: Digest, descriptor: Descriptor) -> None:
         """Add to the list under the tag, and look whether it is there: another process may have replaced it.
@@ -253,11 +245,6 @@ def _digest(content: bytes) -> Digest:
 
 def _entries(index: dict[str, Any]) -> list[Descriptor]:
     return [Descriptor.from_json(each) for each in index.get("manifests") or ()]
-
-
-def _next(answer: Answer, path: str) -> str:
-    """The next page's path; empty after the last."""
-    return f"{path}?{URL(str(answer.following)).raw_query_string}" if answer.following is not None else ""
 
 
 async def _begin(chunks: AsyncIterator[bytes]) -> tuple[bytes, bool]:
