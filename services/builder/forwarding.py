@@ -7,6 +7,7 @@ through; nothing is kept.
 import hashlib
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 
 import aiohttp
 from aiohttp import web
@@ -52,7 +53,10 @@ class ForwardingShelf:
         organization, _, repository = name.partition("/")
         client = self._clients.get(organization)
         if client is None:
-            client = Client(parse(f"{self._prefix}/{organization}"), self._options)
+            # With a word more: one alone is another repository on Docker Hub, `library/…`.
+            location = parse(f"{self._prefix}/{organization}/repository")
+            location = replace(location, repository=location.repository.removesuffix("/repository"))
+            client = Client(location, self._options)
             self._clients[organization] = client
         return _Shown(f"{self._prefix}/{name}", repository, client, self._options)
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from services.builder.forwarding import open_forwarding
+from services.builder.forwarding import _Shown, open_forwarding
 from services.content.images.copying import copy_image
 from services.content.images.layout import LayoutImageStore
+from services.content.images.registry.names import parse
 from services.content.images.registry.options import RegistryOptions
 from services.content.images.registry.store import open_registry
 from tests.fixtures_distribution import ABSENT, Served, serving
@@ -123,3 +124,16 @@ async def test_a_registry_that_fails_or_breaks_off(elsewhere: OciRegistry, tmp_p
         proxy.choose = lambda operation, count: "500"
         assert await served.code(path, 503) == "UNAVAILABLE"
         assert await served.code("/v2/default/far/manifests/v1", 503) == "UNAVAILABLE"
+
+
+@pytest.mark.parametrize("prefix", ["docker.io", "docker.io/team", "registry.example.com"])
+async def test_every_request_is_for_the_same_repository(prefix: str) -> None:
+    """On Docker Hub a name of one word means one in `library`, which `ORGANIZATION` alone is not."""
+    named = parse(f"{prefix}/acme/summarizer")
+    async with open_forwarding(prefix, RegistryOptions()) as shelf:
+        shown = await shelf.find("acme/summarizer")
+        assert isinstance(shown, _Shown)
+        url = await shown._client.url(f"{shown._repository}/manifests/v1")
+        assert str(url) == f"https://{named.api_host}/v2/{named.repository}/manifests/v1"
+        assert shown._scopes == {f"repository:{named.repository}:pull"}
+        assert parse(shown._name) == named
