@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from ekiben.errors import EkibenError, FailedPrecondition, Unavailable
 from services.content.attestations import keys, signing
-from services.content.images import Descriptor
+from services.content.images import INDEX, Descriptor, Platform, canonical
 from services.content.images.layout import LayoutImageStore
 from services.deployer import status
 from services.deployer.domain import MAIN, Condition, Status
@@ -69,6 +70,35 @@ async def test_it_is_the_digest_that_counts_whatever_the_tag_names_by_now(tmp_pa
     assert await gate("enforce", public).look(location, str(signed.digest))
     with pytest.raises(FailedPrecondition):
         await gate("enforce", public).look(location, str(unsigned.digest))
+
+
+@pytest.mark.parametrize("machine", ["here", "linux/s390x"])
+async def test_an_index_must_be_signed_itself_since_the_engine_chooses_of_it(
+    tmp_path: Path, public: Path, machine: str
+) -> None:
+    layout = tmp_path / "layout"
+    made = [await put_image(layout, "") for _ in range(2)]
+    good, evil = made
+    platform = Platform.here() if machine == "here" else Platform.parse(machine)
+    listed = [good.to_json(), replace(evil, platform=platform).to_json()]
+    index = canonical({"schemaVersion": 2, "mediaType": INDEX, "manifests": listed})
+    store = LayoutImageStore(layout)
+    named = await store.tag("acme/x:v1", index, INDEX, None)
+    await signing.sign(store, good, signing.by_key(KEY))
+    location, asked = f"oci:{layout}:acme/x:v1", gate("enforce", public)
+    with pytest.raises(FailedPrecondition) as caught:
+        await asked.look(location, str(named.digest))
+    assert caught.value.reason == "IMAGE_NOT_SIGNED"
+    assert await asked.look(location, str(good.digest))
+    await signing.sign(store, named, signing.by_key(KEY))
+    assert await asked.look(location, str(named.digest))
+
+
+async def test_an_image_for_other_machines_than_the_deployers_is_looked_at(tmp_path: Path, public: Path) -> None:
+    layout = tmp_path / "layout"
+    made = await put_image(layout, "acme/x:v1", platform=Platform("linux", "s390x"))
+    await signing.sign(LayoutImageStore(layout), made, signing.by_key(KEY))
+    assert await gate("enforce", public).look(f"oci:{layout}:acme/x:v1", str(made.digest))
 
 
 async def test_a_key_is_trusted_for_its_repositories_and_distrusted_without_a_restart(

@@ -40,7 +40,7 @@ class Verified:
     """An image that somebody who is trusted has signed."""
 
     digest: Digest
-    """Of the manifest that is run; a signature may be of the index that names it."""
+    """Of what is run; a signature of a manifest may be of the index that names it."""
     signers: tuple[str, ...]
 
 
@@ -74,7 +74,7 @@ class _Refusals:
 async def verify(
     store: ImageStore,
     reference: str,
-    platform: Platform,
+    platform: Platform | None,
     trust: Trust,
     now: datetime,
     *,
@@ -84,6 +84,8 @@ async def verify(
     """The digest of the image that a reference names for a platform, once a trusted signature of it is found.
 
     Args:
+        platform: none where an engine is given the digest and chooses by itself: of an index, the signature must be of
+            the index, since engines choose by other rules than `resolve`, and for machines other than this one.
         repository: `organization/name` of the image, for keys that count for some repositories only.
         digest: of what is meant, whatever the reference names by now.
 
@@ -94,14 +96,14 @@ async def verify(
     """
     named = await store.find(digest or reference)
     digest = str(named.digest)
-    manifest, _ = await store.resolve(digest, platform)
+    run = named.digest if platform is None else (await store.resolve(digest, platform))[0].digest
     refusals = _Refusals()
     signers: list[str] = []
-    for subject in dict.fromkeys((named.digest, manifest.digest)):
+    for subject in dict.fromkeys((named.digest, run)):
         signers += await _bundled(store, subject, trust, now, repository, refusals)
         signers += await _simple(store, reference, subject, trust, now, repository, refusals)
     if signers:
-        return Verified(manifest.digest, tuple(dict.fromkeys(signers)))
+        return Verified(run, tuple(dict.fromkeys(signers)))
     shown = reference if reference == digest else f"{reference or 'The image'} ({digest})"
     if not refusals.reasons:
         raise FailedPrecondition(
