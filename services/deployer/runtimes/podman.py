@@ -7,6 +7,7 @@ run_dir/c                        what podman keeps until the machine starts agai
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -332,8 +333,11 @@ def _view(layout: Path, digest: str, view: Path) -> None:
     manifest = layout / "blobs" / "sha256" / digest.removeprefix("sha256:")
     try:
         content = manifest.read_bytes()
+        # Podman checks what a manifest names, and what it was told by a registry, but not what an index.json names.
+        if hashlib.sha256(content).hexdigest() != manifest.name:
+            raise FailedPrecondition(f"The manifest of image {digest} is damaged in {layout}.", reason="IMAGE_MISSING")
         media_type = json.loads(content).get("mediaType")
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         raise FailedPrecondition(f"The image {digest} is not in {layout}.", reason="IMAGE_MISSING") from None
     described = {
         "mediaType": media_type or (_INDEX if b'"manifests"' in content else _MANIFEST),
