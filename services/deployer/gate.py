@@ -2,7 +2,8 @@
 
 What is asked for is a digest, and it is the digest that runtimes are given: a tag that moves between the look and the
 start changes nothing. Of an index the signature must be of the index itself: which manifest of it is run is for the
-engine to choose, on the machine where it runs. Keys are read anew for each look, so that one is trusted or distrusted without a restart.
+engine to choose, on the machine where it runs. Keys are read anew for each look, so that one is trusted or distrusted
+without a restart.
 """
 
 import logging
@@ -54,15 +55,28 @@ class Gate:
         try:
             signers = await self._signers(image, digest)
         except EkibenError as exc:
-            unknown = isinstance(exc, Unavailable)
-            _looks.labels("unknown" if unknown else "refused").inc()
-            log.warning("an image's signature does not count", extra={"digest": digest, "reason": exc.reason})
-            if self._policy == "enforce":
-                raise
-            text = f"{exc.message} It runs nevertheless, since the policy for images is warn."
-            return Condition(TYPE, None if unknown else False, exc.reason, text)
+            return self._problem(digest, exc)
+        except Exception as exc:  # a folder that may not be read, say: with `warn` nothing keeps an image from running
+            log.exception("an image cannot be looked at", extra={"digest": digest})
+            return self._problem(
+                digest,
+                Unavailable(
+                    f"Whether {digest} is signed cannot be seen at {image}: {exc!r}. See whether the deployer can read "
+                    "it there.",
+                    reason="IMAGE_NOT_LOOKED_AT",
+                ),
+            )
         _looks.labels("verified").inc()
         return Condition(TYPE, True, "SIGNED", f"{digest} is signed by {', '.join(signers)}.")
+
+    def _problem(self, digest: str, problem: EkibenError) -> Condition:
+        unknown = isinstance(problem, Unavailable)
+        _looks.labels("unknown" if unknown else "refused").inc()
+        log.warning("an image's signature does not count", extra={"digest": digest, "reason": problem.reason})
+        if self._policy == "enforce":
+            raise problem
+        text = f"{problem.message} It runs nevertheless, since the policy for images is warn."
+        return Condition(TYPE, None if unknown else False, problem.reason, text)
 
     async def _signers(self, image: str, digest: str) -> Sequence[str]:
         trust = Trust(keys.load_trusted(self._keys), self._identities)

@@ -1,6 +1,7 @@
 """Which images a deployer runs, by who signed them."""
 
 import asyncio
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -9,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from ekiben.errors import EkibenError, FailedPrecondition, Unavailable
-from services.content.attestations import keys, signing
-from services.content.images import INDEX, Descriptor, Platform, canonical
+from services.content.attestations import attachments, envelopes, keys, signing, verification
+from services.content.attestations.verification import Trust
+from services.content.images import INDEX, MANIFEST, REF_NAME, Descriptor, Platform, canonical
 from services.content.images.layout import LayoutImageStore
 from services.deployer import status
 from services.deployer.domain import MAIN, Condition, Status
@@ -20,7 +22,7 @@ from services.deployer.settings import Settings
 from services.deployer.status import Facts, ServiceFact
 from services.kernel.clock import ManualClock
 from services.kernel.settings import SettingsError, load
-from tests.image_content import put_image
+from tests.image_content import add_entries, put_blob, put_image
 from tests.platform import free_port
 
 NOW = datetime(2027, 1, 1, tzinfo=UTC)
@@ -130,6 +132,42 @@ async def test_what_cannot_be_looked_at_waits_or_runs_by_policy(
         await gate("enforce", public).look(f"docker://{nowhere}/acme/x:v1", digest)
     told = await gate("warn", public).look(f"docker://{nowhere}/acme/x:v1", digest)
     assert told is not None and (told.status, told.reason) == (None, "REGISTRY_UNAVAILABLE")
+
+
+_DEEP, _ENDLESS = "[" * 100_000 + "]" * 100_000, "1e999"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("z", _DEEP), ("layers", f'[{{"digest": "", "size": {_ENDLESS}}}]')],
+    ids=["nested deep", "an endless size"],
+)
+async def test_whatever_else_is_attached_the_signature_beside_it_counts(
+    tmp_path: Path, public: Path, name: str, value: str
+) -> None:
+    location, made = await image(tmp_path, signed=True)
+    layout = tmp_path / "layout"
+    made_up = {"schemaVersion": 2, "mediaType": MANIFEST, "config": made.to_json(), "subject": made.to_json()}
+    content = f'{json.dumps(made_up)[:-1]}, "{name}": {value}}}'.replace('"digest": ""', f'"digest": "{made.digest}"')
+    blob = await put_blob(layout, content.encode(), MANIFEST)
+    old = {**blob.to_json(), "annotations": {REF_NAME: f"acme/x:sha256-{made.digest.hex}.sig"}}
+    add_entries(layout, [{**blob.to_json(), "artifactType": "x/y"}, old])
+    bill = f'{{"z": {_DEEP}}}'.encode()
+    await attachments.attach(LayoutImageStore(layout), made, envelopes.CYCLONEDX, bill)
+    told = await gate("enforce", public).look(location, str(made.digest))
+    assert told is not None and told.reason == "SIGNED"
+    kinds = [each.kind for each in await verification.attested(LayoutImageStore(layout), made.digest, Trust(), NOW)]
+    assert kinds == ["signature"]
+
+
+async def test_a_layout_that_cannot_be_read_waits_or_runs_by_policy(tmp_path: Path, public: Path) -> None:
+    (tmp_path / "file").write_text("no layout")
+    location, digest = f"oci:{tmp_path}/file:acme/x:v1", f"sha256:{'ab' * 32}"
+    told = await gate("warn", public).look(location, digest)
+    assert told is not None and (told.status, told.reason) == (None, "IMAGE_NOT_LOOKED_AT")
+    assert location in told.message and "runs nevertheless" in told.message
+    with pytest.raises(Unavailable):
+        await gate("enforce", public).look(location, digest)
 
 
 async def _away(*_: object, **__: object) -> None:

@@ -85,7 +85,7 @@ async def attachments(store: ImageStore, subject: Digest) -> list[Attachment]:
             if Descriptor.from_json(manifest["subject"]).digest != subject:
                 continue
             layers = tuple(Descriptor.from_json(each) for each in manifest.get("layers") or ())
-        except (NotFound, DataLoss, InvalidArgument, ValueError, KeyError, TypeError, AttributeError):
+        except (NotFound, DataLoss, InvalidArgument, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
         found.append(Attachment(descriptor, layers))
     return found
@@ -133,7 +133,7 @@ async def simple_signatures(store: ImageStore, reference: str, subject: Digest) 
         descriptor = await store.find(cosign_reference(reference, subject))
         manifest = json.loads(await read(store, descriptor, MOST_MANIFEST_BYTES))
         layers = [Descriptor.from_json(each) for each in manifest.get("layers") or ()]
-    except (NotFound, DataLoss, InvalidArgument, ValueError, AttributeError):
+    except (NotFound, DataLoss, InvalidArgument, ValueError, TypeError, AttributeError, RecursionError):
         return ()
     return [each for each in layers if each.media_type == SIMPLE_SIGNING][:MOST_ATTACHMENTS]
 

@@ -175,7 +175,7 @@ async def _statement(
         content = await attachments.read(store, layer)
         try:
             predicate = json.loads(content)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         said = Statement((str(subject),), envelopes.SBOM, predicate)
         return Attested("sbom", said, layer.digest, layer.size_bytes, signed=False)

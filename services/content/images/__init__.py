@@ -99,7 +99,7 @@ class Descriptor:
                 Platform(platform["os"], platform["architecture"], platform.get("variant") or "") if platform else None,
                 str(value.get("artifactType") or ""),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as exc:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as exc:
             raise InvalidArgument(f"A descriptor is not readable: {exc}.", reason="MANIFEST_INVALID") from exc
 
 

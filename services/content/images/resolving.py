@@ -126,7 +126,7 @@ def object_of(data: bytes, name: str) -> dict[str, Any]:
     """The JSON object in `data`. Raises InvalidArgument (MANIFEST_INVALID)."""
     try:
         found = json.loads(data)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:  # the latter of one that is nested deep
         raise InvalidArgument(f"{name} is not JSON: {exc}.", reason="MANIFEST_INVALID") from exc
     if not isinstance(found, dict):
         raise InvalidArgument(f"{name} is not an object.", reason="MANIFEST_INVALID")
