@@ -125,7 +125,29 @@ def test_lines_before_a_trusted_key_bound_it() -> None:
     assert not second.expired(datetime(2999, 1, 1, tzinfo=UTC)) and second.counts_for("other/summarizer")
 
 
-@pytest.mark.parametrize("line", ["not-after: soon", "images: ,"])
+def test_a_mark_of_the_encoding_hides_no_bound() -> None:
+    (key,) = keys.read_trusted(f"\ufeffimages: acme/*\n{COSIGN_PUBLIC}", "trusted.pub")
+    assert key.images == ("acme/*",)
+
+
+@pytest.mark.parametrize("text", [f"{COSIGN_PUBLIC}images: acme/*\n", f"{COSIGN_PUBLIC}image: acme/*\n"])
+def test_a_bound_behind_the_key_is_refused(text: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        keys.read_trusted(text, "trusted.pub")
+    assert reason_of(caught) == "TRUSTED_KEYS_INVALID"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "not-after: soon",
+        "images: ,",
+        "image: acme/*",
+        "# not_after: 2027-01-31",
+        "not after: 2027-01-31",
+        "\u200bimages: acme/*",
+    ],
+)
 def test_a_bound_that_cannot_be_read_is_refused(line: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         keys.read_trusted(f"{line}\n{COSIGN_PUBLIC}", "trusted.pub")

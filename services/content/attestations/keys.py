@@ -1,7 +1,8 @@
 """Keys for signatures of images: ECDSA on P-256 with SHA-256, or Ed25519.
 
 Private keys are PEM: PKCS #8, plain or encrypted, or the form that cosign writes. Trusted keys are PEM files with one
-or more public keys; lines `not-after: 2027-01-31T00:00:00Z` and `images: acme/*, tools/*` before a key bound it.
+or more public keys; lines `not-after: 2027-01-31T00:00:00Z` and `images: acme/*, tools/*` before a key bound it. Other
+lines with a colon are refused, since a bound that is misspelled would leave the key trusted without it.
 """
 
 import base64
@@ -126,6 +127,7 @@ def read_trusted(text: str, name: str) -> list[TrustedKey]:
         InvalidArgument: there is none, or one cannot be used (TRUSTED_KEYS_INVALID).
     """
     found, start = [], 0
+    text = text.removeprefix("\ufeff")
     for match in _PUBLIC.finditer(text):
         before, start = text[start : match.start()], match.end()
         try:
@@ -140,6 +142,8 @@ def read_trusted(text: str, name: str) -> list[TrustedKey]:
         found.append(TrustedKey(f"{name} ({hint_of(key)[:12]})", key, not_after, images))
     if not found:
         raise _untrusted(name, "it holds no `BEGIN PUBLIC KEY`")
+    if _bounds(text[start:], name) != (None, ()):
+        raise _untrusted(name, "lines that bound a key stand before it, and there is no key after the last of them")
     return found
 
 
@@ -190,17 +194,23 @@ def _bounds(text: str, name: str) -> tuple[datetime | None, tuple[str, ...]]:
     not_after: datetime | None = None
     images: tuple[str, ...] = ()
     for line in text.splitlines():
-        word, _, value = line.strip("# \t").partition(":")
-        if word.strip().lower() == "not-after":
+        word, colon, value = line.strip("# \t").partition(":")
+        word = word.strip().lower()
+        if word == "not-after":
             try:
                 not_after = datetime.fromisoformat(value.strip())
             except ValueError as exc:
                 raise _untrusted(name, f"not-after is {value.strip()!r}, not like 2027-01-31T00:00:00Z") from exc
             not_after = not_after if not_after.tzinfo else not_after.replace(tzinfo=UTC)
-        elif word.strip().lower() == "images":
+        elif word == "images":
             images = tuple(part.strip() for part in value.split(",") if part.strip())
             if not images:
                 raise _untrusted(name, "images: names no repository, as `acme/*` does")
+        elif colon:
+            raise _untrusted(
+                name,
+                f"{word[:40]!r} bounds no key, as `not-after:` and `images:` do; write other lines without a colon",
+            )
     return not_after, images
 
 
