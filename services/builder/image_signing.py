@@ -64,9 +64,9 @@ async def attestations(image: str, platform: Platform, trust: Trust) -> list[Att
     async with open_images(image) as (store, reference):
         named = await store.find(reference)
         manifest, _ = await store.resolve(str(named.digest), platform)
-        found = []
+        found, repository = [], verification.repository_of(image)
         for digest in dict.fromkeys((named.digest, manifest.digest)):
-            found += await verification.attested(store, digest, trust, SYSTEM.now())
+            found += await verification.attested(store, digest, trust, SYSTEM.now(), repository=repository)
         return found
 
 

@@ -182,6 +182,28 @@ async def test_a_key_counts_for_the_repositories_it_is_trusted_for(store: ImageS
     assert "trusted for acme/*, not for other/x" in (await refusal(store, trust=bounded, repository="other/x")).message
 
 
+async def test_a_key_says_nothing_of_other_repositories_images_and_nothing_in_other_envelopes(
+    store: ImageStore,
+) -> None:
+    made = await image(store, "v", "1")
+    await signing.attest(store, made, signing.by_key(KEY), envelopes.SBOM, {})
+    bounded = Trust([TrustedKey("ours", KEY.public_key(), None, ("acme/*",))])
+    for repository, signers in (("acme/x", ("ours",)), ("other/x", ()), ("", ())):
+        (found,) = await verification.attested(store, made.digest, bounded, NOW, repository=repository)
+        assert found.signers == signers
+    payload = envelopes.statement(made.digest, envelopes.PROVENANCE, {})
+    signature = keys.sign(KEY, envelopes.pre_authentication("text/plain", payload))
+    envelope = {
+        "payload": base64.b64encode(payload).decode(),
+        "payloadType": "text/plain",
+        "signatures": [{"sig": base64.b64encode(signature).decode()}],
+    }
+    bundle = canonical({"mediaType": envelopes.BUNDLE, "dsseEnvelope": envelope})
+    await attachments.attach_bundle(store, made, bundle, envelopes.PROVENANCE)
+    found_of = {each.kind: each for each in await verification.attested(store, made.digest, TRUSTED, NOW)}
+    assert found_of["sbom"].signers == ("ours",) and found_of["provenance"].signers == ()
+
+
 async def test_a_tag_that_moves_afterwards_changes_nothing_of_what_was_verified(store: ImageStore) -> None:
     made = await image(store, "v", "1")
     await signing.sign(store, made, signing.by_key(KEY))

@@ -72,6 +72,10 @@ def test_a_key_for_some_repositories_verifies_images_of_these(
     assert run("verify", image, "--key", tmp_path / "ours.pub") == 0
     assert run("verify", image, "--key", tmp_path / "others.pub") == 1
     assert "trusted for other/*, not for acme/x" in capsys.readouterr().err
+    for name, signed in (("ours.pub", True), ("others.pub", False)):
+        assert run("attestations", image, "--key", tmp_path / name, "--format", "json") == 0
+        (found,) = json.loads(capsys.readouterr().out)
+        assert bool(found["signers"]) is signed
 
 
 def test_wrong_use_says_what_to_do(

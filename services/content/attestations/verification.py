@@ -141,13 +141,15 @@ def repository_of(image: str) -> str:
     return reference.rpartition(":")[0]
 
 
-async def attested(store: ImageStore, subject: Digest, trust: Trust, now: datetime) -> list[Attested]:
-    """Statements about a manifest, signed or not. Whether one counts is said by its `signers`."""
+async def attested(
+    store: ImageStore, subject: Digest, trust: Trust, now: datetime, *, repository: str = ""
+) -> list[Attested]:
+    """Statements about a manifest, signed or not. Whether one counts is said by its `signers`, as `verify` says it."""
     found = []
     for attachment in await attachments.attachments(store, subject):
         for layer in attachment.layers:
             try:
-                one = await _statement(store, layer, trust, now, subject)
+                one = await _statement(store, layer, trust, now, subject, repository)
             except (NotFound, DataLoss, InvalidArgument):
                 continue  # damaged, gone, or something else than a statement
             if one is not None and one.statement.speaks_of(subject):
@@ -156,15 +158,16 @@ async def attested(store: ImageStore, subject: Digest, trust: Trust, now: dateti
 
 
 async def _statement(
-    store: ImageStore, layer: Descriptor, trust: Trust, now: datetime, subject: Digest
+    store: ImageStore, layer: Descriptor, trust: Trust, now: datetime, subject: Digest, repository: str
 ) -> Attested | None:
     if layer.media_type == BUNDLE:
         content = await attachments.read(store, layer)
         sealed = envelopes.unseal(content)
         said = envelopes.read_statement(sealed.payload)
-        signers = [key.name for key in sealed.signers(trust.keys) if not key.expired(now)]
-        if sealed.keyless:
-            signers += keyless.signers(content, trust.identities)
+        signers: list[str] = []
+        if sealed.payload_type == envelopes.IN_TOTO:
+            signers += _counting(sealed.signers(trust.keys), now, repository, _Refusals())
+            signers += keyless.signers(content, trust.identities) if sealed.keyless else []
         kind = KINDS.get(said.predicate_type, said.predicate_type)
         return Attested(kind, said, layer.digest, layer.size_bytes, tuple(signers))
     if layer.media_type == envelopes.IN_TOTO:
