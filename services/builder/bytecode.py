@@ -1,8 +1,9 @@
 """Bytecode of installed packages for where they will lie in an image, remembered for each package.
 
-Modules are compiled as `unchecked-hash`: without times, and never compared with their sources. What is written depends
-on the sources, on where they will lie and on the version of the Python that compiles, and on nothing else: hashing is
-not randomized, and each file is compiled in a process that has imported nothing but what compiling needs.
+Modules are compiled as `unchecked-hash`: without times, and never compared with their sources. So what is remembered is
+known by what the sources hold, not by what a package says of itself. What is written depends on the sources, on where
+they will lie and on the version of the Python that compiles, and on nothing else: hashing is not randomized, and each
+file is compiled in a process that has imported nothing but what compiling needs.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ from pathlib import Path
 from services.builder.images import VENV
 from services.content.files import make_folder
 
-_FORMAT = 1
+_FORMAT = 2
 _STALE_S = 86_400.0
 """What a killed build left is removed after a day: no build takes as long."""
 _SCRIPT = """
@@ -96,7 +97,7 @@ class Bytecode:
         tag = f"cpython-{minor.replace('.', '')}"
         found: dict[str, list[str]] = {}
         for record in sorted(site_packages.glob("*.dist-info/RECORD")):
-            modules = _modules(record)
+            modules = _modules(record, site_packages)
             content = [_FORMAT, compiler.version, inside, [(name, digest) for name, digest in modules]]
             key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
             found[key] = [name for name, _ in modules]
@@ -146,16 +147,25 @@ def _run(compiler: Compiler, jobs: Sequence[tuple[str, str, str]], folder: Path)
         raise OSError(f"modules cannot be compiled: {said[-400:]}")
 
 
-def _modules(record: Path) -> list[tuple[str, str]]:
-    """Each module of a package, below site-packages, and its digest."""
+def _modules(record: Path, site_packages: Path) -> list[tuple[str, str]]:
+    """Each module of a package, below site-packages, and the digest of what lies there.
 
-    def rows() -> Iterator[tuple[str, str]]:
+    The digests that RECORD names are whatever its author wrote: nobody checks them, and two packages may name one.
+    """
+    root = site_packages.resolve()
+
+    def digests() -> Iterator[tuple[str, str]]:
         with open(record, newline="", encoding="utf-8") as file:
-            for row in csv.reader(file):
-                if len(row) >= 2 and row[0].endswith(".py") and not row[0].startswith(("/", "..")):
-                    yield row[0], row[1]
+            names = {row[0] for row in csv.reader(file) if row and row[0].endswith(".py")}
+        for name in sorted(names):
+            path = site_packages / name
+            # A name of a file elsewhere would have that compiled, and the bytecode written beside it.
+            here = os.path.normpath(name) == name and not name.startswith(("/", ".."))
+            if here and path.is_file() and path.resolve().is_relative_to(root):
+                with path.open("rb") as source:
+                    yield name, hashlib.file_digest(source, "sha256").hexdigest()
 
-    return sorted(set(rows()))
+    return list(digests())
 
 
 def _cached(name: str, tag: str) -> str:
