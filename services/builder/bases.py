@@ -115,6 +115,8 @@ class BaseImage:
     """Of its manifest."""
     image: Image
     about: Base
+    ours: bool = False
+    """Whether the operator chose it, and not a bento: then its Python may run on this machine."""
     twin: "Callable[[], Awaitable[BaseImage | None]] | None" = None
     """Finds what the same name stands for on this machine's platform, where this one is for another."""
 

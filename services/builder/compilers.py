@@ -2,7 +2,9 @@
 
 Taking the base's own makes bytecode depend on the base alone, not on which Pythons the building machine has. Its
 interpreter is taken out of the base's layers and started by the base's own loader, without changing any root folder:
-no rights are needed, and only modules are compiled by it, nothing of the bento's or the base's is run.
+no rights are needed, and only modules are compiled by it. But it runs on this machine, with the builder's rights. So
+that is for a base which the operator chose, as it was before any command ran: a base that a bento names, and what its
+commands left, start nothing here.
 """
 
 import asyncio
@@ -31,33 +33,44 @@ _LIBRARIES = re.compile(
 )
 _LOADER = re.compile(r"(?:usr/)?lib(?:64)?/(?:[a-z0-9_]+-linux-[a-z]+/)?ld-(?:linux|musl)-[^/]*\.so\.\d")
 _STANDARD = re.compile(r"(?:[^/]+|(?:collections|encodings|importlib|json|re)/[^/]+)\.py")
+_PROGRAM = b"\x7fELF"
 _ANSWER_TIMEOUT_S = 20.0
 _QUESTION = "import json, sys; print(sys.implementation.name, '%d.%d.%d' % sys.version_info[:3])"
 
 
 async def find(
-    base: BaseImage, python: Python, cache: Path, interpreters: Interpreters, say: Callable[[str], None]
+    base: BaseImage | None, python: Python, cache: Path, interpreters: Interpreters, say: Callable[[str], None]
 ) -> Compiler | None:
-    """Who compiles for an image on this base; None where nobody here can, and the image goes without bytecode.
+    """Who compiles for an image with this Python; None where nobody here can, and the image goes without bytecode.
+
+    `base` is where that Python may be taken from and run here: the operator's own, or None. One with another Python
+    than the image, whose commands brought it, is passed over.
 
     A base for another architecture has a twin under the same name for this one, as a rule, and equal versions of
     CPython compile alike on every architecture: so it does not matter which machine builds.
     """
-    own = await _own(base, python, cache / "pythons-of-bases")
-    if own is not None:
+    if base is not None and (own := await _of_base(base, python, cache / "pythons-of-bases")) is not None:
+        return own
+    if (near := await interpreters.nearest(python.version)) is not None:
+        return Compiler([near.path], near.version)
+    say(
+        f"WARNING: neither the base's Python {python.version} nor another {python.minor} may run on this machine: the "
+        "image holds no bytecode, and its first start takes some seconds longer."
+    )
+    return None
+
+
+async def _of_base(base: BaseImage, python: Python, remembered: Path) -> Compiler | None:
+    """The base's interpreter, or its twin's of the same version."""
+    same = base.about.pythons.get(python.path) == python.version
+    if same and (own := await _own(base, python, remembered)) is not None:
         return own
     if base.twin is not None and (twin := await base.twin()) is not None:
         with contextlib.suppress(FailedPrecondition):
             its = twin.about.python(python.version, twin.name)
             same = its.version == python.version != python.minor
-            if same and (own := await _own(twin, its, cache / "pythons-of-bases")) is not None:
+            if same and (own := await _own(twin, its, remembered)) is not None:
                 return own
-    if (near := await interpreters.nearest(python.version)) is not None:
-        return Compiler([near.path], near.version)
-    say(
-        f"WARNING: neither the base's Python {python.version} nor another {python.minor} can run on this machine: the "
-        "image holds no bytecode, and its first start takes some seconds longer."
-    )
     return None
 
 
@@ -124,7 +137,8 @@ def _started(folder: Path, python: Python) -> Compiler | None:
     found = folder / python.path.strip("/")
     if not found.is_file() or not below(folder, found):
         return None
-    loaders = [path for path in folder.rglob("ld-*") if _LOADER.fullmatch(str(path.relative_to(folder)))]
+    named = [path for path in folder.rglob("ld-*") if _LOADER.fullmatch(str(path.relative_to(folder)))]
+    loaders = {folder / path.resolve().relative_to(folder.resolve()) for path in named if _is_program(folder, path)}
     libraries = sorted({str(path.parent) for path in folder.rglob("*.so*")})
     env = {"PYTHONHOME": str(folder / posixpath.dirname(posixpath.dirname(python.path)).strip("/"))}
     for loader in sorted(loaders):
@@ -145,3 +159,11 @@ def _started(folder: Path, python: Python) -> Compiler | None:
         if name == "cpython" and version.startswith(f"{python.minor}."):
             return Compiler(argv, version, env)
     return None
+
+
+def _is_program(folder: Path, path: Path) -> bool:
+    """Whether it lies in the folder in the end, and is no script that another program would run."""
+    if not below(folder, path) or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(_PROGRAM)) == _PROGRAM

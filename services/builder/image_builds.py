@@ -115,7 +115,9 @@ async def build_image(
     """
     check(source.files, workshop.engine, platforms)
     name = base_rules.choose(base, source.files.manifest, source.recipe.python)
-    async with base_rules.opened(name, platforms, workshop.cache, refresh=refresh_base) as bases:
+    ours = name == base_rules.choose(base, {}, source.recipe.python)
+    async with base_rules.opened(name, platforms, workshop.cache, refresh=refresh_base) as found:
+        bases = [replace(each, ours=ours) for each in found]
         try:
             return await _build(source, bases, into, reference, workshop, work, compression)
         except BlobsMissing as exc:
@@ -138,7 +140,8 @@ async def _build(
     runs = _runs(source, workshop, work)
     for base in bases:
         found = base if runs is None else await runs.prepare(base, workshop.cache / "bases")
-        parts = replace(await _parts(source, found, workshop, work, like), runs=runs)
+        # What the bento's commands left is part of the image and starts nothing here: `base` may.
+        parts = replace(await _parts(source, found, base if base.ours else None, workshop, work, like), runs=runs)
         like = parts.environment.lock
         await work.report(Step.ASSEMBLING, 0, 0)
         content, runs_on = await Assembler(workshop.cache, work.say, compression).assemble(parts, found, into)
@@ -183,7 +186,9 @@ def _runs(source: Source, workshop: Workshop, work: Work) -> Runs | None:
     return Runs(executions, commands, [given[name] for name in sorted(given)], source.bento, models)
 
 
-async def _parts(source: Source, base: BaseImage, workshop: Workshop, work: Work, like: Lock | None) -> Parts:
+async def _parts(
+    source: Source, base: BaseImage, trusted: BaseImage | None, workshop: Workshop, work: Work, like: Lock | None
+) -> Parts:
     python = base.about.python(source.recipe.python, base.name)
     recipe, cache = source.recipe, workshop.cache
     from_source = tuple(sorted({*map(canonicalize_name, source.from_source), *sources.named_by(recipe.options)}))
@@ -192,5 +197,5 @@ async def _parts(source: Source, base: BaseImage, workshop: Workshop, work: Work
     locks, manifest = workshop.environments.locks, source.files.manifest
     builds = Sources(cache, workshop.engine, locks, recipe, manifest, base, python.path, target, work)
     environment = await workshop.environments.make(recipe, target, source.bento, work, like=like, build=builds.build)
-    compiler = await compilers.find(base, python, cache, workshop.interpreters, work.say)
+    compiler = await compilers.find(trusted, python, cache, workshop.interpreters, work.say)
     return Parts(source.tag, source.bento, environment, compiler, source.files.manifest, source.models)

@@ -3,6 +3,7 @@
 Bases are a few files: what says which Python and C library there are, nothing that runs.
 """
 
+import asyncio
 import base64
 import errno
 import gzip
@@ -43,6 +44,7 @@ from tests.base_image import base_image
 from tests.fixtures_builder import PackageIndex, bento_folder, index, wheel
 from tests.image_content import put_image
 from tests.oci_registry import OciRegistry
+from tests.shell_base import named_shell_base
 
 __all__ = ["index"]
 
@@ -441,29 +443,60 @@ async def test_credentials_of_a_private_index_are_in_no_layer_log_or_file(
     assert b"hunter2" not in bench.everything()
 
 
+async def push(layout: Path, name: str) -> None:
+    """Put the base of a layout into a registry."""
+    source = LayoutImageStore(layout)
+    async with open_images(name) as (into, reference):
+        descriptor, image = await source.resolve("base", AMD64)
+        raw = b"".join([chunk async for chunk in source.read(descriptor)])
+        for each in (Descriptor.from_json(json.loads(raw)["config"]), *image.layers):
+            await into.write(source.read(each))
+        await into.tag(reference, raw, descriptor.media_type, AMD64)
+
+
+async def test_nothing_of_a_base_that_a_bento_names_is_started_here(
+    bench: Bench, index: PackageIndex, tmp_path: Path, oci_registry: OciRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"{oci_registry.host}/{oci_registry.new_repository()}:{MINOR}"
+    monkeypatch.setenv("EKIBEN_REGISTRY_INSECURE", oci_registry.host)
+    await put_base(tmp_path / "bases", AMD64)
+    await push(tmp_path / "bases", f"docker://{name}")
+    started: list[Path] = []
+    monkeypatch.setattr("services.builder.compilers._started", lambda folder, _: started.append(folder))
+    of_bento = {"image": {"base_image": name, "python_version": MINOR}}
+    folder = bento_folder(tmp_path / "bento", manifest=of_bento)
+    await bench.build(folder, f"oci:{tmp_path}/none:{{python}}")
+    assert not started
+    assert [path for path in await bench.content(AMD64) if path.endswith(".pyc")]
+    shutil.rmtree(bench.layout)
+    await bench.build(folder, f"docker://{name}")
+    assert len(started) == 1
+
+
+def test_nothing_that_commands_left_is_started_here(bench: Bench, index: PackageIndex, tmp_path: Path) -> None:
+    base = named_shell_base(tmp_path / "shell")
+    ran = tmp_path / "ran"
+    script = f"#!/bin/sh\\n: > {ran}\\necho cpython 3.11.98\\n"
+    loader = "/lib64/ld-linux-0.so.2"
+    command = f"mkdir -p /lib64; printf '{script}' > {loader}; chmod 755 {loader}"
+    of_bento = {"image": {"base_image": "x", "python_version": "3.11", "commands": [command], "post_commands": []}}
+    asyncio.run(bench.build(bento_folder(tmp_path / "bento", manifest=of_bento), base))
+    assert "3.11.98" not in "".join(each.read_text() for each in bench.folder.rglob("compiler.json"))
+    assert not ran.exists()
+
+
 async def test_what_a_base_is_called_in_a_registry_is_asked_once(
     bench: Bench, index: PackageIndex, tmp_path: Path, oci_registry: OciRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    repository = oci_registry.new_repository()
-    name = f"docker://{oci_registry.host}/{repository}:{MINOR}"
+    name = f"docker://{oci_registry.host}/{oci_registry.new_repository()}:{MINOR}"
     monkeypatch.setenv("EKIBEN_REGISTRY_INSECURE", oci_registry.host)
     folder = bento_folder(tmp_path / "bento", manifest=manifest())
-
-    async def push(layout: Path) -> None:
-        source = LayoutImageStore(layout)
-        async with open_images(name) as (into, reference):
-            descriptor, image = await source.resolve("base", AMD64)
-            raw = b"".join([chunk async for chunk in source.read(descriptor)])
-            for each in (Descriptor.from_json(json.loads(raw)["config"]), *image.layers):
-                await into.write(source.read(each))
-            await into.tag(reference, raw, descriptor.media_type, AMD64)
-
     await put_base(tmp_path / "one", AMD64)
-    await push(tmp_path / "one")
+    await push(tmp_path / "one", name)
     rule = name.replace(f":{MINOR}", ":{python}")
     made = await bench.build(folder, rule)
     await put_image(tmp_path / "two", "base", {"other": b""}, platform=AMD64)
-    await push(tmp_path / "two")
+    await push(tmp_path / "two", name)
     assert (await bench.build(folder, rule)).digest == made.digest
     with pytest.raises(EkibenError, match="has no Python"):
         await bench.build(folder, rule, refresh_base=True)
