@@ -6,7 +6,7 @@ anew: names in order, no times, and without what package managers leave for them
 
 import re
 import tarfile
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,11 +44,12 @@ class Difference:
             FailedPrecondition: a file has the value of a secret (SECRET_IN_IMAGE).
         """
         with tarfile.open(self.path, "r:") as archive:
-            members = [each for each in archive if self._kept(each)]
-            self._sources = {_plain(each.name) for each in members if each.name.endswith(".py")}
+            members = {each.name: each for each in archive}
+            kept = [name for name, each in members.items() if self._kept(each)]
+            self._sources = {_plain(name) for name in kept if name.endswith(".py")}
             waiting: list[bytes] = []
             size = 0
-            for info, content in _in_order(members):
+            for info, content in _in_order(members, kept):
                 for block in self._blocks(archive, info, content):
                     waiting.append(block)
                     size += len(block)
@@ -109,24 +110,25 @@ def _source_of(bytecode: str) -> str:
     return f"{folder}/{name.split('.', 1)[0]}.py" if name.endswith(".pyc") else ""
 
 
-def _in_order(members: Iterable[tarfile.TarInfo]) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarInfo]]:
-    """By name, each with the member that has its content: of several names of one file the first one has it."""
-    by_name = {each.name: each for each in members}
+def _in_order(
+    members: Mapping[str, tarfile.TarInfo], kept: Collection[str]
+) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarInfo]]:
+    """What is kept, by name, each with the member that has its content: of several names of one file the first one that
+    is kept has it, whichever has it in the tar. uv links packages out of its cache, which is left out."""
     names: dict[str, list[str]] = {}
-    for each in by_name.values():
+    for each in members.values():
         if each.islnk():
             names.setdefault(each.linkname, [each.linkname]).append(each.name)
-    first = {target: min(linked, key=_order) for target, linked in names.items()}
-    of = {name: target for target, linked in names.items() for name in linked}
-    for name in sorted(by_name, key=_order):
-        info = by_name[name]
+    of = {name: target for target, linked in names.items() for name in linked if target in members}
+    first: dict[str, str] = {}
+    for name in sorted(kept, key=_order):
         target = of.get(name)
-        if target is None or target not in by_name:
-            yield info, info
-        elif first[target] == name:
-            yield _renamed(by_name[target], name), by_name[target]
+        if target is None:
+            yield members[name], members[name]
+        elif first.setdefault(target, name) == name:
+            yield _renamed(members[target], name), members[target]
         else:
-            yield _linked(by_name[target], name, first[target]), by_name[target]
+            yield _linked(members[target], name, first[target]), members[target]
 
 
 def _order(name: str) -> list[str]:

@@ -28,7 +28,7 @@ from services.content.files import make_folder, write_whole
 from services.content.images import LAYER_GZIP, Descriptor, canonical
 from services.content.images.layout import LayoutImageStore
 
-_VERSION = 1
+_VERSION = 2
 """Grows when the same script gives another layer."""
 _KEPT_S = 30 * 86400.0
 """How long what a script left is kept after its last use."""
