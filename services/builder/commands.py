@@ -150,13 +150,15 @@ def _script(
         return None
     scripts = re.findall(r"\./(env/docker/script__\w+)", " ".join(commands))
     copied = [*dict.fromkeys(scripts), *files]
+    runs = [f"RUN {containerfiles.with_secrets(command, secrets)}" for command in commands]
     instructions = [
         *settings,
         f"WORKDIR {BENTO_PATH}",
         *(f"COPY --chown=1034:1034 {shlex.quote(f'./{name}')} {shlex.quote(f'./{name}')}" for name in copied),
-        *(f"RUN {containerfiles.with_secrets(command, secrets)}" for command in commands),
+        *runs,
     ]
-    return Script(tuple(instructions), files=tuple(copied))
+    mounted = [name for run in runs for name in containerfiles.sources(Instruction(run))]
+    return Script(tuple(instructions), files=tuple(dict.fromkeys([*copied, *mounted])))
 
 
 def _of_dockerfile(dockerfile: str, docker: Mapping[str, Any], secrets: Sequence[str]) -> Commands:

@@ -67,8 +67,8 @@ def stages(text: str) -> list[list[Instruction]]:
 def sources(instruction: Instruction) -> list[str]:
     """What an instruction reads of its context, by path; `.` where that cannot be said."""
     if instruction.keyword == "RUN":
-        mounts = re.findall(r"--mount=(\S+)", instruction.flat)
-        return ["."] if any("type=bind" in each and "from=" not in each for each in mounts) else []
+        flags = _FLAGS.match(instruction.flat.partition(" ")[2]).group()  # type: ignore[union-attr]
+        return ["."] if any(_binds(each.split(",")) for each in re.findall(r"--mount=(\S+)", flags)) else []
     if instruction.keyword not in ("COPY", "ADD") or "--from=" in instruction.flat:
         return []
     words = instruction.flat.split(None, 1)[1]
@@ -80,6 +80,12 @@ def sources(instruction: Instruction) -> list[str]:
     except ValueError:
         return ["."]
     return ["." if re.search(r"[*?\[$]", each) else each for each in named if "://" not in each]
+
+
+def _binds(options: Sequence[str]) -> bool:
+    """Whether a mount shows the context; without a type it is a bind."""
+    given = dict(each.partition("=")[::2] for each in options)
+    return given.get("type") not in ("cache", "secret", "ssh", "tmpfs") and "from" not in given
 
 
 def copies_from_stage(instruction: Instruction) -> bool:

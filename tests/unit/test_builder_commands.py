@@ -147,3 +147,22 @@ def test_instructions_are_read_with_continuations_comments_and_here_documents() 
     assert [containerfiles.sources(each) for each in stage] == [[], [], [], ["."]]
     (copy,) = containerfiles.instructions("COPY --chown=1:1 ./a 'b c' x* https://host/f /to/")
     assert containerfiles.sources(copy) == ["a", "b c", ".", "https://host/f"][:3]
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--mount=type=bind,source=req.txt,target=/r", ["."]),
+        ("--mount=source=req.txt,target=/r", ["."]),
+        ("--network=none \\\n  --mount=target=/r,ro", ["."]),
+        ("--mount=from=tools,target=/r", []),
+        ("--mount=type=cache,target=/root/.cache", []),
+        ("--mount=type=secret,id=x --mount=type=tmpfs,target=/t", []),
+        ("echo --mount=target=/r", []),
+    ],
+)
+def test_a_mount_shows_the_bento_unless_it_says_what_else_it_shows(flags: str, expected: list[str]) -> None:
+    (run,) = containerfiles.instructions(f"RUN {flags} cat /r")
+    assert containerfiles.sources(run) == expected
+    before = make_commands(of_image([f"{flags} cat /r"])).before
+    assert before is not None and list(before.files) == expected
