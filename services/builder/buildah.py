@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ekiben.errors import DeadlineExceeded, EkibenError, FailedPrecondition, ResourceExhausted
-from services.builder import containerfiles, uv
+from services.builder import containerfiles, contexts, uv
 from services.builder.engine import Order, Outcome, write_image
 from services.builder.images import platform_of
 from services.builder.platforms import here
@@ -131,6 +131,7 @@ class _Execution:
         await asyncio.to_thread(make_folder, self._work / "tmp")
         base = await self._base()
         order = self._order
+        context = await self._context()
         containerfile = self._work / "Containerfile"
         lines = [*order.script.stages, f"FROM {base}", *order.script.instructions]
         await asyncio.to_thread(containerfile.write_text, "\n".join(lines) + "\n")
@@ -152,11 +153,21 @@ class _Execution:
             options += ["--volume", f"{folder}:{path}:ro"]
         self.step = "the engine's own preparation"
         done = await self._buildah(
-            "bud", *options, "-f", str(containerfile), "-t", "oci:out:made", str(order.context), line=self._take
+            "bud", *options, "-f", str(containerfile), "-t", "oci:out:made", str(context), line=self._take
         )
         if done.returncode:
             raise self._failure(done.text)
         return await asyncio.to_thread(self._read)
+
+    async def _context(self) -> Path:
+        """What the script copies from."""
+        order, context = self._order, self._work / "context"
+        laid = asyncio.ensure_future(asyncio.to_thread(contexts.lay_out, order.context, order.script.files, context))
+        try:
+            await asyncio.shield(laid)
+        finally:
+            await asyncio.wait([laid])  # so that nothing is written after the folder was taken away
+        return context
 
     async def _base(self) -> str:
         """The image's id in the storage, brought there where it is not."""

@@ -89,7 +89,7 @@ def runs(entries: Iterable[Entry]) -> Iterator[Run]:
     Raises:
         Aborted: a file changed while it was read (FILE_CHANGED).
     """
-    for entry in _with_parents(entries):
+    for entry in with_parents(entries):
         yield from _runs(entry)
 
 
@@ -107,7 +107,7 @@ def tar(entries: Iterable[Entry]) -> Iterator[bytes]:
     yield b"".join(waiting)
 
 
-def _with_parents(entries: Iterable[Entry]) -> Iterator[Entry]:
+def with_parents(entries: Iterable[Entry]) -> Iterator[Entry]:
     """In order of names, each once (the last one given counts), with the folders above that nobody gave."""
     found = {entry.name.strip("/"): entry for entry in entries}
     for name in list(found):

@@ -159,6 +159,34 @@ def test_what_ran_is_not_run_again_until_something_that_it_depends_on_changes(be
     assert ran(order) == 1, "a layer that was lost is made again"
 
 
+def test_what_is_copied_has_the_same_modes_whatever_umask_the_bento_has(base: Base, tmp_path: Path) -> None:
+    script = Script(("COPY file run /opt/", "COPY src /opt/src", "RUN --mount=target=/r ls -l /r/src > /opt/listed"))
+    made = []
+    for number, (file, run, folder) in enumerate(
+        [(0o644, 0o755, 0o755), (0o600, 0o700, 0o700), (0o664, 0o775, 0o2775)]
+    ):
+        bench = Bench(tmp_path / str(number), base)
+        context = bench.folder / "context"
+        (context / "src").mkdir()
+        (context / "src" / "link").symlink_to("in")
+        for name, mode in (("file", file), ("run", run), ("src/in", file)):
+            (context / name).write_text(name)
+            (context / name).chmod(mode)
+        (context / "src").chmod(folder)
+        old_umask = os.umask(0o777 & ~folder)
+        try:
+            (layer,) = bench.execute(bench.order(script=replace(script, files=(".",))))
+            named = replace(script, instructions=script.instructions[:2], files=("file", "run", "src"))
+            made.append((layer, *bench.execute(bench.order(script=named))))
+        finally:
+            os.umask(old_umask)
+        there = bench.members(layer)
+        modes = {name: there[f"opt/{name}"].mode for name in ("file", "run", "src", "src/in")}
+        assert modes == {"file": 0o644, "run": 0o755, "src": 0o755, "src/in": 0o644}
+        assert there["opt/src/link"].linkname == "in"
+    assert made[0] == made[1] == made[2]
+
+
 def test_folders_are_seen_by_commands_and_are_in_no_layer(bench: Bench, tmp_path: Path) -> None:
     (tmp_path / "weights").write_text("heavy\n")
     folders = {"/home/models/m": lambda: contextlib.nullcontext(tmp_path)}
@@ -272,7 +300,7 @@ asyncio.run(Executions(folder / "executed", engine, say).execute(order, "command
 def test_what_a_killed_engine_left_goes_before_the_next(bench: Bench, base: Base, tmp_path: Path) -> None:
     (bench.folder / "context" / "wait").write_text("")
     order = bench.order("touch /opt/made; while [ -s /home/wait ]; do echo waiting; sleep 1; done", folders={})
-    script = Script(("COPY wait /home/wait", *order.script.instructions))
+    script = Script(("COPY wait /home/wait", *order.script.instructions), files=("wait",))
     order = replace(order, script=script)
     (bench.folder / "context" / "wait").write_text("yes")
     (bench.folder / "order").write_bytes(pickle.dumps(order))
