@@ -9,7 +9,6 @@ Each step leaves a state in which the next round does the rest. Several builders
 """
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from services.builder.places import Place, pin_of
 from services.builder.settings import Settings
 from services.builder.store import ImageRows, Store
 from services.builder.usage import Usage
-from services.content.images import Descriptor
+from services.content.digest import Digest
 from services.content.images.collecting import Blob, Contents, LayoutCollector
 from services.content.images.layout import LayoutImageStore
 from services.kernel.clock import Clock
@@ -83,24 +82,28 @@ class Collection:
         async with self._alone:
             expired = await self._expired()
             before = self._before()
+            if not dry_run:
+                expired = [image for image in expired if await self.delete(image)]
             if self._layout is None:
-                if not dry_run:
-                    for image in expired:
-                        await self._rows.delete(image.organization, image.id)
                 return Collected(expired, ())
             if dry_run:
                 return Collected(expired, await asyncio.to_thread(self._layout.garbage, before))
-            for image in expired:
-                await self.delete(image)
             await self._reconcile(before)
             blobs = await asyncio.to_thread(self._layout.collect, before)
             _removed.inc(sum(blob.size_bytes for blob in blobs))
             return Collected(expired, blobs)
 
-    async def delete(self, image: Image) -> None:
-        """Forget an image: its row, then what names it. A crash between leaves references to the next round."""
-        await self._rows.delete(image.organization, image.id)
-        await self._place.untag(image.repository, [tag for tag in (image.tag, pin_of(image.id)) if tag])
+    async def delete(self, image: Image) -> bool:
+        """Forget an image: its row, then what names it. A crash between leaves references to the next round.
+
+        False where it is kept, since it is not as it was when the caller looked: a build gave it again, somebody
+        pulled it, or it is gone.
+        """
+        if not await self._rows.delete(image.organization, image.id, used=image.use_time):
+            return False
+        tags = [tag for tag in (image.tag, pin_of(image.id)) if tag]
+        await self._place.untag(image.repository, tags, Digest.parse(image.digest))
+        return True
 
     async def contents(self) -> tuple[int, Contents]:
         """How many images there are, and what the layout holds."""
@@ -136,7 +139,7 @@ class Collection:
         stale, digests = [], set()
         for reference, entry in named.items():
             repository, _, tag = reference.rpartition(":")
-            if not self._is_old(entry, before):
+            if store.is_new(entry.digest, before):
                 continue
             if tag.startswith("BUILD-") and tag.removeprefix("BUILD-") not in unfinished:
                 stale.append(reference)
@@ -145,14 +148,8 @@ class Collection:
                 digests.add((repository, entry.digest))
         stale += [ref for ref, each in named.items() if (ref.rpartition(":")[0], each.digest) in digests]
         if stale:
-            await store.untag(stale)
+            await store.untag(stale, {named[reference].digest for reference in stale}, before=before)
         for (repository, image), row in rows.items():
             if f"{repository}:{pin_of(image)}" not in named and row.use_time.timestamp() < before:
                 log.warning("an image is gone from its layout", extra={"image": image, "digest": row.digest})
-                await self._rows.delete(row.organization, image)
-
-    def _is_old(self, entry: Descriptor, before: float) -> bool:
-        assert self._place.layout is not None
-        with contextlib.suppress(FileNotFoundError):
-            return (self._place.layout / "blobs" / "sha256" / entry.digest.hex).stat().st_mtime < before
-        return True
+                await self._rows.delete(row.organization, image, used=row.use_time)

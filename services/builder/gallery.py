@@ -44,7 +44,10 @@ class Gallery:
             NotFound: IMAGE_NOT_FOUND.
             FailedPrecondition: a deployment uses it and `force` is not set (IMAGE_IN_USE).
         """
-        image = await self.get(caller, name)
+        while not await self._delete(await self.get(caller, name), name, force):
+            pass  # it was used again after it was looked at: what uses it is asked anew
+
+    async def _delete(self, image: Image, name: names.Image, force: bool) -> bool:
         users = [] if force else await self._usage.users(image)
         if users:
             shown = ", ".join(users[:_SHOWN]) + (f" and {len(users) - _SHOWN} more" if len(users) > _SHOWN else "")
@@ -55,7 +58,7 @@ class Gallery:
                 image=str(name),
                 used_by=shown,
             )
-        await self._collection.delete(image)
+        return await self._collection.delete(image)
 
     @property
     def place(self) -> str:

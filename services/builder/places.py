@@ -80,10 +80,14 @@ class Place:
         """The store for images of a repository, as `open_images` gives it."""
         return open_images(self.url if self.layout is not None else f"{self.url.rstrip('/')}/{repository}")
 
-    async def untag(self, repository: str, tags: Iterable[str]) -> None:
-        """Let tags name nothing any more. In a registry they stay: what goes there is its owner's affair."""
+    async def untag(self, repository: str, tags: Iterable[str], digest: Digest) -> None:
+        """Let tags that name this image name nothing any more.
+
+        In a registry they stay: what goes there is its owner's affair.
+        """
         if self.layout is not None:
-            await LayoutImageStore(self.layout).untag([self.reference(repository, tag) for tag in tags])
+            references = [self.reference(repository, tag) for tag in tags]
+            await LayoutImageStore(self.layout).untag(references, [digest])
 
     def reference(self, repository: str, tag: str) -> str:
         """What a tag of a repository is called in its store: a layout has all repositories."""

@@ -69,9 +69,11 @@ class ImageRows:
                     images.update().where(*named, images.c.use_time < unless_since).values(use_time=now)
                 )
 
-    async def delete(self, organization: str, image: str) -> bool:
-        """Forget an image. False where there is none."""
+    async def delete(self, organization: str, image: str, *, used: datetime | None = None) -> bool:
+        """Forget an image. False where there is none, or where it was used again since `used`."""
         gone = images.delete().where(images.c.organization == organization, images.c.id == image, self._here)
+        if used is not None:
+            gone = gone.where(images.c.use_time == used)
         async with self._database.transaction() as connection:
             return (await connection.execute(gone)).rowcount == 1
 

@@ -260,16 +260,35 @@ class LayoutImageStore:
             index["manifests"].append(descriptor.to_json())
             self.put_index(index)
 
-    async def untag(self, references: Collection[str]) -> None:
-        """Let references name nothing any more; what they named is garbage unless others name it."""
-        await asyncio.to_thread(self._remove, frozenset(references))
+    async def untag(
+        self, references: Collection[str], of: Collection[Digest] | None = None, *, before: float | None = None
+    ) -> None:
+        """Let references name nothing any more; what they named is garbage unless others name it.
 
-    def _remove(self, references: Collection[str]) -> None:
+        A reference that was moved since somebody looked stays: one that names something else than manifests `of`
+        those digests, or, with `before`, a manifest that was written since that time.
+        """
+        digests = None if of is None else {str(digest) for digest in of}
+        await asyncio.to_thread(self._remove, frozenset(references), digests, before)
+
+    def _remove(self, references: Collection[str], digests: Collection[str] | None, before: float | None) -> None:
+        def goes(entry: dict[str, Any]) -> bool:
+            if _named(entry) not in references or (digests is not None and entry["digest"] not in digests):
+                return False
+            return before is None or not self.is_new(Digest.parse(entry["digest"]), before)
+
         with self.locked():
             index = self.index()
-            kept = [each for each in index["manifests"] if _named(each) not in references]
+            kept = [each for each in index["manifests"] if not goes(each)]
             if len(kept) < len(index["manifests"]):
                 self.put_index({**index, "manifests": kept})
+
+    def is_new(self, digest: Digest, before: float) -> bool:
+        """Whether a blob was written, or asked for, at that time or since. Blocks."""
+        try:
+            return (self._blobs / digest.hex).stat().st_mtime >= before
+        except FileNotFoundError:
+            return False
 
     def put_index(self, index: dict[str, Any]) -> None:
         """Replace `index.json`. Call it with the index locked. Blocks."""
