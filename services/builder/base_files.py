@@ -32,6 +32,14 @@ _MUSL = re.compile(r"(?:usr/)?lib/ld-musl-[a-z0-9_]+\.so\.1")
 _SAYS = re.compile(rb"GNU C Library [^\n]{0,80}version (2\.\d+)")
 _MOST_BYTES = 16 << 20
 """Of a file that is read: a C library has 2 MiB, a list of packages up to some more."""
+_MOST_HEADER_BYTES = 1 << 20
+"""Of all extended headers of a member: a path has 4,096 bytes, an attribute of a file at most 64 KiB."""
+_MOST_HEADERS = 16
+"""Before a member: writers need three."""
+_EXTENDED = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
 
 
 class BaseFiles:
@@ -77,7 +85,7 @@ class BaseFiles:
     def add(self, layer: IO[bytes]) -> None:
         """Read a layer: a tar, compressed or not. Blocks."""
         with opened(layer) as archive:
-            for member in archive:
+            for member in members(archive):
                 name = posixpath.normpath(member.name).lstrip("/")
                 folder, _, last = name.rpartition("/")
                 if last == ".wh..wh..opq":
@@ -212,9 +220,42 @@ def opened(spool: IO[bytes]) -> tarfile.TarFile:
     magic = spool.read(len(zstandard.FRAME_HEADER))
     spool.seek(0)
     if magic != zstandard.FRAME_HEADER:  # tarfile knows the others by itself
-        return tarfile.open(fileobj=spool, mode="r:*")
+        return tarfile.open(fileobj=spool, mode="r:*", tarinfo=_bounded())
     plain = zstandard.ZstdDecompressor().stream_reader(spool, read_across_frames=True)
-    return tarfile.open(fileobj=plain, mode="r|")
+    return tarfile.open(fileobj=plain, mode="r|", tarinfo=_bounded())
+
+
+def members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The members of an archive that `opened` gave, of which none is remembered: there may be millions."""
+    while (member := archive.next()) is not None:
+        if member.size < 0:
+            raise tarfile.TarError("a member has a negative size")  # it would be read again and again
+        archive.members = []  # type: ignore[attr-defined]
+        yield member
+
+
+def _bounded() -> type[tarfile.TarInfo]:
+    """How the headers of one archive are read: tarfile reads each extended one whole, and keeps the global ones."""
+    waiting: list[int] = []
+    kept = 0
+
+    class Header(tarfile.TarInfo):
+        @classmethod
+        def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "Header":
+            nonlocal kept
+            header = super().frombuf(buf, encoding, errors)
+            if header.size < 0:
+                raise tarfile.TarError("a member has a negative size")
+            if header.type not in _EXTENDED:
+                waiting.clear()
+                return header
+            waiting.append(header.size)
+            kept += header.size if header.type == tarfile.XGLTYPE else 0
+            if max(sum(waiting), kept) > _MOST_HEADER_BYTES or len(waiting) > _MOST_HEADERS:
+                raise tarfile.TarError("it has extended headers of more than 1 MiB, or too many of them")
+            return header
+
+    return Header
 
 
 def below(folder: Path, path: Path) -> bool:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from ekiben.errors import FailedPrecondition
-from services.builder.base_files import below, opened, spooled
+from services.builder.base_files import below, members, opened, spooled
 from services.builder.bases import BaseImage, Python
 from services.builder.bytecode import Compiler
 from services.builder.interpreters import Interpreters
@@ -105,7 +105,7 @@ def _extract(layer: IO[bytes], folder: Path, python: Python) -> None:
     """What a Python needs to compile: itself, its loader and libraries, some modules of its standard library."""
     standard = posixpath.join(posixpath.dirname(posixpath.dirname(python.path)), f"lib/python{python.minor}").strip("/")
     with opened(layer) as archive:
-        for member in archive:
+        for member in members(archive):
             name = posixpath.normpath(member.name).lstrip("/")
             inside = name.removeprefix(f"{standard}/")
             if not (

@@ -1,16 +1,21 @@
 """What a base image's layers say about its Pythons, its C library and its users."""
 
+import gzip
 import io
 import tarfile
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
+import zstandard
 
 from ekiben.errors import FailedPrecondition
-from services.builder.base_files import BaseFiles
+from services.builder.base_files import BaseFiles, members, opened, spooled
 from services.builder.bases import Base
 from services.builder.failures import parse
 from services.builder.targets import Target
-from services.content.images import Platform
+from services.content.images import LAYER, Descriptor, Platform
+from services.content.images.layout import LayoutImageStore
 
 AMD64, ARM64 = Platform("linux", "amd64"), Platform("linux", "arm64")
 
@@ -166,3 +171,65 @@ def test_a_package_without_a_wheel_is_named_and_only_a_target_makes_it_that_erro
     assert (failure.reason, failure.metadata["requirement"]) == ("WHEEL_NOT_FOUND", named)
     assert "linux/arm64" in failure.message and more in failure.message
     assert parse(text, doing="resolving").reason in ("REQUIREMENT_UNSATISFIABLE", "UV_FAILED")
+
+
+def headers(*wanted: tuple[bytes, int], size_bytes: int = 0) -> bytes:
+    """A tar with headers of these types and sizes before its only file, whose own says that it has that size."""
+    blocks = []
+    for kind, size in wanted:
+        info = tarfile.TarInfo("long")
+        record = b"%d comment=" % size
+        info.type, info.size = kind, size
+        content = record + b"x" * (size - len(record) - 1) + b"\n" if kind in b"xg" else b"x" * size
+        blocks += [info.tobuf(tarfile.GNU_FORMAT), content, bytes(-size % tarfile.BLOCKSIZE)]
+    file = tarfile.TarInfo("usr/bin/bash")
+    file.size = size_bytes
+    return b"".join([*blocks, file.tobuf(tarfile.GNU_FORMAT), bytes(2 * tarfile.BLOCKSIZE)])
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress, zstandard.compress])
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        *([(kind, (1 << 20) + 512)] for kind in (b"x", b"g", b"L", b"K")),
+        [(b"x", 600_000), (b"x", 600_000)],
+        [(b"x", 512)] * 400,
+    ],
+)
+async def test_headers_that_would_fill_the_memory_are_refused(
+    wanted: list[tuple[bytes, int]], compress: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    assert not read(io.BytesIO(compress(headers((b"x", 70_000), (b"L", 4000))))).has_bash  # a long name is its name
+    layout = LayoutImageStore(tmp_path)
+
+    async def content() -> AsyncIterator[bytes]:
+        yield compress(headers(*wanted))
+
+    descriptor = Descriptor(LAYER, *await layout.write(content()))
+    with pytest.raises(FailedPrecondition, match="extended headers of more than 1 MiB") as refused:
+        async with spooled(descriptor, layout) as spool:
+            BaseFiles().add(spool)
+    assert refused.value.reason == "LAYER_UNSUPPORTED"
+
+
+def test_global_headers_are_kept_and_so_they_are_bounded_together() -> None:
+    one = headers((b"g", 300_000))[: -2 * tarfile.BLOCKSIZE]
+    with pytest.raises(tarfile.TarError, match="extended headers"):
+        read(io.BytesIO(one * 4))
+
+
+@pytest.mark.parametrize("size_bytes", [-512, -(1 << 20)])
+def test_a_negative_size_is_refused_instead_of_read_for_ever(size_bytes: int) -> None:
+    with pytest.raises(tarfile.TarError, match="negative size"):
+        read(io.BytesIO(headers(size_bytes=size_bytes)))
+    info = tarfile.TarInfo("usr/bin/bash")
+    info.pax_headers = {"size": str(size_bytes)}
+    said = info.tobuf(tarfile.PAX_FORMAT)
+    with pytest.raises(tarfile.TarError, match="negative size"):
+        read(io.BytesIO(said + bytes(2 * tarfile.BLOCKSIZE)))
+
+
+def test_members_are_not_remembered() -> None:
+    names = [f"opt/{number}" for number in range(3)]
+    with opened(layer(*((name, b"content") for name in names))) as archive:
+        assert [member.name for member in members(archive)] == names and not archive.getmembers()
