@@ -17,16 +17,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ekiben.errors import EkibenError, InvalidArgument, NotFound
+from ekiben.errors import EkibenError, InvalidArgument, NotFound, PermissionDenied
 from services.builder.bases import BaseImage, open_base
 from services.builder.platforms import here
 from services.content import open_images
 from services.content.files import make_folder, write_whole
 from services.content.images import Descriptor, Platform
+from services.content.images.registry.names import Location, parse
 
 USUAL = "docker://docker.io/library/python:{python}-slim"
 """As BentoML's own images have it."""
 _PLACE = "{python}"
+_REGISTRY = "docker://"
 _BENTOMLS = re.compile(r"(?:docker\.io/)?(?:library/)?python:3\.\d+(?:\.\d+)?-slim(?:-\w+)?")
 """What the client writes for a bento that asks for nothing: that is a matter of the rule."""
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}$")
@@ -50,11 +52,53 @@ def choose(base: str, manifest: Mapping[str, Any], python: str) -> str:
         )
     if _PLACE not in base:
         return base
+    return _own(manifest) or base.replace(_PLACE, ".".join(python.split(".")[:2]))
+
+
+def check_own(base: str, manifest: Mapping[str, Any], images: str, organization: str) -> None:
+    """Refuse a base that a bento names among the images which the builder keeps in a registry for others.
+
+    It would be pulled with the builder's login, which may read them all. What the rule itself says is its owner's.
+
+    Args:
+        base: see `choose`.
+        images: where the builder keeps images, `oci:FOLDER` or `docker://HOST[/PREFIX]`; each organization has its own
+            below.
+        organization: whose bento it is, without `organizations/`.
+
+    Raises:
+        PermissionDenied: it lies there and is not the organization's own (BASE_DENIED), whether it exists or not.
+    """
+    named = _own(manifest) if _PLACE in (base or USUAL) else ""
+    if not named or not images.startswith(_REGISTRY):
+        return
+    wanted = parse(named.removeprefix(_REGISTRY))
+    ours = parse(f"{images.removeprefix(_REGISTRY).rstrip('/')}/{organization}/x")
+    prefix = ours.repository.removesuffix(f"{organization}/x")
+    if (
+        _host(wanted) == _host(ours)
+        and wanted.repository.startswith(prefix)
+        and not wanted.repository.startswith(f"{prefix}{organization}/")
+    ):
+        raise PermissionDenied(
+            f"The bento's base image {named} lies where this platform keeps the images of its organizations, and is "
+            f"not one of {organization}. Keep bases for all elsewhere, or name an image of your own.",
+            reason="BASE_DENIED",
+            image=named,
+        )
+
+
+def _own(manifest: Mapping[str, Any]) -> str:
+    """The base that a bento itself names; empty where it leaves that to the rule."""
     for section in ("image", "docker"):
         named = str((manifest.get(section) or {}).get("base_image") or "") if _is_mapping(manifest, section) else ""
         if named and not _BENTOMLS.fullmatch(named):
-            return f"docker://{named.removeprefix('docker://')}"
-    return base.replace(_PLACE, ".".join(python.split(".")[:2]))
+            return f"{_REGISTRY}{named.removeprefix(_REGISTRY)}"
+    return ""
+
+
+def _host(location: Location) -> str:
+    return location.host.lower().removesuffix(":443")
 
 
 @asynccontextmanager

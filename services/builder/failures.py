@@ -33,6 +33,7 @@ CODES: Mapping[str, type[EkibenError]] = {
     "IMAGE_NOT_FOUND": errors.NotFound,
     "BLOB_DAMAGED": errors.DataLoss,
     "BLOB_CORRUPT": errors.DataLoss,
+    "BASE_DENIED": errors.PermissionDenied,
     "UV_FAILED": errors.FailedPrecondition,
     "INTERNAL": errors.Internal,
 }

@@ -12,7 +12,7 @@ from ekiben import names
 from ekiben.api.v1.annotations_pb2 import Role
 from ekiben.errors import FailedPrecondition
 from ekiben.registry.v1 import registry_pb2
-from services.builder import image_builds
+from services.builder import base_rules, image_builds
 from services.builder.assembler import Model
 from services.builder.compression import Method
 from services.builder.domain import Build, Image, ImageLayer
@@ -67,8 +67,10 @@ class ImageWork:
 
         Raises:
             EkibenError: as `image_builds.build_image`; also where a model was deleted (MODEL_NOT_FOUND) or has no
-                content (MODEL_NOT_UPLOADED).
+                content (MODEL_NOT_UPLOADED), or the base is another organization's (BASE_DENIED).
         """
+        organization = names.Organization.parse(build.organization).organization
+        base_rules.check_own(build.base, source.files.manifest, self.place.url, organization)
         models = await self._models_of(build, work)
         source = replace(source, models=[model for _, model in models])
         bento = names.Bento.parse(build.bento)

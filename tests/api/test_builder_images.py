@@ -217,6 +217,17 @@ async def test_images_are_kept_in_a_registry_where_the_settings_say_so(
         assert not (await builder.images.CollectImages(images_pb2.CollectImagesRequest())).images
 
 
+async def test_another_organizations_image_in_that_registry_is_no_base(
+    registry: Registry, index: PackageIndex, bases: str, tmp_path: Path
+) -> None:
+    named = {"image": {"base_image": "127.0.0.1:1/ekiben/other/iris:v1", "python_version": "3.11"}}
+    bento = await registry.push(bento_folder(tmp_path / "bento", manifest=named))
+    url = "docker://127.0.0.1:1/ekiben"
+    async with running_builder(registry, tmp_path / "builder", bases=bases, images=url) as builder:
+        build = await builder.build(bento, **IMAGE)
+        assert build.state == pb.Build.FAILED and "not one of default" in build.failure.message
+
+
 async def test_an_image_for_two_platforms_is_an_index_of_two(
     registry: Registry, index: PackageIndex, tmp_path: Path
 ) -> None:
