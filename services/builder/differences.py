@@ -34,15 +34,17 @@ class Difference:
     without: Collection[str] = ()
     """Names that are left out: another layer has them."""
     secrets: Mapping[str, str] = field(default_factory=dict)
-    """Values, by name, that must not be in any file."""
+    """Values, by name, that must not be in any file, name, link or attribute."""
     _sources: set[str] = field(default_factory=set)
+    _searched: Mapping[str, str] = field(default_factory=dict)
 
     def chunks(self) -> Iterator[bytes]:
         """The layer's tar in pieces of about 1 MiB.
 
         Raises:
-            FailedPrecondition: a file has the value of a secret (SECRET_IN_IMAGE).
+            FailedPrecondition: the value of a secret is in it (SECRET_IN_IMAGE).
         """
+        self._searched = searched(self.secrets)
         with tarfile.open(self.path, "r:") as archive:
             members = {each.name: each for each in archive}
             kept = [name for name, each in members.items() if self._kept(each)]
@@ -71,13 +73,15 @@ class Difference:
         shown.mtime, shown.size = 0, info.size
         # Capabilities of programs are kept; times in fractions of a second are not.
         shown.pax_headers = {k: v for k, v in sorted(info.pax_headers.items()) if k.startswith("SCHILY.xattr.")}
+        for text in (shown.name, shown.linkname, *shown.pax_headers.values()):
+            self._search(text.encode("utf-8", "surrogateescape"), shown.name)
         yield shown.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
         if not info.isreg():
             return
         file = archive.extractfile(content)
         assert file is not None
         tail = b""
-        overlap = max((len(value.encode()) for value in self.secrets.values()), default=0)
+        overlap = max((len(value.encode()) for value in self._searched.values()), default=0)
         stale = _source_of(shown.name) in self._sources
         while chunk := file.read(CHUNK_BYTES):
             chunk, stale = _settled(chunk) if stale else chunk, False
@@ -87,8 +91,10 @@ class Difference:
         yield bytes(-info.size % tarfile.BLOCKSIZE)
 
     def _search(self, data: bytes, name: str) -> None:
-        for secret, value in self.secrets.items():
-            if len(value) >= SHORTEST_SECRET and value.encode() in data:
+        for secret, value in self._searched.items():
+            if value.encode() in data:
+                for each in self._searched.values():
+                    name = name.replace(each, "…")
                 raise FailedPrecondition(
                     f"The commands leave the value of {secret} in the image, in /{name}. "
                     "Remove it in the command that uses it.",
@@ -96,6 +102,12 @@ class Difference:
                     secret=secret,
                     file=f"/{name}",
                 )
+
+
+def searched(secrets: Mapping[str, str]) -> dict[str, str]:
+    """What to look for, by name: a shell gives its variable no newline of the end, and programs take no spaces."""
+    stripped = {name: value.strip() for name, value in secrets.items()}
+    return {name: value for name, value in stripped.items() if len(value) >= SHORTEST_SECRET}
 
 
 def _settled(bytecode: bytes) -> bytes:

@@ -18,7 +18,7 @@ from typing import Any
 
 from ekiben.errors import FailedPrecondition, InvalidArgument
 from services.builder.compression import ANNOTATION, Method, Packed
-from services.builder.differences import SHORTEST_SECRET, Difference
+from services.builder.differences import Difference, searched
 from services.builder.engine import Engine, Order, Secret, chunks_of
 from services.builder.images import Layer
 from services.builder.layers import CHUNK_BYTES, Entry, entries_of, tar
@@ -138,13 +138,13 @@ class Executions:
 
     def _check(self, configuration: Mapping[str, Any], secrets: Sequence[Secret]) -> None:
         text = json.dumps(configuration, ensure_ascii=False)
-        for secret in secrets:
-            if not secret.public and len(secret.value) >= SHORTEST_SECRET and secret.value in text:
+        for name, value in searched({each.name: each.value for each in secrets if not each.public}).items():
+            if json.dumps(value, ensure_ascii=False)[1:-1] in text:  # as it is written there, with its quotes escaped
                 raise FailedPrecondition(
-                    f"The commands leave the value of {secret.name} in the image's configuration. Do not set it by ENV "
+                    f"The commands leave the value of {name} in the image's configuration. Do not set it by ENV "
                     "or LABEL.",
                     reason="SECRET_IN_IMAGE",
-                    secret=secret.name,
+                    secret=name,
                 )
 
     def _key(self, order: Order) -> str:

@@ -243,6 +243,14 @@ def test_a_secret_that_commands_leave_behind_is_refused(bench: Bench) -> None:
     bench.assert_nothing_is_left()
 
 
+def test_a_secret_in_the_images_configuration_is_refused(bench: Bench) -> None:
+    secret = Secret("TOKEN", 'correct-"horse"-battery\n')
+    script = Script(("""ENV KEPT='correct-"horse"-battery'""",), configures=True)
+    with pytest.raises(FailedPrecondition) as caught:
+        bench.execute(bench.order(script=script, secrets=(secret,)))
+    assert caught.value.reason == "SECRET_IN_IMAGE" and "configuration" in caught.value.message
+
+
 def test_a_command_that_fails_is_named_with_what_it_said(bench: Bench) -> None:
     secret = Secret("TOKEN", "correct-horse-battery")
     with pytest.raises(FailedPrecondition) as caught:

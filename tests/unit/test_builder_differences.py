@@ -5,6 +5,9 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from ekiben.errors import FailedPrecondition
 from services.builder.differences import Difference
 
 CACHED = "root/.cache/uv/archive-v0/x.py"
@@ -43,3 +46,27 @@ def test_a_file_whose_first_name_is_left_out_keeps_its_content(tmp_path: Path) -
     assert layer(path, without={"home/own"}) == {"opt/own": ("", b"abc")}
     path = written(tmp_path / "5", (CACHED, b"abc"), ("var/cache/apt/x", CACHED))
     assert layer(path) == {}
+
+
+SECRET = "s3cr3t-value"
+
+
+@pytest.mark.parametrize("value", [SECRET, f"{SECRET}\n", f" {SECRET}\r\n"])
+@pytest.mark.parametrize("where", ["content", "name", "link", "attribute", "removed"])
+def test_the_value_of_a_secret_is_found_wherever_it_is(where: str, value: str, tmp_path: Path) -> None:
+    names = {"name": f"opt/{SECRET}/x", "removed": f"opt/.wh.{SECRET}"}
+    info = tarfile.TarInfo(names.get(where, "etc/pip.conf"))
+    content = f"index-url = https://{SECRET}@host/\n".encode() if where == "content" else b""
+    info.size = len(content)
+    if where == "link":
+        info.type, info.linkname = tarfile.SYMTYPE, f"/x/{SECRET}"
+    if where == "attribute":
+        info.pax_headers = {"SCHILY.xattr.user.origin": f"https://{SECRET}@host/"}
+    with tarfile.open(tmp_path / "tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(info, io.BytesIO(content))
+    with pytest.raises(FailedPrecondition) as caught:
+        layer(tmp_path / "tar", secrets={"TOKEN": value})
+    assert caught.value.reason == "SECRET_IN_IMAGE" and caught.value.metadata["secret"] == "TOKEN"
+    assert SECRET not in f"{caught.value.message} {caught.value.metadata}"
+    others = {"TOKEN": "another-value\n", "SHORT": "opt\n\n\n\n\n\n"}
+    assert SECRET.encode() in b"".join(Difference(tmp_path / "tar", secrets=others).chunks())
