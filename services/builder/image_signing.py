@@ -99,8 +99,15 @@ def keygen(path: Path, kind: str, password: bytes, *, cosign: bool) -> Path:
     """Write a new key to `path`, and its public half beside it; the latter's place.
 
     Raises:
+        InvalidArgument: that would be one file (KEY_NAME_INVALID).
         AlreadyExists: there is one already (KEY_EXISTS).
     """
+    if not path.name or path.suffix == ".pub":
+        raise InvalidArgument(
+            f"{str(path)!r} is no name for a private key: its public half is kept beside it as NAME.pub. Name "
+            "release.key, say.",
+            reason="KEY_NAME_INVALID",
+        )
     public = path.with_suffix(".pub")
     for each in (path, public):
         if each.exists():

@@ -93,6 +93,8 @@ def test_wrong_use_says_what_to_do(
         (("sign", image, "--key", key.with_suffix(".pub")), "no private key"),
         (("keygen", key, "--no-password"), "exists"),
         (("keygen", tmp_path / "new.key"), "nobody to ask"),
+        (("keygen", tmp_path / "new.pub", "--no-password"), "no name for a private key"),
+        (("keygen", "/", "--no-password"), "no name for a private key"),
         (("sbom", image), "has no sbom attached"),
         (("verify", f"oci:{layout}:acme/x:2", "--key", key.with_suffix(".pub")), "has no image 'acme/x:2'"),
         (("verify", image, "--identity", "me"), "not of the form"),
@@ -101,6 +103,7 @@ def test_wrong_use_says_what_to_do(
         capsys.readouterr()
         assert run(*arguments) == 1, arguments
         assert words in capsys.readouterr().err, arguments
+    assert not (tmp_path / "new.pub").exists()
 
 
 def test_what_is_said_of_an_image_is_listed_and_shown(
