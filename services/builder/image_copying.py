@@ -52,6 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EkibenError as exc:
         print(f"Error: {exc.message}", file=sys.stderr)
         return 1
+    except OSError as exc:
+        print(f"Error: {exc}. Nothing was tagged; what was copied so far is used by the next copy.", file=sys.stderr)
+        return 1
     print(copied.digest)
     return 0
 

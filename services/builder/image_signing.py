@@ -128,6 +128,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EkibenError as exc:
         print(f"Error: {exc.message}", file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        raise
+    except OSError as exc:
+        print(f"Error: {exc}. Name files and folders that are there and yours.", file=sys.stderr)
+        return 1
 
 
 def _sign(given: argparse.Namespace) -> int:

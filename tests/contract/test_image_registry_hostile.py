@@ -75,6 +75,15 @@ async def test_a_host_that_is_sent_to_cannot_ask_for_the_login(tmp_path: Path, s
     assert {authorization for _, authorization in seen} == {None}
 
 
+async def test_a_token_service_that_is_no_address_is_told(tmp_path: Path) -> None:
+    async def registry(request: web.BaseRequest) -> web.StreamResponse:
+        return web.Response(status=401, headers={"WWW-Authenticate": 'Bearer realm="https://tokens:99999/"'})
+
+    async with running(registry) as host, opened(host, tmp_path) as store:
+        with pytest.raises(Unauthenticated, match="names no token service"):
+            await store.find("v1")
+
+
 async def test_answers_are_asked_for_and_read_without_compression(tmp_path: Path) -> None:
     """What has a digest and a length is the plain bytes: nobody undoes a compression of the transport."""
     asked: set[str] = set()

@@ -16,6 +16,8 @@ DIGEST = "sha256:" + "ab" * 32
         ("127.0.0.1:5000/a/b/c:v1", "127.0.0.1:5000", "a/b/c", "v1"),
         ("localhost/app", "localhost", "app", ""),
         ("[::1]:5000/app:v1", "[::1]:5000", "app", "v1"),
+        ("[::1]/app", "[::1]", "app", ""),
+        ("[::99999]/app", "[::99999]", "app", ""),
         ("python:3.11-slim", "docker.io", "library/python", "3.11-slim"),
         ("team/app", "docker.io", "team/app", ""),
         ("docker.io/python", "docker.io", "library/python", ""),
@@ -43,6 +45,8 @@ def test_names(name: str, host: str, repository: str, reference: str) -> None:
         ("registry.example.com/app@", "no digest after"),
         ("user:secret@registry.example.com/app", "no host"),
         ("registry.example.com:http/app", "no host"),
+        ("registry.example.com:99999/app", "'registry.example.com:99999' is no host"),
+        ("[::1]:65536/app", "no host"),
     ],
 )
 def test_what_is_no_name_is_refused_with_the_reason(name: str, why: str) -> None:

@@ -10,6 +10,7 @@ Source: moby's image/tarexport; OCI image-spec 1.1, image-layout.md.
 """
 
 import asyncio
+import errno
 import hashlib
 import io
 import os
@@ -207,15 +208,13 @@ async def open_archive(path: Path) -> AsyncIterator[ArchiveImageStore]:
     Raises:
         FailedPrecondition: there is no such folder, or it may not be written to (OUTPUT_NOT_WRITABLE).
     """
+    if path.is_dir():
+        raise _not_writable(path, os.strerror(errno.EISDIR))
     part = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
     try:
         file = io.FileIO(os.fspath(part), "x+b")
     except OSError as exc:
-        raise FailedPrecondition(
-            f"{path} cannot be written: {exc.strerror}. Name a file in a folder that is there and is yours.",
-            reason="OUTPUT_NOT_WRITABLE",
-            path=str(path),
-        ) from exc
+        raise _not_writable(path, exc.strerror) from exc
     store = ArchiveImageStore(path, file)
     try:
         yield store
@@ -223,6 +222,14 @@ async def open_archive(path: Path) -> AsyncIterator[ArchiveImageStore]:
         file.close()
         if not store.whole:
             part.unlink(missing_ok=True)
+
+
+def _not_writable(path: Path, why: str | None) -> FailedPrecondition:
+    return FailedPrecondition(
+        f"{path} cannot be written: {why}. Name a file in a folder that is there and is yours.",
+        reason="OUTPUT_NOT_WRITABLE",
+        path=str(path),
+    )
 
 
 def _repo_tag(reference: str, manifest: dict[str, Any]) -> str:

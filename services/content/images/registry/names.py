@@ -10,6 +10,8 @@ _REPOSITORY = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _HOST = re.compile(r"(?:[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?")
+_PORT = re.compile(r"(?::([0-9]+))?$")
+_LAST_PORT = 65535
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def parse(name: str) -> Location:
     if host == DOCKER_HUB and "/" not in repository:
         repository = f"library/{repository}"
     wrong = ""
-    if _HOST.fullmatch(host) is None:
+    if _HOST.fullmatch(host) is None or int(_PORT.findall(host)[0] or 0) > _LAST_PORT:
         wrong = f"{host!r} is no host"
     elif _REPOSITORY.fullmatch(repository) is None or len(repository) > 255:
         wrong = f"{repository!r} is no repository (lower-case letters, digits and single . _ - between them)"

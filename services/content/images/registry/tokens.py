@@ -103,7 +103,10 @@ class Authority:
 
     async def _fetch(self, challenge: _Challenge, login: Login | None, scopes: frozenset[str]) -> _Token:
         host, repository = self._location.host, self._location.repository
-        realm = URL(challenge.parameters.get("realm") or "")
+        try:
+            realm = URL(challenge.parameters.get("realm") or "")
+        except ValueError as exc:
+            raise login_needed(host, repository, f"it names no token service that can be asked ({exc})") from exc
         if realm.scheme not in ("http", "https") or not realm.host:
             raise login_needed(host, repository, f"it names no token service that can be asked ({realm})")
         if realm.scheme == "http" and host not in self._options.insecure:
