@@ -19,7 +19,8 @@ from typing import Any
 
 from ekiben.errors import DataLoss, InvalidArgument, NotFound
 from services.content.digest import Digest
-from services.content.images import INDEX, REF_NAME, Descriptor, attached, canonical
+from services.content.images import INDEX, REF_NAME, Descriptor, attached
+from services.content.images.resolving import made_index
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +161,7 @@ class Repositories:
             if len({entry.digest for entry in entries}) == 1:
                 tags[tag] = entries[-1]
             else:
-                content = canonical(_index_of(entries))
+                content = made_index(entries)
                 digest = Digest(hashlib.sha256(content).hexdigest())
                 made[digest] = content
                 tags[tag] = Descriptor(INDEX, digest, len(content))
@@ -246,9 +247,3 @@ def _descriptors(values: Iterable[Any]) -> list[Descriptor]:
         except InvalidArgument as exc:
             log.warning("a descriptor is passed over", extra={"cause": exc.message})
     return found
-
-
-def _index_of(entries: Sequence[Descriptor]) -> dict[str, Any]:
-    plain = [Descriptor(each.media_type, each.digest, each.size_bytes, platform=each.platform) for each in entries]
-    plain.sort(key=lambda each: (str(each.platform), each.digest))
-    return {"schemaVersion": 2, "mediaType": INDEX, "manifests": [each.to_json() for each in plain]}

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from ekiben.errors import DataLoss, InvalidArgument, NotFound
-from services.content.images import CONFIG, LAYER, MANIFEST, Descriptor, Platform, canonical
+from services.builder.repositories import Repositories
+from services.content.images import CONFIG, INDEX, LAYER, MANIFEST, Descriptor, Platform, canonical
+from services.content.images.copying import copy_image
 from services.content.images.layout import LayoutImageStore
 
 AMD64, ARM64 = Platform("linux", "amd64"), Platform("linux", "arm64")
@@ -45,6 +47,20 @@ async def test_an_image_is_found_by_reference_and_platform(tmp_path: Path) -> No
         await store.resolve("v2", ARM64)
     with pytest.raises(NotFound, match="several"):
         await store.resolve("", AMD64)
+
+
+async def test_images_of_several_platforms_under_one_name_are_found_and_copied_as_one(tmp_path: Path) -> None:
+    store, other = LayoutImageStore(tmp_path / "layout"), LayoutImageStore(tmp_path / "other")
+    made = [await put(store, "a/b:v1", content, platform) for content, platform in ((b"1", AMD64), (b"2", ARM64))]
+    found = await store.find("a/b:v1")
+    assert found.media_type == INDEX
+    repository = await Repositories(tmp_path / "layout").get("a/b")
+    assert repository is not None and repository.tags["v1"].digest == found.digest, "as it is served"
+    await copy_image(store, "a/b:v1", other, "v1")
+    assert (await other.find("v1")).digest == found.digest
+    for each, platform in zip(made, (AMD64, ARM64), strict=True):
+        for asked, reference in ((store, "a/b:v1"), (store, str(found.digest)), (other, "v1")):
+            assert (await asked.resolve(reference, platform))[0].digest == each.digest
 
 
 async def test_a_reference_moves_and_writers_at_once_lose_nothing(tmp_path: Path) -> None:

@@ -131,6 +131,21 @@ async def test_a_signature_of_a_manifest_does_not_cover_others_of_its_index(stor
         await verification.verify(store, "v", ARM, TRUSTED, NOW)
 
 
+async def test_images_of_several_platforms_under_one_name_are_verified_each_and_signed_together(folder: Path) -> None:
+    store = LayoutImageStore(folder)
+    for platform in (LINUX, ARM):
+        made = await store.tag("v", await manifest_of(store, platform, str(platform)), MANIFEST, platform)
+        if platform == LINUX:
+            await signing.sign(store, made, signing.by_key(KEY))
+    assert (await verify(store)).signers == ("ours",)
+    with pytest.raises(FailedPrecondition, match="no signature"):
+        await verification.verify(store, "v", ARM, TRUSTED, NOW)
+    named = await store.find("v")
+    assert len(await verification.subjects(store, named)) == 3
+    await signing.sign(store, named, signing.by_key(KEY))
+    assert (await verification.verify(LayoutImageStore(folder), "v", ARM, TRUSTED, NOW)).digest == made.digest
+
+
 async def test_an_unsigned_image_is_refused_and_so_is_one_that_another_signed(store: ImageStore) -> None:
     made = await image(store, "v", "1")
     assert (await refusal(store)).reason == "IMAGE_NOT_SIGNED"

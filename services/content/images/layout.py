@@ -28,6 +28,7 @@ from services.content.images.resolving import (
     MAX_MANIFEST_BYTES,
     damaged,
     for_platform,
+    made_index,
     object_of,
     read_json,
     unexpected,
@@ -44,6 +45,8 @@ class LayoutImageStore:
         self._blobs = folder / "blobs" / "sha256"
         self._known: dict[Digest, tuple[Digest | None, Descriptor]] = {}
         """By digest of a manifest: what it is attached to, and what names it. Content by digest never changes."""
+        self._made: dict[Digest, bytes] = {}
+        """Indexes that are in no file: of references that name images for several platforms."""
 
     @property
     def name(self) -> str:
@@ -80,6 +83,9 @@ class LayoutImageStore:
 
     async def read(self, descriptor: Descriptor) -> AsyncIterator[bytes]:
         """See ImageStore."""
+        if (made := self._made.get(descriptor.digest)) is not None:
+            yield made
+            return
         path = self._blobs / descriptor.digest.hex
         hashed, size = hashlib.sha256(), 0
         try:
@@ -105,8 +111,14 @@ class LayoutImageStore:
         )
 
     async def find(self, reference: str) -> Descriptor:
-        """See ImageStore; as `resolve`."""
-        return (await self._named(reference))[-1]
+        """See ImageStore; as `resolve`. For images of several platforms under one name it is an index of them all."""
+        named = await self._named(reference)
+        if len({each.digest for each in named}) == 1:
+            return named[-1]
+        content = made_index(named)
+        found = Descriptor(INDEX, Digest(hashlib.sha256(content).hexdigest()), len(content))
+        self._made[found.digest] = content
+        return found
 
     async def attach(self, manifest: bytes, media_type: str) -> Descriptor:
         """See ImageStore. Attached manifests stand in `index.json` without a name, as oras keeps them."""
@@ -166,6 +178,8 @@ class LayoutImageStore:
 
     async def _kept(self, digest: str) -> list[Descriptor]:
         """A manifest that has no entry of its own, as those that an index lists."""
+        if (made := self._made.get(Digest.parse(digest))) is not None:
+            return [Descriptor(INDEX, Digest.parse(digest), len(made))]
         size = await self.size(Digest.parse(digest))
         if size is None or size > MAX_MANIFEST_BYTES:
             return []

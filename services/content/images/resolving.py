@@ -10,7 +10,18 @@ from typing import Any, Protocol
 
 from ekiben.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound
 from services.content.digest import Digest
-from services.content.images import CONFIG, INDEX, LAYER, LAYER_GZIP, LAYER_ZSTD, MANIFEST, Descriptor, Image, Platform
+from services.content.images import (
+    CONFIG,
+    INDEX,
+    LAYER,
+    LAYER_GZIP,
+    LAYER_ZSTD,
+    MANIFEST,
+    Descriptor,
+    Image,
+    Platform,
+    canonical,
+)
 
 DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
@@ -131,6 +142,14 @@ def object_of(data: bytes, name: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InvalidArgument(f"{name} is not an object.", reason="MANIFEST_INVALID")
     return found
+
+
+def made_index(entries: Sequence[Descriptor]) -> bytes:
+    """The index of images that one reference of a layout names, each for another platform: in no file, and the same
+    whoever makes it."""
+    plain = [Descriptor(each.media_type, each.digest, each.size_bytes, platform=each.platform) for each in entries]
+    plain.sort(key=lambda each: (str(each.platform), each.digest))
+    return canonical({"schemaVersion": 2, "mediaType": INDEX, "manifests": [each.to_json() for each in plain]})
 
 
 def damaged(where: str, digest: Digest) -> DataLoss:
