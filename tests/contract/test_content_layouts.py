@@ -63,6 +63,20 @@ async def test_images_of_several_platforms_under_one_name_are_found_and_copied_a
             assert (await asked.resolve(reference, platform))[0].digest == each.digest
 
 
+async def test_an_image_for_one_variant_or_system_leaves_those_for_others(tmp_path: Path) -> None:
+    store = LayoutImageStore(tmp_path / "layout")
+
+    async def after(*platforms: str) -> list[str]:
+        for platform in platforms:
+            await put(store, "v1", platform.encode(), Platform.parse(platform))
+        return sorted(str(each.platform) for each in await store.entries())
+
+    assert await after("linux/arm/v6", "linux/arm/v7") == ["linux/arm/v6", "linux/arm/v7"]
+    assert await after("windows/arm", "linux/arm/v7") == ["linux/arm/v6", "linux/arm/v7", "windows/arm"]
+    assert await after("linux/arm") == ["linux/arm", "windows/arm"]
+    assert await after("linux/arm/v7") == ["linux/arm/v7", "windows/arm"]
+
+
 async def test_a_reference_moves_and_writers_at_once_lose_nothing(tmp_path: Path) -> None:
     stores = [LayoutImageStore(tmp_path / "layout") for _ in range(8)]
     await asyncio.gather(*(put(store, f"v{i}", bytes([i])) for i, store in enumerate(stores)))

@@ -331,8 +331,12 @@ def _replaces(descriptor: Descriptor, entry: dict[str, Any]) -> bool:
         return False
     if descriptor.platform is None:
         return True  # an index, or what is for no platform: the name is its alone
-    architecture = descriptor.platform.architecture
-    return (entry.get("platform") or {}).get("architecture") in (None, architecture)
+    there, wanted = entry.get("platform") or {}, descriptor.platform
+    if there.get("architecture") is None:
+        return True
+    same = (there.get("os"), there["architecture"]) == (wanted.os, wanted.architecture)
+    # One without a variant may be for any of them (arm64 and arm64/v8 are the same), and would be found in its place.
+    return same and (not wanted.variant or there.get("variant") in (None, "", wanted.variant))
 
 
 async def _one(chunk: bytes) -> AsyncIterator[bytes]:
