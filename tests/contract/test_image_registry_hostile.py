@@ -4,6 +4,7 @@ import base64
 import contextlib
 import gzip
 import json
+import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -12,13 +13,18 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from yarl import URL
 
 from ekiben.errors import InvalidArgument, PermissionDenied, Unauthenticated
 from services.content.images import INDEX
 from services.content.images.registry import pages
+from services.content.images.registry.client import Client, same_server
+from services.content.images.registry.names import parse
 from services.content.images.registry.options import RegistryOptions
 from services.content.images.registry.store import RegistryImageStore, open_registry
-from tests.image_stores import described, of, read
+from tests import oci_registry as registries
+from tests.image_stores import described, of, put, read
+from tests.oci_registry import run_registry
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 LOGIN = "Basic " + base64.b64encode(b"me:secret").decode()
@@ -162,3 +168,41 @@ async def test_a_list_without_an_end_is_given_up(tmp_path: Path, monkeypatch: py
                     await list_them()
                 assert caught.value.reason == "MANIFEST_INVALID"
     assert max(asked.values()) <= (2 if kind == "same" else 51)
+
+
+@pytest.mark.parametrize(
+    ("host", "location"),
+    [
+        ("reg.example.com", "http://reg.example.com/upload"),
+        ("reg.example.com", "http://reg.example.com:80/upload"),
+        ("reg.example.com", "https://reg.example.com:443/upload"),
+        ("reg.example.com:443", "https://reg.example.com/upload"),
+        ("reg.example.com:5000", "http://reg.example.com/upload"),
+        ("reg.example.com:5000", "http://REG.example.com:5000/upload"),
+    ],
+)
+async def test_a_registry_that_names_itself_otherwise_is_the_registry(host: str, location: str) -> None:
+    client = Client(parse(f"{host}/a/b"), RegistryOptions())
+    there, registry = await client.beside(location, await client.url("blobs/uploads/")), await client.url("")
+    assert there.scheme == "https" and same_server(there, registry)
+    assert client._context(there) is client._context(registry)
+
+
+@pytest.mark.parametrize("host", ["[::1]:5000", "Reg.example.com:5000", "Reg.example.com", "reg.example.com:443"])
+async def test_a_host_may_be_insecure_however_it_is_written(host: str) -> None:
+    url = URL(f"https://{host}/v2/")
+    allowed = Client(parse(f"{host}/a/b"), RegistryOptions(insecure=frozenset({host})))
+    assert allowed._context(url).verify_mode == ssl.CERT_NONE
+    for other in (f"https://other.example.com/{host}", "https://reg.example.com:5001/", "https://[::1]:5001/"):
+        assert allowed._context(URL(other)).verify_mode == ssl.CERT_REQUIRED
+    refused = Client(parse(f"{host}/a/b"), RegistryOptions())
+    assert refused._context(url).verify_mode == ssl.CERT_REQUIRED
+
+
+async def test_a_registry_in_capitals_whose_certificate_is_not_checked(tmp_path: Path) -> None:
+    if registries.distribution() is None:
+        pytest.skip(registries.MISSING)
+    with run_registry(tmp_path / "registry", tls=True) as registry:
+        async with opened(registry.host.replace("127.0.0.1", "LocalHost"), tmp_path) as store:
+            made = await put(store, "v1", b"content")
+            assert (await store.find("v1")).digest == made.digest

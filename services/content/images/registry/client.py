@@ -102,7 +102,7 @@ class Client:
                 return response
             async with response:
                 answer = await Answer.of(response)
-            if answer.status == 401 and response.url.origin() != (await self._find_base()).origin():
+            if answer.status == 401 and not same_server(response.url, await self._find_base()):
                 # What it says of logins is not the registry's word: it would name a realm of its own.
                 raise Refused(answer, self._sent_in_vain(response.url, what, answer))
             if answer.status == 401 and self._authority.challenged(answer.headers, scopes, authorization):
@@ -142,7 +142,7 @@ class Client:
     ) -> aiohttp.ClientResponse:
         base = await self._find_base()
         for _ in range(_REDIRECTS):
-            ours = url.origin() == base.origin()
+            ours = same_server(url, base)
             if url.scheme != "https" and not ours and self.location.host not in self.options.insecure:
                 raise FailedPrecondition(
                     f"{self.location.host} redirects to {url.origin()}, in the clear. Use a registry that redirects to "
@@ -229,11 +229,16 @@ class Client:
 
     def _context(self, url: URL) -> ssl.SSLContext:
         """What is trusted and shown there: a host that a registry redirects to sees no certificate for the registry."""
-        there = f"{url.raw_host}:{url.explicit_port}" if url.explicit_port else str(url.raw_host)
-        host = self.location.host if there == self.location.api_host else there
+        ours = same_server(url, URL(f"https://{self.location.api_host}"))
+        host = self.location.host if ours else url.raw_authority.rpartition("@")[2]
         if host not in self._contexts:
             self._contexts[host] = self.options.tls(host)
         return self._contexts[host]
+
+
+def same_server(one: URL, other: URL) -> bool:
+    """Whether both are of one server, whether or not they write its usual port."""
+    return (one.scheme, one.host, one.port) == (other.scheme, other.host, other.port)
 
 
 class Refused(Exception):
