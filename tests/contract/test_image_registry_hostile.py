@@ -206,3 +206,14 @@ async def test_a_registry_in_capitals_whose_certificate_is_not_checked(tmp_path:
         async with opened(registry.host.replace("127.0.0.1", "LocalHost"), tmp_path) as store:
             made = await put(store, "v1", b"content")
             assert (await store.find("v1")).digest == made.digest
+
+
+@pytest.mark.parametrize(
+    "location", ["http://reg.example.com:9000/b", "https://reg.example.com:9000/b", "http://other.example.com/b"]
+)
+async def test_what_runs_beside_a_registry_is_not_the_registry(location: str) -> None:
+    client = Client(parse("reg.example.com:5000/a/b"), RegistryOptions())
+    registry = await client.url("blobs/uploads/")
+    there = await client.beside(location, registry)
+    assert there == URL(location)
+    assert not same_server(there, registry), "it would be shown the login"

@@ -133,7 +133,12 @@ class Client:
         """The address in a Location header. A registry behind a proxy that ends TLS often says http of itself."""
         found = current.join(URL(location, encoded=True))
         base = await self._find_base()
-        if found.scheme == "http" and found.host == base.host and base.scheme == "https":
+        itself = found.host == base.host and found.explicit_port in (
+            None,
+            80,
+            base.port,
+        )  # not a bucket on another port
+        if found.scheme == "http" and itself and base.scheme == "https":
             found = found.with_scheme("https").with_port(base.port)
         return found
 
