@@ -4,6 +4,7 @@ import base64
 import contextlib
 import gzip
 import json
+import os
 import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -16,8 +17,8 @@ from aiohttp import web
 from yarl import URL
 
 from ekiben.errors import InvalidArgument, PermissionDenied, Unauthenticated
-from services.content.images import INDEX
-from services.content.images.registry import pages
+from services.content.images import INDEX, Again
+from services.content.images.registry import pages, uploads
 from services.content.images.registry.client import Client, same_server
 from services.content.images.registry.names import parse
 from services.content.images.registry.options import RegistryOptions
@@ -217,3 +218,34 @@ async def test_what_runs_beside_a_registry_is_not_the_registry(location: str) ->
     there = await client.beside(location, registry)
     assert there == URL(location)
     assert not same_server(there, registry), "it would be shown the login"
+
+
+@pytest.mark.parametrize(
+    ("least", "largest"),
+    [("²", 64 << 10), ("9" * 5000, 64 << 10), (str(1 << 40), 1 << 20), (str(256 << 10), 256 << 10)],
+)
+async def test_a_registry_does_not_say_how_much_is_held_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, least: str, largest: int
+) -> None:
+    monkeypatch.setattr(uploads, "_PIECE_BYTES", 64 << 10)
+    monkeypatch.setattr(uploads, "_MAX_PIECE_BYTES", 1 << 20)
+    content, got, pieces = os.urandom(3 << 20), bytearray(), []
+
+    async def registry(request: web.BaseRequest) -> web.StreamResponse:
+        headers = {"Location": "/v2/a/b/blobs/uploads/1", "OCI-Chunk-Min-Length": least}
+        if request.method == "POST":
+            return web.Response(status=202, headers=headers)
+        body = b"".join([chunk async for chunk in request.content.iter_any()])
+        if request.method == "PUT":
+            return web.Response(status=201 if got == content else 503, headers={"Retry-After": "²"})
+        if request.method == "PATCH":
+            pieces.append(len(body))
+            got.extend(body)
+            return web.Response(status=202, headers=headers)
+        return web.Response(status=204, headers={**headers, "Range": "0-" + "0" * 5000})
+
+    async with running(registry) as host, opened(host, tmp_path) as store:
+        there = described(content)
+        again = Again(lambda: of(*(content[at : at + (64 << 10)] for at in range(0, len(content), 64 << 10))))
+        assert await store.write(again, there) == (there.digest, len(content))
+    assert max(pieces) == largest

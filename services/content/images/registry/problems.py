@@ -26,6 +26,7 @@ from services.content.images.resolving import MAX_MANIFEST_BYTES
 
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_NUMBER = re.compile(r"[0-9]{1,18}")
 _MAX_ERROR_BYTES = 64 << 10
 _NEXT: Any = "next"
 _LONGEST_RETRY_AFTER_S = 120.0
@@ -165,13 +166,18 @@ def login_needed(host: str, repository: str, why: str) -> Unauthenticated:
     )
 
 
+def number(text: str) -> int | None:
+    """A number in a header; None for anything else, and for what is too large to mean something."""
+    return int(text) if _NUMBER.fullmatch(text) else None
+
+
 def retry_after(headers: Any) -> float | None:
     """Seconds that the server asks to wait, not more than two minutes; None where it asks nothing."""
     text = str(headers.get("Retry-After") or "").strip()
     if not text:
         return None
-    if text.isdigit():
-        return min(float(text), _LONGEST_RETRY_AFTER_S)
+    if (seconds := number(text)) is not None:
+        return min(float(seconds), _LONGEST_RETRY_AFTER_S)
     try:
         until = email.utils.parsedate_to_datetime(text) - datetime.datetime.now(datetime.UTC)
     except (ValueError, TypeError):

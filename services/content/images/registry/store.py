@@ -27,7 +27,7 @@ from services.content.images.registry.downloads import download
 from services.content.images.registry.names import Location, parse
 from services.content.images.registry.options import RegistryOptions
 from services.content.images.registry.pages import pages
-from services.content.images.registry.problems import Broken
+from services.content.images.registry.problems import Broken, number
 from services.content.images.registry.uploads import Upload
 from services.content.images.resolving import MANIFESTS, MAX_MANIFEST_BYTES, damaged, for_platform, object_of
 
@@ -58,8 +58,7 @@ class RegistryImageStore:
         """See ImageStore."""
         what = f"tell whether it has blob {str(digest)[:19]}"
         answer = await self._client.ask("HEAD", f"blobs/{digest}", what, (200, 404), self._pull)
-        length = answer.headers.get("Content-Length", "")
-        return int(length) if answer.status == 200 and length.isdigit() else None
+        return number(answer.headers.get("Content-Length", "")) if answer.status == 200 else None
 
     async def write(self, chunks: AsyncIterable[bytes], expected: Descriptor | None = None) -> tuple[Digest, int]:
         """See ImageStore. What fits into a chunk can always be had again."""

@@ -20,11 +20,13 @@ from ekiben.errors import EkibenError
 from services.content.digest import Digest
 from services.content.images import Descriptor
 from services.content.images.registry.client import Client, Patience, Refused
-from services.content.images.registry.problems import Broken
+from services.content.images.registry.problems import Broken, number
 from services.content.images.resolving import unexpected
 
 _PIECE_BYTES = 8 << 20
-_RANGE = re.compile(r"(?:bytes=)?0-(\d+)")
+_MAX_PIECE_BYTES = 64 << 20
+"""However large a registry wants them: a piece is held in memory."""
+_RANGE = re.compile(r"(?:bytes=)?0-([0-9]{1,18})")
 _GONE = (404, 416)
 _OCTETS = {"Content-Type": "application/octet-stream"}
 
@@ -142,8 +144,8 @@ class Upload:
         response = await self._client.once("POST", url, self._what, (202,), self._scopes, body=b"")
         async with response:
             await self._follow(response.headers, url)
-            least = response.headers.get("OCI-Chunk-Min-Length", "")
-            self._piece_bytes = max(_PIECE_BYTES, int(least) if least.isdigit() else 0)
+            least = number(response.headers.get("OCI-Chunk-Min-Length", "")) or 0
+            self._piece_bytes = max(_PIECE_BYTES, min(least, _MAX_PIECE_BYTES))
 
     async def _send_all(self) -> None:
         assert self._place is not None
