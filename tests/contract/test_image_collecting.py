@@ -133,3 +133,13 @@ async def test_an_image_is_named_whole_or_not_at_all_however_a_collector_comes_b
     finally:
         done.set()
     assert await collecting
+
+
+async def test_a_blob_that_goes_while_the_folder_is_read_hides_no_other(tmp_path: Path) -> None:
+    store, collector = LayoutImageStore(tmp_path), LayoutCollector(tmp_path)
+    old = Digest(hashlib.sha256(b"garbage").hexdigest())
+    await store.write(one(b"garbage"))
+    age(tmp_path)
+    (tmp_path / "blobs" / "sha256" / ("0" * 64)).symlink_to("gone")  # listed, and not there when it is looked at
+    assert [blob.digest for blob in collector.garbage(OLD + 1)] == [old]
+    assert collector.contents().blobs == 1

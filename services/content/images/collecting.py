@@ -6,6 +6,7 @@ naming a manifest and removing blobs happen with the index locked, and a manifes
 there. The worst that can come of a race is that the maker sends a layer again.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -119,14 +120,16 @@ class LayoutCollector:
 
     def _old(self, before: float) -> list[Blob]:
         found = []
-        try:
-            for entry in os.scandir(self._blobs):
-                if not entry.name.startswith("."):
+        with contextlib.suppress(FileNotFoundError), os.scandir(self._blobs) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                try:
                     status = entry.stat()
-                    if status.st_mtime < before:
-                        found.append(Blob(Digest(entry.name), status.st_size, status.st_mtime))
-        except FileNotFoundError:
-            return []
+                except FileNotFoundError:
+                    continue  # removed meanwhile, by another builder
+                if status.st_mtime < before:
+                    found.append(Blob(Digest(entry.name), status.st_size, status.st_mtime))
         return found
 
     def _reach(self, before: float) -> _Reached:
