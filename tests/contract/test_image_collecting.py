@@ -92,6 +92,27 @@ async def test_attachments_go_with_what_they_are_attached_to(tmp_path: Path) -> 
     assert blobs(tmp_path) == set() and store.index()["manifests"] == []
 
 
+@pytest.mark.parametrize(
+    "more",
+    ['"z": ' + "[" * 100_000 + "]" * 100_000, '"layers": [{"digest": "", "size": 1e999}]'],
+    ids=["nested deep", "an endless size"],
+)
+async def test_an_attachment_that_cannot_be_read_keeps_nothing_else(tmp_path: Path, more: str) -> None:
+    store, collector = LayoutImageStore(tmp_path), LayoutCollector(tmp_path)
+    image = await store.tag("one", await made(store, b"layer"), MANIFEST, AMD64)
+    junk = f'{{"subject": {json.dumps(image.to_json())}, {more}}}'.encode()
+    digest, size = await store.write(one(junk))
+    with store.locked():
+        index = store.index()
+        entry = Descriptor(MANIFEST, digest, size, artifact_type="x/y").to_json()
+        store.put_index({**index, "manifests": [*index["manifests"], entry]})
+    await store.write(one(b"garbage"))
+    age(tmp_path)
+    whole = blobs(tmp_path)
+    assert [each.size_bytes for each in collector.collect(OLD + 1)] == [len(b"garbage")]
+    assert len(blobs(tmp_path)) == len(whole) - 1
+
+
 async def test_an_image_whose_layer_was_collected_meanwhile_is_not_named(tmp_path: Path) -> None:
     store, collector = LayoutImageStore(tmp_path), LayoutCollector(tmp_path)
     before = await store.tag("image", await made(store, b"first"), MANIFEST, AMD64)

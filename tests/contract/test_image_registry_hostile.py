@@ -16,7 +16,8 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from ekiben.errors import InvalidArgument, PermissionDenied, Unauthenticated
+from ekiben.errors import EkibenError, InvalidArgument, PermissionDenied, Unauthenticated
+from services.content.attestations import verification
 from services.content.images import INDEX, Again
 from services.content.images.registry import pages, uploads
 from services.content.images.registry.client import Client, same_server
@@ -89,6 +90,23 @@ async def test_a_token_service_that_is_no_address_is_told(tmp_path: Path) -> Non
     async with running(registry) as host, opened(host, tmp_path) as store:
         with pytest.raises(Unauthenticated, match="names no token service"):
             await store.find("v1")
+
+
+async def test_an_error_and_an_index_that_are_nested_deep_are_told(tmp_path: Path) -> None:
+    deep, status = "[" * 100_000, 400
+
+    async def registry(request: web.BaseRequest) -> web.StreamResponse:
+        text = f'{{"errors": {deep}' if status == 400 else f'{{"manifests": {deep}'
+        return web.Response(status=status, text=text, content_type=INDEX)
+
+    async with running(registry) as host, opened(host, tmp_path) as store:
+        with pytest.raises(EkibenError) as caught:
+            await store.find("v1")
+        assert caught.value.reason == "REGISTRY_REFUSED"
+        status = 200
+        with pytest.raises(InvalidArgument) as unreadable:
+            await verification.subjects(store, await store.find("v1"))
+        assert unreadable.value.reason == "MANIFEST_INVALID"
 
 
 async def test_answers_are_asked_for_and_read_without_compression(tmp_path: Path) -> None:

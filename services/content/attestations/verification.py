@@ -18,6 +18,7 @@ from services.content.attestations.keyless import Identity
 from services.content.attestations.keys import TrustedKey, verifies
 from services.content.digest import Digest
 from services.content.images import INDEX, Descriptor, ImageStore, Platform
+from services.content.images.resolving import object_of
 
 DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 _BUILDKIT = "vnd.docker.reference.type"
@@ -125,8 +126,8 @@ async def subjects(store: ImageStore, named: Descriptor) -> list[Descriptor]:
     """What is signed of an image: what its reference names and, of an index, each manifest that it lists."""
     if named.media_type not in (INDEX, DOCKER_LIST):
         return [named]
-    listed = json.loads(await attachments.read(store, named, attachments.MOST_MANIFEST_BYTES)).get("manifests") or ()
-    inner = [Descriptor.from_json(each) for each in listed]
+    content = await attachments.read(store, named, attachments.MOST_MANIFEST_BYTES)
+    inner = [Descriptor.from_json(each) for each in object_of(content, str(named.digest)).get("manifests") or ()]
     return [named, *(each for each in inner if each.annotations.get(_BUILDKIT) is None)]
 
 

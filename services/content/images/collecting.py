@@ -207,7 +207,7 @@ def _read(content: bytes) -> _Links:
         manifest = json.loads(content)
         blobs, subject = [manifest.get("config"), *(manifest.get("layers") or ())], manifest.get("subject")
         return _Links(_sizes(blobs), _sizes(manifest.get("manifests") or ()), _hex(subject) if subject else "")
-    except (ValueError, AttributeError, TypeError, KeyError):
+    except (ValueError, AttributeError, TypeError, KeyError, RecursionError, OverflowError):
         return _Links()
 
 

@@ -149,7 +149,7 @@ def _errors(body: bytes) -> list[tuple[str, str, str]]:
             detail = each.get("detail")
             text = detail if isinstance(detail, str) else json.dumps(detail) if detail else ""
             found.append((str(each.get("code") or ""), str(each.get("message") or ""), text))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         text = " ".join(body.decode(errors="replace").split())
         return [("", text[:200], "")] if text and not text.startswith("<") else []
     return found
