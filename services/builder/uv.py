@@ -3,9 +3,11 @@
 import asyncio
 import itertools
 import os
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from uv import find_uv_bin
 
@@ -14,8 +16,12 @@ from services.kernel.processes import ProcessSpec, SupervisedProcess
 
 _POLL_S = 0.05
 """How soon a line of uv's reaches the log."""
-_LOG_MAX_BYTES = 256 << 20
-"""Never reached: the file is read from its beginning, and a rotation would hide what was not yet read."""
+_LOG_MAX_BYTES = 16 << 20
+"""What a program may be ahead of its reader on the disk: one that prints faster than that loses lines, never the
+last."""
+_KEPT_CHARS = 1 << 20
+"""Of what it printed, the end: why it failed stands there."""
+_CHUNK_BYTES = 1 << 20
 
 INHERITED = (
     *(
@@ -44,7 +50,7 @@ class Outcome:
 
     returncode: int
     text: str
-    """What it printed, stderr and stdout as they came."""
+    """The end of what it printed, stderr and stdout as they came."""
 
 
 class Programs:
@@ -120,6 +126,7 @@ class Programs:
             log_file=output,
             mark=self._mark,
             log_max_bytes=_LOG_MAX_BYTES,
+            log_keep=0,
             stop_grace_s=2.0,
             orphan_grace_s=0.5,  # nobody adopts a build's program: the build begins anew
         )
@@ -128,6 +135,7 @@ class Programs:
             process = await processes.start(spec, self._run_dir)
             await _follow(process, reader)
         finally:
+            reader.close()
             output.unlink(missing_ok=True)
         return Outcome(process.returncode or 0, "\n".join(reader.lines))
 
@@ -137,8 +145,11 @@ async def _follow(process: SupervisedProcess, reader: "_Reader") -> None:
     try:
         while not ended.done():
             await asyncio.wait([ended], timeout=_POLL_S)
-            reader.read()
-        reader.read()
+            # Others have their turn between two chunks, and so has who cancels.
+            while reader.read() and not ended.done():  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        while reader.read():  # noqa: ASYNC110
+            await asyncio.sleep(0)
     except BaseException:
         await asyncio.shield(process.kill())
         raise
@@ -147,27 +158,59 @@ async def _follow(process: SupervisedProcess, reader: "_Reader") -> None:
 
 
 class _Reader:
-    """Reads the file that the shim writes, and takes off the time before each line."""
+    """Reads the file that the shim writes, and takes off the time before each line. Keeps the last of them."""
 
     def __init__(self, path: Path, line: Callable[[str], None] | None) -> None:
-        self.lines: list[str] = []
+        self.lines: deque[str] = deque()
+        self._chars = 0
         self._path = path
         self._line = line
-        self._offset = 0
+        self._file: BinaryIO | None = None
         self._rest = b""
 
-    def read(self) -> None:
-        """Take what has come since."""
-        try:
-            with open(self._path, "rb") as file:
-                file.seek(self._offset)
-                data = file.read()
-        except FileNotFoundError:
-            return
-        self._offset += len(data)
+    def read(self) -> bool:
+        """Take some of what has come since; whether there was any."""
+        if self._file is None and not self._open():
+            return False
+        # Asked before it is read: nothing comes to a file any more that has given way to another.
+        ended = self._was_replaced()
+        data = self._some()
+        if not data and ended and self._open():
+            data = self._some()
         *lines, self._rest = (self._rest + data).split(b"\n")
         for raw in lines:
-            text = raw.decode("utf-8", "replace").partition(" ")[2]
-            self.lines.append(text)
-            if self._line is not None:
-                self._line(text)
+            self._take(raw.decode("utf-8", "replace").partition(" ")[2])
+        return bool(data)
+
+    def close(self) -> None:
+        """Read no more."""
+        if self._file is not None:
+            self._file.close()
+        self._file = None
+
+    def _take(self, text: str) -> None:
+        self.lines.append(text)
+        self._chars += len(text) + 1
+        while self._chars > _KEPT_CHARS:
+            self._chars -= len(self.lines.popleft()) + 1
+        if self._line is not None:
+            self._line(text)
+
+    def _some(self) -> bytes:
+        return self._file.read(_CHUNK_BYTES) if self._file is not None else b""
+
+    def _open(self) -> bool:
+        try:
+            file = open(self._path, "rb", buffering=0)  # noqa: SIM115 - kept until `close`
+        except FileNotFoundError:
+            return False
+        self.close()
+        self._file = file
+        return True
+
+    def _was_replaced(self) -> bool:
+        assert self._file is not None
+        try:
+            return not os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
+        except FileNotFoundError:
+            return True
