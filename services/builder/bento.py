@@ -12,6 +12,9 @@ from services.builder.recipe import BentoFiles
 
 _MOST_BYTES = 32 << 20
 """Of bento.yaml or a requirements file; a bento.yaml carries its schema, some hundred kilobytes at most."""
+_NODE_BYTES = 64
+"""What every value counts besides its characters: there may be half a million."""
+_MOST_DEPTH = 100
 _ARCHIVES = (".whl", ".tar.gz", ".zip", ".tgz")
 _PROJECT = ("pyproject.toml", "setup.py")
 
@@ -25,10 +28,12 @@ def read(bento: Path) -> BentoFiles:
     python = bento / "env" / "python"
     try:
         manifest = yaml.load(_text(bento / "bento.yaml"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (OSError, ValueError, yaml.YAMLError) as exc:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as exc:
         raise _incomplete(f"bento.yaml cannot be read: {exc}") from exc
     if not isinstance(manifest, dict):
         raise _incomplete("bento.yaml holds no mapping")
+    if not _is_small(manifest):
+        raise _incomplete("bento.yaml says more than can be read, or refers to itself")
     # The image of a bento installs requirements.lock.txt where an older client wrote one.
     lock, plain = python / "requirements.lock.txt", python / "requirements.txt"
     try:
@@ -43,6 +48,21 @@ def read(bento: Path) -> BentoFiles:
         raise _incomplete(f"its Dockerfile cannot be read: {exc}") from exc
     scripts = sorted(path.name for path in docker.glob("*") if path.name.startswith(("script__", "setup_script")))
     return BentoFiles(manifest, requirements, version, _shipped(bento), tuple(scripts), dockerfile)
+
+
+def _is_small(value: Any) -> bool:
+    """Whether nothing in there is much longer when it is written out: aliases of YAML may stand for ever more."""
+    left, waiting = _MOST_BYTES, [(value, 0)]
+    while waiting:
+        each, depth = waiting.pop()
+        left -= _NODE_BYTES + (len(each) if isinstance(each, str | bytes) else 0)
+        if left < 0 or depth > _MOST_DEPTH:
+            return False
+        if isinstance(each, dict):
+            waiting += [(part, depth + 1) for pair in each.items() for part in pair]
+        elif isinstance(each, list | tuple | set):
+            waiting += [(part, depth + 1) for part in each]
+    return True
 
 
 def _inline(manifest: dict[str, Any]) -> str:
