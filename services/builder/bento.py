@@ -15,6 +15,12 @@ _MOST_BYTES = 32 << 20
 _NODE_BYTES = 64
 """What every value counts besides its characters: there may be half a million."""
 _MOST_DEPTH = 100
+_LISTS = {
+    "image": ("commands", "post_commands", "build_include"),
+    "docker": ("system_packages",),
+    "python": ("index_url", "extra_index_url", "find_links", "trusted_host"),
+}
+"""What is gone through, part by part, wherever it is read."""
 _ARCHIVES = (".whl", ".tar.gz", ".zip", ".tgz")
 _PROJECT = ("pyproject.toml", "setup.py")
 
@@ -34,6 +40,7 @@ def read(bento: Path) -> BentoFiles:
         raise _incomplete("bento.yaml holds no mapping")
     if not _is_small(manifest):
         raise _incomplete("bento.yaml says more than can be read, or refers to itself")
+    _check_lists(manifest)
     # The image of a bento installs requirements.lock.txt where an older client wrote one.
     lock, plain = python / "requirements.lock.txt", python / "requirements.txt"
     try:
@@ -48,6 +55,15 @@ def read(bento: Path) -> BentoFiles:
         raise _incomplete(f"its Dockerfile cannot be read: {exc}") from exc
     scripts = sorted(path.name for path in docker.glob("*") if path.name.startswith(("script__", "setup_script")))
     return BentoFiles(manifest, requirements, version, _shipped(bento), tuple(scripts), dockerfile)
+
+
+def _check_lists(manifest: dict[str, Any]) -> None:
+    for section, keys in _LISTS.items():
+        said = manifest.get(section)
+        for key in keys:
+            value = said.get(key) if isinstance(said, dict) else None
+            if value and not isinstance(value, list | tuple | str):
+                raise _incomplete(f"bento.yaml has {str(value)[:50]!r} for {section}.{key}, where a list belongs")
 
 
 def _is_small(value: Any) -> bool:

@@ -124,8 +124,8 @@ def make_recipe(files: BentoFiles) -> Recipe:
     """The recipe of a bento.
 
     Raises:
-        FailedPrecondition: bento.yaml names no BentoML or no Python (BENTO_INCOMPLETE), or a requirement is a file
-            that only the machine had which built the bento (REQUIREMENT_NOT_FOUND).
+        FailedPrecondition: bento.yaml names no BentoML or no Python, or its options cannot be read (BENTO_INCOMPLETE),
+            or a requirement is a file that only the machine had which built the bento (REQUIREMENT_NOT_FOUND).
     """
     manifest = files.manifest
     version = _bentoml_version(manifest)
@@ -208,7 +208,14 @@ def _options_of(python: Mapping[str, Any]) -> list[Option]:
     found += [Option("--find-links", url) for url in values("find_links")]
     found += [Option("--trusted-host", host) for host in values("trusted_host")]
     found += [Option("--no-index")] if python.get("no_index") else []
-    return found + parse_arguments(str(python.get("pip_args") or ""))
+    try:
+        return found + parse_arguments(str(python.get("pip_args") or ""))
+    except ValueError as exc:
+        raise FailedPrecondition(
+            f"The bento cannot be built: its python.pip_args cannot be read: {exc}. Mend them and build the bento "
+            "again.",
+            reason="BENTO_INCOMPLETE",
+        ) from exc
 
 
 def _index_options(options: Sequence[Option], notes: list[str]) -> list[Option]:

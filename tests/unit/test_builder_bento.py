@@ -40,3 +40,24 @@ def test_a_manifest_that_would_fill_the_memory_is_refused(manifest: str, tmp_pat
 def test_aliases_that_stand_for_little_are_read(tmp_path: Path) -> None:
     files = bento.read(bento_of(tmp_path, laughs(4)))
     assert len(files.manifest["docker"]["system_packages"]) == 9
+
+
+@pytest.mark.parametrize(
+    "said, named",
+    [
+        ("image: {commands: 5}", "image.commands"),
+        ("image: {post_commands: {a: b}}", "image.post_commands"),
+        ("image: {build_include: true}", "image.build_include"),
+        ("docker: {system_packages: 5}", "docker.system_packages"),
+        ("python: {index_url: 5}", "python.index_url"),
+    ],
+)
+def test_what_should_be_a_list_and_is_none_is_named(said: str, named: str, tmp_path: Path) -> None:
+    with pytest.raises(FailedPrecondition, match=f"for {named}, where a list belongs") as refused:
+        bento.read(bento_of(tmp_path, said))
+    assert refused.value.reason == "BENTO_INCOMPLETE"
+
+
+def test_values_that_say_nothing_are_no_lists_and_words_are_taken(tmp_path: Path) -> None:
+    said = "image: {commands: null, post_commands: [], build_include: }\npython: {index_url: https://x}\ndocker: x"
+    assert bento.read(bento_of(tmp_path, said)).manifest["docker"] == "x"

@@ -179,3 +179,9 @@ def test_what_applies_to_images_only_is_said() -> None:
 
 def test_hashes_that_the_bento_demands_are_kept() -> None:
     assert make_recipe(files("a==1 --hash=sha256:aa\nbentoml==1.4.39\n")).hashes == {"a": ("sha256:aa",)}
+
+
+def test_arguments_that_no_shell_would_read_are_named() -> None:
+    with pytest.raises(FailedPrecondition, match="pip_args") as refused:
+        make_recipe(old("1.1.11", pip_args="--foo 'x"))
+    assert refused.value.reason == "BENTO_INCOMPLETE"
