@@ -9,9 +9,9 @@ import contextlib
 import hashlib
 import os
 import re
-import secrets
 import shutil
 import sys
+import tempfile
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,7 +92,7 @@ class Locks:
         """
         inputs = recipe.digest(*_parts(python), *_index_settings(work.env))
         path = self._locks / f"{inputs}.txt"
-        locations = await asyncio.to_thread(self._keep_shipped, recipe, bento)
+        locations = await asyncio.to_thread(self._keep_shipped, recipe, bento, work.directory)
         if not fresh and path.exists():
             work.say("The lock of an equal recipe is used.")
             return Lock(await asyncio.to_thread(path.read_text))
@@ -121,17 +121,14 @@ class Locks:
         """Whether it is there."""
         return self.file(name).exists()
 
-    def keep_file(self, path: Path) -> str:
-        """Keep a file as those that bentos bring along; its name, `shipped:<digest>/<file>`. Blocks."""
+    def keep_file(self, path: Path, directory: Path) -> str:
+        """Keep a file as those that bentos bring along; its name, `shipped:<digest>/<file>`. Blocks.
+
+        A crash leaves a part below `directory` only, a build's own folder.
+        """
         with path.open("rb") as content:
             digest = hashlib.file_digest(content, "sha256").hexdigest()
-        folder = self._shipped / digest
-        making = folder.with_name(f".{digest}-{secrets.token_hex(4)}")
-        making.mkdir()
-        shutil.copy2(path, making / path.name)
-        with contextlib.suppress(OSError):  # it was there, or another build was first
-            making.rename(folder)
-        shutil.rmtree(making, ignore_errors=True)
+        self._keep(digest, path, directory)
         return f"shipped:{digest}/{path.name}"
 
     async def _resolve(
@@ -189,24 +186,25 @@ class Locks:
             raise failures.to_error(failures.parse(outcome.text, doing="resolving the requirements", target=target))
         return lock.read_text()
 
-    def _keep_shipped(self, recipe: Recipe, bento: Path) -> dict[str, Path]:
+    def _keep_shipped(self, recipe: Recipe, bento: Path, directory: Path) -> dict[str, Path]:
         """Copy what the bento brings along to where locks may name it for ever."""
-        kept = {}
-        for name, digest in (recipe.shipped or {}).items():
-            folder = self._shipped / digest
-            target = (folder / Path(name).name).absolute()
-            if not target.exists():
-                making = folder.with_name(f".{digest}-{os.getpid()}")
-                shutil.rmtree(making, ignore_errors=True)
-                making.mkdir()
-                source = bento / name
-                copy = shutil.copytree if source.is_dir() else shutil.copy2
-                copy(source, making / target.name)
-                with contextlib.suppress(OSError):  # another build was first
-                    making.rename(folder)
-                shutil.rmtree(making, ignore_errors=True)
-            kept[name] = target
-        return kept
+        shipped = (recipe.shipped or {}).items()
+        return {name: self._keep(digest, bento / name, directory) for name, digest in shipped}
+
+    def _keep(self, digest: str, source: Path, directory: Path) -> Path:
+        """A file or folder by its content and its name: other bentos may have the same under another one."""
+        target = (self._shipped / digest / source.name).absolute()
+        if not target.exists():
+            with tempfile.TemporaryDirectory(dir=directory) as making:
+                made = Path(making) / source.name
+                (shutil.copytree if source.is_dir() else shutil.copy2)(source, made)
+                target.parent.mkdir(exist_ok=True)
+                try:
+                    made.rename(target)
+                except OSError:
+                    if not target.exists():  # else another build was first
+                        raise
+        return target
 
 
 def _parts(python: Interpreter | Target) -> tuple[str, ...]:

@@ -134,7 +134,7 @@ class Sources:
         kept = {}
         await asyncio.to_thread(make_folder, self.cache / "built")
         for name, wheel in found.items():
-            kept[name] = await asyncio.to_thread(self.locks.keep_file, wheel)
+            kept[name] = await asyncio.to_thread(self.locks.keep_file, wheel, self.work.directory)
             content = json.dumps({"file": kept[name], "package": name}).encode()
             await asyncio.to_thread(write_whole, self._remembered(missing[name]), content)
         return kept

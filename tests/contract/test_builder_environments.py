@@ -4,6 +4,7 @@ import asyncio
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from services.builder.domain import Environment, Step
 from services.builder.environments import Environments
 from services.builder.interpreters import Interpreters
 from services.builder.locks import Lock, Locks, Work
-from services.builder.recipe import make_recipe
+from services.builder.recipe import Recipe, make_recipe
 from services.builder.settings import Settings
 from services.builder.uv import Programs
 from services.kernel.clock import SYSTEM
@@ -203,6 +204,54 @@ async def test_wheels_and_sources_in_the_bento_are_installed(bench: Bench, tmp_p
     lock = (bench.environments.path(environment.digest) / "lock.txt").read_text()
     assert "shipped:" in lock
     assert str(bench.data_dir) not in lock
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_one_content_under_several_names_is_kept_under_each_by_many_builds_at_once(
+    bench: Bench, tmp_path: Path, folder: bool
+) -> None:
+    """As two workers of one builder do, in threads."""
+    names = ["src/one", "src/another"]
+    for name in names:
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "setup.py").write_text("x" * 100_000)
+    if not folder:
+        names = [f"{name}/{Path(name).name}.whl" for name in names]
+        for name in names:
+            (tmp_path / name).write_bytes(b"wheel")
+
+    directories = [bench.work().directory for _ in range(16)]
+
+    def keep(number: int) -> dict[str, Path]:
+        shipped = {names[number % 2]: "d" * 64}
+        recipe = Recipe("3.11", "1.4.39", (), shipped=shipped)
+        return bench.locks._keep_shipped(recipe, tmp_path, directories[number])
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(keep, range(16)))
+    for number, kept in enumerate(found):
+        path = kept[names[number % 2]]
+        assert path.name == Path(names[number % 2]).name
+        content = path / "setup.py" if folder else path
+        assert content.read_bytes() == (b"x" * 100_000 if folder else b"wheel")
+    left = [path for path in (bench.data_dir / "shipped").rglob("*") if path.name.startswith(".")]
+    assert not left and not list((bench.data_dir / "tmp").glob("*/*"))
+
+
+def test_a_file_that_is_kept_by_another_name_is_there_under_both(bench: Bench, tmp_path: Path) -> None:
+    names = []
+    for name in ("a-1.0-py3-none-any.whl", "a-1.0-1-py3-none-any.whl"):
+        (tmp_path / name).write_bytes(b"wheel")
+        names.append(bench.locks.keep_file(tmp_path / name, bench.work().directory))
+    assert [bench.locks.file(name).read_bytes() for name in names] == [b"wheel", b"wheel"]
+
+
+def test_what_cannot_be_kept_is_an_error(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    recipe = Recipe("3.11", "1.4.39", (), shipped={"src": "d" * 64})
+    (bench.data_dir / "shipped" / ("d" * 64)).write_text("a file")
+    with pytest.raises(OSError):
+        bench.locks._keep_shipped(recipe, tmp_path, bench.work().directory)
 
 
 @pytest.mark.parametrize(
