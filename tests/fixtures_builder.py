@@ -99,6 +99,8 @@ class PackageIndex:
     """Cleared, downloads of files wait until it is set again."""
     forgotten: dict[str, int] = field(default_factory=dict)
     """Project → how many more times its page, once it was shown, is answered as if it had no files."""
+    max_age_s: int = 0
+    """How long clients may take an answer for the newest without asking again."""
     broken: bool = False
     """Whether every request is answered with 503."""
 
@@ -152,6 +154,8 @@ def running_index() -> Iterator[PackageIndex]:
             self.send_response(status)
             self.send_header("Content-Type", "text/html" if self.path.startswith("/simple") else "application/zip")
             self.send_header("Content-Length", str(len(body)))
+            if index.max_age_s and status == 200:
+                self.send_header("Cache-Control", f"max-age={index.max_age_s}")
             if status == 401:
                 self.send_header("WWW-Authenticate", "Basic")
             self.end_headers()

@@ -95,7 +95,8 @@ class Environments:
         Raises:
             EkibenError: it cannot be made; reasons are those of `failures`.
         """
-        digest = environment_digest(lock.text, interpreter.version, interpreter.platform)
+        scope = work.scope(recipe)
+        digest = environment_digest(lock.text, interpreter.version, interpreter.platform, scope)
         async with self._turn(digest):
             found = await asyncio.to_thread(self.find, digest)
             if found is not None and verify and not await asyncio.to_thread(self._unchanged, digest):
@@ -122,8 +123,9 @@ class Environments:
         packages = lock.packages
         lines = [*recipe.options, self._locks.located(lock)]
         (work.directory / "sync.txt").write_text("\n".join(lines) + "\n")
-        async with _counted(self._programs.cache_dir, packages, work):
-            cached = await asyncio.to_thread(_cached, self._programs.cache_dir, packages) == len(packages)
+        cache_dir = self._programs.cache_dir(work.scope(recipe))
+        async with _counted(cache_dir, packages, work):
+            cached = await asyncio.to_thread(_cached, cache_dir, packages) == len(packages)
             # With everything in the cache the index need not be asked, and may be away.
             outcome = await self._sync(lock, recipe, work, made, *(("--offline",) if cached else ()))
             if outcome.returncode != 0 and cached:

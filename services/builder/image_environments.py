@@ -72,7 +72,7 @@ class ImageEnvironments:
         lock = await self.locks.make(recipe, target, bento, work, like=like)
         if build is not None and target.sources:
             lock = await build(lock)
-        digest = environment_digest(lock.text, target.python, target.name)
+        digest = environment_digest(lock.text, target.python, target.name, work.scope(recipe))
         path = self._folder / digest.removeprefix("sha256:")
         version = lock.packages.get("bentoml", "")
         version = version if version and "://" not in version and "shipped:" not in version else recipe.bentoml_version

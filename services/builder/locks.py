@@ -46,6 +46,12 @@ class Work:
     """Says that a step has done so many of so many parts."""
     env: Mapping[str, str] = field(default_factory=dict)
     """The values of its secrets."""
+    organization: str = ""
+    """Whose build it is."""
+
+    def scope(self, recipe: Recipe) -> str:
+        """Who alone may have what this resolves to: empty, all may, unless a secret could have opened the index."""
+        return self.organization if self.env or recipe.has_variables else ""
 
 
 @dataclass(frozen=True)
@@ -84,13 +90,15 @@ class Locks:
     ) -> Lock:
         """The lock of a recipe: the one made before for an equal recipe unless `fresh`, else resolved now.
 
+        What secrets may have helped to resolve is found again by builds of the same organization only.
+
         For an interpreter of this machine what has no wheel may be built from its source; for a target elsewhere
         there are wheels only. Versions of `like` are kept where the requirements allow them.
 
         Raises:
             EkibenError: it cannot be resolved; reasons are those of `failures`.
         """
-        inputs = recipe.digest(*_parts(python), *_index_settings(work.env))
+        inputs = recipe.digest(*_parts(python), *_index_settings(work.env), scope=work.scope(recipe))
         path = self._locks / f"{inputs}.txt"
         locations = await asyncio.to_thread(self._keep_shipped, recipe, bento, work.directory)
         if not fresh and path.exists():
@@ -236,7 +244,8 @@ async def run_uv(
     # that the bento names goes first, and one that a secret names before both.
     named = recipe is not None and any(option.startswith(("--index-url", "--no-index")) for option in recipe.options)
     without = _DEFAULTS if named else ()
-    return await programs.uv(*arguments, cwd=work.directory, env=work.env, without=without, line=line)
+    scope = work.scope(recipe) if recipe is not None else ""
+    return await programs.uv(*arguments, cwd=work.directory, env=work.env, without=without, scope=scope, line=line)
 
 
 def flags(recipe: Recipe) -> list[str]:

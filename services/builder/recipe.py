@@ -98,8 +98,16 @@ class Recipe:
     skipped: tuple[str, ...] = ()
     """Those of the notes that hold for a local environment only: images have it."""
 
-    def digest(self, *parts: str) -> str:
-        """Equal for recipes that resolve alike; `parts` are what else the lock depends on, Python and platform."""
+    @property
+    def has_variables(self) -> bool:
+        """Whether a secret is filled into a line, so that it may resolve to what only some may have."""
+        return any("${" in line for line in (*self.options, *self.requirements, *self.constraints))
+
+    def digest(self, *parts: str, scope: str = "") -> str:
+        """Equal for recipes that resolve alike; `parts` are what else the lock depends on, Python and platform.
+
+        `scope` is who alone may have the lock.
+        """
         content = {
             "recipe": RECIPE_VERSION,
             "requirements": self.requirements,
@@ -110,13 +118,15 @@ class Recipe:
             "hashes": sorted((self.hashes or {}).items()),
             "shipped": sorted((self.shipped or {}).items()),
             "parts": parts,
+            **({"scope": scope} if scope else {}),
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def environment_digest(lock: str, python_version: str, platform: str) -> str:
-    """`sha256:<hex>`; bentos whose locks are equal share the environment."""
-    text = f"ekiben environment {RECIPE_VERSION}\n{platform}\n{python_version}\n{lock}"
+def environment_digest(lock: str, python_version: str, platform: str, scope: str = "") -> str:
+    """`sha256:<hex>`; bentos whose locks are equal share the environment, in the same `scope`: see `Work.scope`."""
+    of = f" of {scope}" if scope else ""
+    text = f"ekiben environment {RECIPE_VERSION}{of}\n{platform}\n{python_version}\n{lock}"
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 

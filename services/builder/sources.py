@@ -81,7 +81,8 @@ class Sources:
         return Lock("".join(lines))
 
     def _remembered(self, block: str) -> Path:
-        content = [_VERSION, block, self.target.key, self.base.key, self.python, self._compiler()]
+        made_in = [self.base.key, self.python, self._compiler(), self.work.scope(self.recipe)]
+        content = [_VERSION, block, self.target.key, *made_in]
         return self.cache / "built" / f"{hashlib.sha256(json.dumps(content).encode()).hexdigest()}.json"
 
     async def _known(self, block: str) -> str:

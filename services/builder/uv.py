@@ -1,6 +1,7 @@
 """Running uv, and the Pythons of environments, as trees that end with the builder."""
 
 import asyncio
+import hashlib
 import itertools
 import os
 from collections import deque
@@ -58,16 +59,15 @@ class Programs:
 
     def __init__(self, data_dir: Path, run_dir: Path) -> None:
         self._run_dir = run_dir
-        self._cache_dir = data_dir / "cache" / "uv"
+        self._caches = data_dir / "cache"
         self._pythons_dir = data_dir / "pythons"
         self._mark = processes.mark_of("builder", data_dir)
         self._numbers = itertools.count(1)
         self._uv = find_uv_bin()
 
-    @property
-    def cache_dir(self) -> Path:
-        """uv's cache."""
-        return self._cache_dir
+    def cache_dir(self, scope: str = "") -> Path:
+        """uv's cache, everybody's or that of an organization: in it uv finds, without asking, what a login opened."""
+        return self._caches / (f"uv-of-{hashlib.sha256(scope.encode()).hexdigest()[:16]}" if scope else "uv")
 
     @property
     def pythons_dir(self) -> Path:
@@ -89,12 +89,16 @@ class Programs:
         cwd: Path,
         env: Mapping[str, str] | None = None,
         without: Collection[str] = (),
+        scope: str = "",
         line: Callable[[str], None] | None = None,
     ) -> Outcome:
-        """Run uv to its end, with the builder's own `UV_…` variables but those in `without`; see `run`."""
+        """Run uv to its end, with the builder's own `UV_…` variables but those in `without`; see `run`.
+
+        `scope` says whose cache it works with.
+        """
         own = {name: value for name, value in os.environ.items() if name.startswith("UV_") and name not in without}
         fixed = {
-            "UV_CACHE_DIR": str(self._cache_dir),
+            "UV_CACHE_DIR": str(self.cache_dir(scope)),
             "UV_PYTHON_INSTALL_DIR": str(self._pythons_dir),
             "UV_NO_PROGRESS": "1",
             "NO_COLOR": "1",

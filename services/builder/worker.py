@@ -238,7 +238,7 @@ class Worker:
         for note in recipe.notes:
             if build.output is not Output.IMAGE or note not in recipe.skipped:
                 written.write(note)
-        work = Work(directory, written.write, report, env)
+        work = Work(directory, written.write, report, env, build.organization)
         if build.output is Output.IMAGE:
             secrets = [Secret(name, value) for name, value in env.items()]
             source = Source(content, files, recipe, secrets=secrets, refresh_commands=build.force)

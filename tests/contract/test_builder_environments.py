@@ -38,7 +38,7 @@ class Bench:
     steps: list[tuple[Step, int, int]] = field(default_factory=list)
     builds: int = 0
 
-    def work(self, **env: str) -> Work:
+    def work(self, organization: str = "", **env: str) -> Work:
         self.builds += 1
         directory = self.data_dir / "tmp" / str(self.builds)
         directory.mkdir(parents=True)
@@ -46,7 +46,7 @@ class Bench:
         async def report(step: Step, done: int, of: int) -> None:
             self.steps.append((step, done, of))
 
-        return Work(directory, self.lines.append, report, env)
+        return Work(directory, self.lines.append, report, env, organization)
 
     async def lock(self, folder: Path, *, fresh: bool = False, **env: str) -> Lock:
         recipe = make_recipe(bento.read(folder))
@@ -54,11 +54,11 @@ class Bench:
         return await self.locks.make(recipe, interpreter, folder, self.work(**env), fresh=fresh)
 
     async def make(
-        self, folder: Path, *, fresh: bool = False, verify: bool = False, **env: str
+        self, folder: Path, *, fresh: bool = False, verify: bool = False, organization: str = "", **env: str
     ) -> tuple[Environment, bool]:
         recipe = make_recipe(bento.read(folder))
         interpreter = await self.interpreters.find(recipe.python, self.lines.append)
-        work = self.work(**env)
+        work = self.work(organization, **env)
         lock = await self.locks.make(recipe, interpreter, folder, work, fresh=fresh)
         return await self.environments.make(lock, recipe, interpreter, work, verify=verify)
 
@@ -315,6 +315,38 @@ async def test_a_variable_in_an_index_url_is_filled_in_from_the_secrets(
         bento_folder(tmp_path / "bento", f"{line}\ntabulate\nbentoml==1.4.39\n"), PYPI_TOKEN="hunter2-hunter2"
     )
     assert bench.installed(environment)["tabulate"] == "0.10.0"
+
+
+@pytest.mark.parametrize("by_variable", [True, False])
+async def test_what_secrets_opened_is_for_their_organization_alone(
+    bench: Bench, index: PackageIndex, tmp_path: Path, by_variable: bool
+) -> None:
+    index.credentials, index.max_age_s = "me:hunter2-hunter2", 600
+    index.add("private", "1.0")
+    private = index.url.replace("http://", "http://me:hunter2-hunter2@")
+    line, env = "", {"UV_DEFAULT_INDEX": private}
+    without = {"UV_DEFAULT_INDEX": index.url}
+    if by_variable:
+        line = "--index-url " + index.url.replace("http://", "http://me:${PYPI_TOKEN}@") + "\n"
+        env, without = {"PYPI_TOKEN": "hunter2-hunter2"}, {}
+    folder = bento_folder(tmp_path / "bento", f"{line}private==1.0\nbentoml==1.4.39\n")
+    owners, _ = await bench.make(folder, organization="owners", **env)
+    assert bench.installed(owners)["private"] == "1.0"
+    asked = len(index.requests)
+    assert await bench.make(folder, organization="owners", **env) == (owners, True)
+    assert len(index.requests) == asked
+    for organization in ("others", ""):
+        with pytest.raises(EkibenError) as caught:
+            await bench.make(folder, organization=organization, **without)
+        assert caught.value.reason in ("INDEX_REFUSED", "REQUIREMENT_NOT_FOUND"), caught.value.message
+    others, cached = await bench.make(folder, organization="others", **env)
+    assert not cached and others.digest != owners.digest
+
+
+async def test_what_no_secret_opened_is_shared_by_organizations(bench: Bench, tmp_path: Path) -> None:
+    folder = bento_folder(tmp_path / "bento")
+    made = [await bench.make(folder, organization=organization) for organization in ("one", "other")]
+    assert [cached for _, cached in made] == [False, True]
 
 
 async def test_an_environment_in_which_bentoml_cannot_be_imported_is_refused(

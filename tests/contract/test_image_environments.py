@@ -123,6 +123,7 @@ class Bench:
         platforms: Sequence[Platform] = (AMD64,),
         env: dict[str, str] | None = None,
         from_source: Sequence[str] = (),
+        organization: str = "",
         **options: Any,
     ) -> Descriptor:
         cache = self.folder / "cache"
@@ -145,7 +146,7 @@ class Bench:
                     into=into,
                     reference="v1",
                     workshop=Workshop(cache, environments, interpreters, engine),
-                    work=Work(directory, self.lines.append, env=env or {}),
+                    work=Work(directory, self.lines.append, env=env or {}, organization=organization),
                     **options,
                 )
 
@@ -441,6 +442,23 @@ async def test_credentials_of_a_private_index_are_in_no_layer_log_or_file(
     await bench.build(folder, await put_base(tmp_path / "bases", AMD64), env=env)
     assert f"{SITE}/tabulate/__init__.py" in await bench.content(AMD64)
     assert b"hunter2" not in bench.everything()
+
+
+async def test_an_image_gets_no_packages_that_another_organizations_secret_opened(
+    bench: Bench, index: PackageIndex, tmp_path: Path
+) -> None:
+    index.credentials = "me:hunter2-hunter2"
+    index.add("private", "1.0")
+    lines = (
+        f"--index-url http://me:${{PYPI_TOKEN}}@{index.url.removeprefix('http://')}\nprivate==1.0\nbentoml==1.4.39\n"
+    )
+    folder = bento_folder(tmp_path / "bento", lines, manifest=manifest())
+    base = await put_base(tmp_path / "bases", AMD64)
+    await bench.build(folder, base, env={"PYPI_TOKEN": "hunter2-hunter2"}, organization="owners")
+    assert f"{SITE}/private/__init__.py" in await bench.content(AMD64)
+    shutil.rmtree(bench.layout)
+    error = await bench.refused(folder, base, organization="others")
+    assert error.reason in ("INDEX_REFUSED", "REQUIREMENT_NOT_FOUND"), error.message
 
 
 async def push(layout: Path, name: str) -> None:
