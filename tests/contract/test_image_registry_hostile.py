@@ -109,6 +109,23 @@ async def test_an_error_and_an_index_that_are_nested_deep_are_told(tmp_path: Pat
         assert unreadable.value.reason == "MANIFEST_INVALID"
 
 
+@pytest.mark.parametrize("place", ["https://h:99999/x", "https://h:abc/x", "http://[::1", "https://a..b/"])
+async def test_places_that_are_no_address_are_told(tmp_path: Path, place: str) -> None:
+    async def registry(request: web.BaseRequest) -> web.StreamResponse:
+        if request.path.endswith("/tags/list"):
+            return web.json_response({"tags": ["v1"]}, headers={"Link": f'<{place}>; rel="next"'})
+        return web.Response(status=202 if request.method == "POST" else 307, headers={"Location": place})
+
+    async with running(registry) as host, opened(host, tmp_path) as store:
+        for work in (lambda: read(store, described(b"content")), lambda: store.write(of(b"content"))):
+            with pytest.raises(EkibenError) as caught:
+                await work()
+            assert caught.value.reason in ("REGISTRY_REFUSED", "REGISTRY_UNAVAILABLE")
+        if "a..b" not in place:  # of the next page only what follows the path is asked for
+            with pytest.raises(InvalidArgument, match="next page has no address"):
+                await store.references()
+
+
 async def test_answers_are_asked_for_and_read_without_compression(tmp_path: Path) -> None:
     """What has a digest and a length is the plain bytes: nobody undoes a compression of the transport."""
     asked: set[str] = set()

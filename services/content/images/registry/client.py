@@ -131,13 +131,18 @@ class Client:
 
     async def beside(self, location: str, current: URL) -> URL:
         """The address in a Location header. A registry behind a proxy that ends TLS often says http of itself."""
-        found = current.join(URL(location, encoded=True))
         base = await self._find_base()
-        itself = found.host == base.host and found.explicit_port in (
-            None,
-            80,
-            base.port,
-        )  # not a bucket on another port
+        try:
+            found = current.join(URL(location, encoded=True))
+            # Not a bucket on another port.
+            itself = found.host == base.host and found.explicit_port in (None, 80, base.port)
+            str(found.origin()).encode("ascii")  # nobody translates names of other letters here
+        except ValueError as exc:
+            raise FailedPrecondition(
+                f"{self.location.host} sends to {location[:100]!r}, which is no address: {exc}. Ask its administrator.",
+                reason="REGISTRY_REFUSED",
+                host=self.location.host,
+            ) from exc
         if found.scheme == "http" and itself and base.scheme == "https":
             found = found.with_scheme("https").with_port(base.port)
         return found
@@ -209,7 +214,7 @@ class Client:
             ) from exc
         except TimeoutError as exc:
             raise Broken(f"no answer from {url.host}:{url.port} in time") from exc
-        except (aiohttp.ClientError, OSError) as exc:
+        except (aiohttp.ClientError, OSError, UnicodeError) as exc:  # the last of a name that no host can have
             raise Broken(f"{str(exc) or type(exc).__name__} ({url.host}:{url.port})") from exc
 
     async def _find_base(self) -> URL:

@@ -65,8 +65,7 @@ class Answer:
         self.status = response.status
         self.headers = response.headers
         self.content_type = response.content_type
-        self.following = response.links[_NEXT].get("url") if _NEXT in response.links else None
-        """The address of the next page of a list."""
+        self._response = response
         self.body = body
         self.errors = _errors(body) if self.status >= 400 else []
         """Code, message and detail of each."""
@@ -94,6 +93,18 @@ class Answer:
         except (aiohttp.ClientError, TimeoutError, OSError) as exc:
             raise Broken(f"the answer broke off ({type(exc).__name__})") from exc
         return cls(response, bytes(body))
+
+    @property
+    def following(self) -> object | None:
+        """The address of the next page of a list. Raises InvalidArgument (MANIFEST_INVALID) where it is none."""
+        try:
+            links = self._response.links
+        except ValueError as exc:
+            raise InvalidArgument(
+                f"{self._response.url.host} sent a list whose next page has no address: {exc}. A part is no list.",
+                reason="MANIFEST_INVALID",
+            ) from exc
+        return links[_NEXT].get("url") if _NEXT in links else None
 
     @property
     def codes(self) -> set[str]:
