@@ -17,9 +17,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ekiben.errors import EkibenError, InvalidArgument, NotFound, PermissionDenied
+from ekiben.errors import EkibenError, FailedPrecondition, InvalidArgument, NotFound, PermissionDenied
+from services.builder import containerfiles
 from services.builder.bases import BaseImage, open_base
+from services.builder.images import asks_for_system
 from services.builder.platforms import here
+from services.builder.recipe import BentoFiles
 from services.content import open_images
 from services.content.files import make_folder, write_whole
 from services.content.images import Descriptor, Platform
@@ -34,14 +37,15 @@ _BENTOMLS = re.compile(r"(?:docker\.io/)?(?:library/)?python:3\.\d+(?:\.\d+)?-sl
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}$")
 
 
-def choose(base: str, manifest: Mapping[str, Any], python: str) -> str:
+def choose(base: str, files: BentoFiles, python: str) -> str:
     """The name of a bento's base, as `open_images` reads it.
 
     `base` is an image, or a rule with `{python}` where the minor version goes. A rule is for bentos that name no base
-    of their own; an image is for every bento. Empty is the usual rule.
+    of their own, nor a distribution or CUDA; an image is for every bento. Empty is the usual rule.
 
     Raises:
         InvalidArgument: the rule has braces with something else in them (BASE_RULE_INVALID).
+        FailedPrecondition: nobody can say what the bento's Dockerfile begins with (TEMPLATE_UNSUPPORTED).
     """
     base = base or USUAL
     if re.search(r"[{}]", base.replace(_PLACE, "")):
@@ -52,10 +56,10 @@ def choose(base: str, manifest: Mapping[str, Any], python: str) -> str:
         )
     if _PLACE not in base:
         return base
-    return _own(manifest) or base.replace(_PLACE, ".".join(python.split(".")[:2]))
+    return _own(files) or base.replace(_PLACE, ".".join(python.split(".")[:2]))
 
 
-def check_own(base: str, manifest: Mapping[str, Any], images: str, organization: str) -> None:
+def check_own(base: str, files: BentoFiles, images: str, organization: str) -> None:
     """Refuse a base that a bento names among the images which the builder keeps in a registry for others.
 
     It would be pulled with the builder's login, which may read them all. What the rule itself says is its owner's.
@@ -67,9 +71,10 @@ def check_own(base: str, manifest: Mapping[str, Any], images: str, organization:
         organization: whose bento it is, without `organizations/`.
 
     Raises:
+        FailedPrecondition: see `choose`.
         PermissionDenied: it lies there and is not the organization's own (BASE_DENIED), whether it exists or not.
     """
-    named = _own(manifest) if _PLACE in (base or USUAL) else ""
+    named = _own(files) if _PLACE in (base or USUAL) else ""
     if not named or not images.startswith(_REGISTRY):
         return
     wanted = parse(named.removeprefix(_REGISTRY))
@@ -88,13 +93,22 @@ def check_own(base: str, manifest: Mapping[str, Any], images: str, organization:
         )
 
 
-def _own(manifest: Mapping[str, Any]) -> str:
+def _own(files: BentoFiles) -> str:
     """The base that a bento itself names; empty where it leaves that to the rule."""
-    for section in ("image", "docker"):
-        named = str((manifest.get(section) or {}).get("base_image") or "") if _is_mapping(manifest, section) else ""
-        if named and not _BENTOMLS.fullmatch(named):
-            return f"{_REGISTRY}{named.removeprefix(_REGISTRY)}"
-    return ""
+    image, docker = (
+        section if isinstance(section := files.manifest.get(name), Mapping) else {} for name in ("image", "docker")
+    )
+    named = [str(section.get("base_image") or "") for section in (image, docker)]
+    if not image and files.dockerfile and (asks_for_system(docker) or docker.get("dockerfile_template")):
+        named = [containerfiles.base_of(files.dockerfile)]
+        if not named[0]:
+            raise FailedPrecondition(
+                "The last stage of the bento's Dockerfile begins with another stage or a variable, so that nothing "
+                "says which base its layers belong on. Name an image after FROM there, or give an image by --base.",
+                reason="TEMPLATE_UNSUPPORTED",
+            )
+    own = (each for each in named if each and not _BENTOMLS.fullmatch(each))
+    return next((f"{_REGISTRY}{each.removeprefix(_REGISTRY)}" for each in own), "")
 
 
 def _host(location: Location) -> str:
@@ -147,10 +161,6 @@ async def opened(
             else replace(base, twin=twin)
             for base in found
         ]
-
-
-def _is_mapping(manifest: Mapping[str, Any], section: str) -> bool:
-    return isinstance(manifest.get(section), Mapping)
 
 
 def _pins(folder: Path) -> dict[str, Any]:

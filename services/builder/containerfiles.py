@@ -64,6 +64,18 @@ def stages(text: str) -> list[list[Instruction]]:
     return found or [[]]
 
 
+def base_of(text: str) -> str:
+    """The image that the last stage begins with, as FROM has it; empty where there is none, or it is another stage, or
+    has variables in it."""
+    begins = [each[0].flat.split()[1:] for each in stages(text) if each]
+    words = [[word for word in each if not word.startswith("--")] for each in begins]
+    if not words or not words[-1]:
+        return ""
+    named = {each[2].lower() for each in words[:-1] if len(each) > 2 and each[1].lower() == "as"}
+    image = words[-1][0]
+    return "" if "$" in image or image.lower() in named else image
+
+
 def sources(instruction: Instruction) -> list[str]:
     """What an instruction reads of its context, by path; `.` where that cannot be said."""
     if instruction.keyword == "RUN":

@@ -114,8 +114,8 @@ async def build_image(
             and `Assembler.assemble`; `BlobsMissing` where the store does not keep what it is given.
     """
     check(source.files, workshop.engine, platforms)
-    name = base_rules.choose(base, source.files.manifest, source.recipe.python)
-    ours = name == base_rules.choose(base, {}, source.recipe.python)
+    name = base_rules.choose(base, source.files, source.recipe.python)
+    ours = name == base_rules.choose(base, BentoFiles({}, ""), source.recipe.python)
     async with base_rules.opened(name, platforms, workshop.cache, refresh=refresh_base) as found:
         bases = [replace(each, ours=ours) for each in found]
         try:

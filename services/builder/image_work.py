@@ -70,7 +70,7 @@ class ImageWork:
                 content (MODEL_NOT_UPLOADED), or the base is another organization's (BASE_DENIED).
         """
         organization = names.Organization.parse(build.organization).organization
-        base_rules.check_own(build.base, source.files.manifest, self.place.url, organization)
+        base_rules.check_own(build.base, source.files, self.place.url, organization)
         models = await self._models_of(build, work)
         source = replace(source, models=[model for _, model in models])
         bento = names.Bento.parse(build.bento)

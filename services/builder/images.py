@@ -164,7 +164,16 @@ def commands_of(manifest: Mapping[str, Any]) -> list[str]:
     if isinstance(docker, Mapping):
         for key in ("system_packages", "setup_script", "dockerfile_template", "cuda_version"):
             found += [f"{key}: {docker[key]}"] if docker.get(key) else []
+        if not isinstance(image, Mapping) and asks_for_system(docker):
+            found.append(f"distro: {docker.get('distro')}")
     return [each for each in found if not EVERY_BENTO.fullmatch(each)]
+
+
+def asks_for_system(docker: Mapping[str, Any]) -> bool:
+    """Whether a bento before 1.4 asks for another system than BentoML's usual one, by its distribution or CUDA."""
+    if docker.get("base_image"):
+        return False  # the other two are ignored then
+    return bool(docker.get("cuda_version")) or str(docker.get("distro") or "debian") != "debian"
 
 
 def _environment(base: Sequence[str], envs: Mapping[str, str]) -> list[str]:

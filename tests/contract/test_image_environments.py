@@ -491,6 +491,34 @@ async def test_nothing_of_a_base_that_a_bento_names_is_started_here(
     assert len(started) == 1
 
 
+@pytest.mark.skipif(MACHINE != "x86_64", reason="the base is one of x86_64")
+async def test_an_old_bento_of_another_distribution_is_built_on_it(
+    bench: Bench, index: PackageIndex, tmp_path: Path, oci_registry: OciRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shutil.which("buildah") is None or os.getuid() != 0:
+        pytest.skip("what the bento's Dockerfile does is done by buildah, as root")
+    name = f"{oci_registry.host}/{oci_registry.new_repository()}:{MINOR}-alpine"
+    monkeypatch.setenv("EKIBEN_REGISTRY_INSECURE", oci_registry.host)
+    musl = dict.fromkeys(("bin/bash", f"usr/local/bin/python{MINOR}", "lib/ld-musl-x86_64.so.1"), b"")
+    await put_image(tmp_path / "bases", "base", {**musl, "etc/alpine-release": b"3.19.1\n"}, platform=AMD64)
+    await push(tmp_path / "bases", f"docker://{name}")
+    lines = (f"FROM {name} as base-container", "ENV ENV /root/.bashrc", "COPY ./env/python ./env/python/", "COPY . ./")
+    dockerfile = "\n".join([*lines, "EXPOSE 3000", "USER bentoml", ""]).encode()
+    docker = {"distro": "alpine", "python_version": MINOR}
+    folder = bento_folder(
+        tmp_path / "bento",
+        manifest={"image": None, "docker": docker, "spec": 1},
+        files={"env/docker/Dockerfile": dockerfile},
+    )
+    await put_base(tmp_path / f"debian-{MINOR}", AMD64)
+    await bench.build(folder, f"oci:{tmp_path}/debian-{{python}}:base")
+    inside = await bench.content(AMD64)
+    assert "etc/alpine-release" in inside and "var/lib/dpkg/status" not in inside
+    assert any("musl" in line for line in bench.lines), bench.lines
+    _, image = await LayoutImageStore(bench.layout).resolve("v1", AMD64)
+    assert "ENV=/root/.bashrc" in image.config["config"]["Env"]
+
+
 def test_nothing_that_commands_left_is_started_here(bench: Bench, index: PackageIndex, tmp_path: Path) -> None:
     base = named_shell_base(tmp_path / "shell")
     ran = tmp_path / "ran"

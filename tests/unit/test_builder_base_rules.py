@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from ekiben.errors import InvalidArgument, PermissionDenied
+from ekiben.errors import FailedPrecondition, InvalidArgument, PermissionDenied
 from services.builder.base_rules import USUAL, check_own, choose
+from services.builder.recipe import BentoFiles
 
 
 @pytest.mark.parametrize(
@@ -23,12 +24,12 @@ from services.builder.base_rules import USUAL, check_own, choose
 def test_a_rule_is_for_bentos_without_a_base_of_their_own_and_an_image_for_all(
     base: str, manifest: dict[str, Any], chosen: str
 ) -> None:
-    assert choose(base, manifest, "3.11.7") == chosen
+    assert choose(base, BentoFiles(manifest, ""), "3.11.7") == chosen
 
 
 def test_a_rule_with_another_place_is_refused() -> None:
     with pytest.raises(InvalidArgument, match=r"only \{python\} may stand in braces"):
-        choose("docker://host/python:{version}", {}, "3.11")
+        choose("docker://host/python:{version}", BentoFiles({}, ""), "3.11")
 
 
 @pytest.mark.parametrize(
@@ -44,10 +45,11 @@ def test_a_rule_with_another_place_is_refused() -> None:
 )
 @pytest.mark.parametrize("section", ["image", "docker"])
 def test_another_organizations_image_is_no_base(images: str, named: str, section: str) -> None:
+    of_section = BentoFiles({section: {"base_image": named}}, "")
     with pytest.raises(PermissionDenied, match="not one of acme") as refused:
-        check_own(USUAL, {section: {"base_image": named}}, images, "acme")
+        check_own(USUAL, of_section, images, "acme")
     assert refused.value.reason == "BASE_DENIED"
-    check_own("docker://reg.example.com/ekiben/other/iris:v1", {section: {"base_image": named}}, images, "acme")
+    check_own("docker://reg.example.com/ekiben/other/iris:v1", of_section, images, "acme")
 
 
 @pytest.mark.parametrize(
@@ -61,4 +63,49 @@ def test_another_organizations_image_is_no_base(images: str, named: str, section
     ],
 )
 def test_an_own_image_and_one_from_elsewhere_is_a_base(images: str, named: str) -> None:
-    check_own(USUAL, {"image": {"base_image": named}}, images, "acme")
+    check_own(USUAL, BentoFiles({"image": {"base_image": named}}, ""), images, "acme")
+
+
+CUDA = "nvidia/cuda:11.6.2-cudnn8-runtime-ubuntu20.04"
+USUALLY = "docker.io/library/python:3.9-slim"
+
+
+@pytest.mark.parametrize(
+    "docker, begins, chosen",
+    [
+        ({"distro": "alpine"}, "FROM python:3.9-alpine as base-container", "python:3.9-alpine"),
+        ({"distro": "debian", "cuda_version": "11.6.2"}, f"FROM {CUDA} as base-container", CUDA),
+        (
+            {"distro": "ubi8"},
+            "FROM registry.access.redhat.com/ubi8/python-39:1",
+            "registry.access.redhat.com/ubi8/python-39:1",
+        ),
+        ({"distro": "amazonlinux"}, "FROM x AS y\nRUN z\nfrom --platform=linux/amd64 amazonlinux:2", "amazonlinux:2"),
+        ({"distro": "debian", "dockerfile_template": "t"}, "FROM own.example.com/base:1", "own.example.com/base:1"),
+        ({"distro": "debian"}, "FROM python:3.9-slim as base-container", USUALLY),
+        ({"distro": "debian", "dockerfile_template": "t"}, "FROM python:3.9-slim as base-container", USUALLY),
+        ({"distro": "debian"}, "FROM continuumio/miniconda3:latest as base-container", USUALLY),
+        ({"distro": "alpine", "base_image": "python:3.9-slim"}, "FROM python:3.9-slim as base-container", USUALLY),
+    ],
+)
+def test_an_old_bento_has_the_system_that_it_asks_for(docker: dict[str, Any], begins: str, chosen: str) -> None:
+    files = BentoFiles({"docker": docker}, "", dockerfile=f"# x\n{begins}\nENV LANG=C.UTF-8\n")
+    assert choose("", files, "3.9") == f"docker://{chosen}"
+    assert choose("oci:/bases:mine", files, "3.9") == "oci:/bases:mine"
+
+
+@pytest.mark.parametrize(
+    "begins", ["FROM python:3.9-alpine AS own\nRUN x\nFROM own", "ARG V=3.9\nFROM python:$V-alpine"]
+)
+def test_a_dockerfile_that_begins_with_nothing_that_can_be_said_is_refused(begins: str) -> None:
+    files = BentoFiles({"docker": {"dockerfile_template": "t"}}, "", dockerfile=begins)
+    with pytest.raises(FailedPrecondition) as caught:
+        choose(USUAL, files, "3.9")
+    assert caught.value.reason == "TEMPLATE_UNSUPPORTED"
+    assert choose("oci:/bases:mine", files, "3.9") == "oci:/bases:mine"
+
+
+def test_another_organizations_image_is_no_base_after_from_either() -> None:
+    files = BentoFiles({"docker": {"distro": "alpine"}}, "", dockerfile="FROM reg.example.com/ekiben/other/iris:v1\n")
+    with pytest.raises(PermissionDenied):
+        check_own(USUAL, files, "docker://reg.example.com/ekiben", "acme")

@@ -63,6 +63,16 @@ def test_a_bento_without_commands_of_its_own_runs_nothing() -> None:
     assert not make_commands(BentoFiles({"docker": {"distro": "debian", "env": {"A": "b"}}}, "", dockerfile=OLD))
 
 
+def test_an_old_bento_of_another_system_runs_what_bentoml_installs_there() -> None:
+    text = OLD.replace("slim", "alpine").replace(
+        "RUN set -eux && \\\n    apt-get update -y && \\", "RUN apk add bash shadow"
+    )
+    commands = make_commands(BentoFiles({"docker": {"distro": "alpine"}}, "", dockerfile=text))
+    assert commands.before is not None and commands.after is None
+    assert "RUN apk add bash shadow" in runs(commands.before)
+    assert not make_commands(BentoFiles({"docker": {"distro": "alpine", "base_image": "x"}}, "", dockerfile=text))
+
+
 def test_packages_alone_need_no_compiler_and_other_commands_may() -> None:
     lean = make_commands(of_image([EVERY, PACKAGES]))
     assert lean.before is not None and lean.after is None
