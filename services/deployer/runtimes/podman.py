@@ -7,7 +7,6 @@ run_dir/c                        what podman keeps until the machine starts agai
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ekiben.errors import FailedPrecondition
+from services.deployer.runtimes.views import show
 from services.kernel import processes
 from services.kernel.settings import SettingsError
 
@@ -42,8 +42,6 @@ default_ulimits = []
 events_logger = "none"
 lock_type = "file"
 """
-_INDEX = "application/vnd.oci.image.index.v1+json"
-_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 
 
 _REGISTRY_VARIABLES = ("REGISTRY_AUTH_FILE", "DOCKER_CONFIG")
@@ -232,7 +230,7 @@ class Podman:
         # A layout with this one image: names in the builder's own may be moved, and its index rewritten, at any time.
         view = self._data / "views" / secrets.token_hex(8)
         try:
-            await asyncio.to_thread(_view, folder, digest, view)
+            await asyncio.to_thread(show, folder, digest, view)
             # Podman makes a name of the folder's path, which not every path can be.
             return self._pulled(location, *await self.run("pull", "-q", f"oci:{view.name}:image", cwd=view.parent))
         finally:
@@ -327,28 +325,6 @@ def _short(folder: Path, mark: str) -> Path:
         return folder
     usual = Path(os.environ.get("XDG_RUNTIME_DIR") or "/run")
     return (usual if os.access(usual, os.W_OK) else Path("/tmp")) / f"ekc-{mark[-12:]}"
-
-
-def _view(layout: Path, digest: str, view: Path) -> None:
-    manifest = layout / "blobs" / "sha256" / digest.removeprefix("sha256:")
-    try:
-        content = manifest.read_bytes()
-        # Podman checks what a manifest names, and what it was told by a registry, but not what an index.json names.
-        if hashlib.sha256(content).hexdigest() != manifest.name:
-            raise FailedPrecondition(f"The manifest of image {digest} is damaged in {layout}.", reason="IMAGE_MISSING")
-        media_type = json.loads(content).get("mediaType")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        raise FailedPrecondition(f"The image {digest} is not in {layout}.", reason="IMAGE_MISSING") from None
-    described = {
-        "mediaType": media_type or (_INDEX if b'"manifests"' in content else _MANIFEST),
-        "digest": digest,
-        "size": len(content),
-        "annotations": {"org.opencontainers.image.ref.name": "image"},
-    }
-    view.mkdir(parents=True, mode=0o700)
-    (view / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
-    (view / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [described]}))
-    (view / "blobs").symlink_to((layout / "blobs").resolve(), target_is_directory=True)
 
 
 def _read(file: Path) -> Pulled | None:
