@@ -30,6 +30,7 @@ from ekiben.builder.v1 import builder_pb2 as pb
 from ekiben.builder.v1.builder_pb2_grpc import BuildsStub
 from ekiben.builder.v1.images_pb2_grpc import ImagesStub
 from ekiben.channel import open_channel
+from ekiben.errors import AlreadyExists
 from ekiben.identity.v1 import identity_pb2
 from ekiben.identity.v1.identity_pb2_grpc import SecretsStub
 from ekiben.registry.v1 import registry_pb2
@@ -294,6 +295,11 @@ class Registry:
             )
         return await self._upload(f"{parent}/bentos/{version}", folder)
 
+    async def digest(self, bento: str) -> str:
+        """Of a bento's content, as it is now."""
+        found = await BentosStub(self.channel).GetBento(registry_pb2.GetBentoRequest(name=bento))
+        return found.content.digest
+
     async def push_model(self, tag: str, files: Mapping[str, bytes], folder: Path) -> str:
         """Upload a model of these files, which are written to `folder`. Gives its name."""
         repository, _, version = tag.partition(":")
@@ -302,9 +308,11 @@ class Registry:
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_bytes(data)
         parent = f"modelRepositories/{repository}"
-        await ModelsStub(self.channel).CreateModel(
-            registry_pb2.CreateModelRequest(parent=parent, model_id=version, model=registry_pb2.Model(manifest="{}"))
-        )
+        model = registry_pb2.Model(manifest="{}")
+        with contextlib.suppress(AlreadyExists):
+            await ModelsStub(self.channel).CreateModel(
+                registry_pb2.CreateModelRequest(parent=parent, model_id=version, model=model)
+            )
         return await self._upload(f"{parent}/models/{version}", folder)
 
     async def _upload(self, name: str, folder: Path) -> str:

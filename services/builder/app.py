@@ -107,7 +107,7 @@ async def open_builder(
             work = ImageWork(place, rows, workshop, bentos, models, fetch, clock, failpoint, compression)
             usage = Usage(store, lineage_pb2_grpc.LineageStub(peers.registry))
             collection = Collection(place, store, rows, usage, settings, clock)
-            queue = Queue(store, rows, environments, logs, bentos, changes, clock, place, settings.bases)
+            queue = Queue(store, rows, environments, logs, bentos, models, changes, clock, place, settings.bases)
             worker = Worker(
                 store,
                 locks,

@@ -157,7 +157,7 @@ class Build:
     bento: str
     """Resource name, with the version spelled out."""
     bento_digest: str
-    """Of the content that was there when the build was asked for."""
+    """Of the content that was there when the build was asked for; once it succeeded, of what it was made from."""
     creator: str
     create_time: datetime
     secrets: Sequence[str] = ()
@@ -185,6 +185,8 @@ class Build:
     image: str = ""
     """Id of its image, once it is there."""
     priority: Priority = Priority.NORMAL
+    models: Sequence[str] = ()
+    """`NAME@DIGEST` of each model of an image's bento. Part of the dedup key, and not kept besides."""
 
     @property
     def ended(self) -> bool:
@@ -229,12 +231,19 @@ def progress(step: Step, done: int = 0, of: int = 0, output: Output = Output.ENV
 def dedup_key(build: Build) -> str:
     """Equal for requests that one build can answer: the same content, secrets by name, and way of making recipes.
 
-    An image says which bento it is of, so equal content under two names makes two images.
+    An image says which bento it is of, so equal content under two names makes two images. Bento and models may be
+    pushed again while they are built: what a build can answer that succeeded goes by what it found.
     """
     lines = [f"recipe {RECIPE_VERSION}", build.bento_digest, *sorted(set(build.secrets))]
     if build.output is Output.IMAGE:
         lines += [f"image {ASSEMBLER_VERSION}", build.bento, build.base, *sorted(build.platforms)]
+        lines += sorted(build.models)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def model_of(name: str, digest: str) -> str:
+    """One of `Build.models`."""
+    return f"{name}@{digest}"
 
 
 def turn_of(build: Build) -> datetime:

@@ -15,7 +15,7 @@ from ekiben.registry.v1 import registry_pb2
 from services.builder import base_rules, image_builds
 from services.builder.assembler import Model
 from services.builder.compression import Method
-from services.builder.domain import Build, Image, ImageLayer
+from services.builder.domain import Build, Image, ImageLayer, model_of
 from services.builder.image_builds import Source, Workshop
 from services.builder.locks import Work
 from services.builder.places import Place, build_tag, id_of, pin_of, repository_of
@@ -62,16 +62,20 @@ class ImageWork:
         self._clock = clock
         self._failpoint = failpoint
 
-    async def make(self, build: Build, source: Source, work: Work) -> tuple[Image, bool]:
-        """Make the image of a bento without its models, which are found here, and tag it; whether it was there.
+    async def make(self, build: Build, source: Source, work: Work) -> tuple[Image, Build, bool]:
+        """Make the image of a bento without its models, which are found here, and tag it.
+
+        Also gives the build with the models that were found, and whether the image was there.
 
         Raises:
-            EkibenError: as `image_builds.build_image`; also where a model was deleted (MODEL_NOT_FOUND) or has no
-                content (MODEL_NOT_UPLOADED), or the base is another organization's (BASE_DENIED).
+            EkibenError: as `image_builds.build_image`; also where a model was deleted (MODEL_NOT_FOUND), has no
+                content (MODEL_NOT_UPLOADED) or another one meanwhile (MODEL_CHANGED), or where the base is another
+                organization's (BASE_DENIED).
         """
         organization = names.Organization.parse(build.organization).organization
         base_rules.check_own(build.base, source.files, self.place.url, organization)
         models = await self._models_of(build, work)
+        build = replace(build, models=[model_of(name, model.key) for name, model in models])
         source = replace(source, models=[model for _, model in models])
         bento = names.Bento.parse(build.bento)
         repository = repository_of(build.organization, bento)
@@ -120,7 +124,7 @@ class ImageWork:
             create_time=now,
             use_time=now,
         )
-        return made, await self._rows.get(build.organization, image) is not None
+        return made, build, await self._rows.get(build.organization, image) is not None
 
     async def _models_of(self, build: Build, work: Work) -> Sequence[tuple[str, Model]]:
         """The models of the build's bento, each with its resource name; fetched when they are needed."""
@@ -148,7 +152,14 @@ class ImageWork:
             say(f"Fetching model {name.repository}:{name.model} ({model.content.size_bytes / (1 << 20):.1f} MiB).")
             await self._failpoint("model")
             try:
-                await self._fetch(model.name, into)
+                found = await self._fetch(model.name, into)
+                if found != model.content.digest:
+                    # Its layer would be remembered as that of what was there before.
+                    raise FailedPrecondition(
+                        f"Model {model.name} was pushed again while its image was built. Build again.",
+                        reason="MODEL_CHANGED",
+                        model=model.name,
+                    )
                 yield into
             finally:
                 # At once: the next one may need the space.

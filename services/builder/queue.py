@@ -1,6 +1,7 @@
 """Use cases over builds: ask for one, look at it, follow it, stop it."""
 
 import asyncio
+import contextlib
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from datetime import datetime
 from ekiben import names
 from ekiben.errors import FailedPrecondition, NotFound
 from ekiben.registry.v1 import registry_pb2, registry_pb2_grpc
-from services.builder.domain import Build, Output, Priority, State, dedup_key
+from services.builder.domain import Build, Output, Priority, State, dedup_key, model_of
 from services.builder.environments import Environments
 from services.builder.logs import BuildLogs, LogLine
 from services.builder.places import Place
@@ -58,6 +59,7 @@ class Queue:
         environments: Environments,
         logs: BuildLogs,
         bentos: "registry_pb2_grpc.BentosAsyncStub",
+        models: "registry_pb2_grpc.ModelsAsyncStub",
         changes: Topic,
         clock: Clock,
         place: Place,
@@ -71,6 +73,7 @@ class Queue:
         self._environments = environments
         self._logs = logs
         self._bentos = bentos
+        self._models = models
         self._changes = changes
         self._clock = clock
 
@@ -117,6 +120,7 @@ class Queue:
             platforms=platforms,
             base=self._bases if wanted.output is Output.IMAGE else "",
             priority=wanted.priority,
+            models=await self._models_of(caller, found) if wanted.output is Output.IMAGE else (),
         )
         while True:
             if not build.force and (good := await self._reusable(build)) is not None:
@@ -212,6 +216,15 @@ class Queue:
             if await self._is_there(build):
                 return build
         return None
+
+    async def _models_of(self, caller: Principal, bento: registry_pb2.Bento) -> Sequence[str]:
+        models = []
+        for name in bento.models:
+            digest = ""  # of one that is gone; the build says so
+            with contextlib.suppress(NotFound), on_behalf_of(caller):
+                digest = (await self._models.GetModel(registry_pb2.GetModelRequest(name=name))).content.digest
+            models.append(model_of(name, digest))
+        return models
 
     async def _is_there(self, build: Build) -> bool:
         if build.output is Output.IMAGE:

@@ -6,7 +6,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prometheus_client import Counter, Histogram
@@ -62,6 +62,8 @@ class Made:
     image: Image | None
     cached: bool
     """Whether it was there."""
+    of: Build
+    """The build with the content that it is made from."""
 
 
 async def _pass(_step: str) -> None:
@@ -185,7 +187,9 @@ class Worker:
             log.exception("a build failed by a bug", extra={"build": build.id})
             return await self._fail(lease, Failure("INTERNAL", "The builder has a bug; its log says more."), written)
         now = self._clock.now()
-        kept = await self._store.succeed(build.id, lease.token, made.environment, made.cached, now, made.image)
+        kept = await self._store.succeed(
+            build.id, lease.token, made.environment, made.cached, now, made.image, made_from=made.of
+        )
         return ("cached" if made.cached else "succeeded") if kept else "lost"
 
     async def _holding(self, lease: Lease, directory: Path, written: BuildLog) -> Made:
@@ -230,7 +234,7 @@ class Worker:
         with telemetry.tracer().start_as_current_span("fetch bento"):
             env = await self._reveal(build, written)
             content = directory / "bento"
-            await self._fetch_patiently(build, content, written)
+            build = replace(build, bento_digest=await self._fetch_patiently(build, content, written))
             files = await asyncio.to_thread(bento.read, content)
         if build.output is Output.IMAGE:
             image_builds.check(files, self._image_work.engine, [Platform.parse(each) for each in build.platforms])
@@ -261,17 +265,18 @@ class Worker:
             environment, cached = await self._environments.make(lock, recipe, interpreter, work, verify=build.force)
         written.write(f"Environment {environment.digest} is {'there already' if cached else 'ready'}.")
         await self._failpoint("finish")
-        return Made(environment, None, cached)
+        return Made(environment, None, cached, build)
 
     async def _make_image(self, build: Build, source: Source, work: Work) -> Made:
         await self._failpoint("assemble")
         with telemetry.tracer().start_as_current_span("assemble image"):
-            image, cached = await self._image_work.make(build, source, work)
+            image, build, cached = await self._image_work.make(build, source, work)
         work.say(f"Image {image.digest} is {'there already' if cached else 'ready'}: images/{image.id}.")
         await self._failpoint("finish")
-        return Made(None, image, cached)
+        return Made(None, image, cached, build)
 
-    async def _fetch_patiently(self, build: Build, into: Path, written: BuildLog) -> None:
+    async def _fetch_patiently(self, build: Build, into: Path, written: BuildLog) -> str:
+        """Unpack the build's bento; the digest of its content."""
         deadline = self._clock.monotonic() + _PATIENCE_S
         pause_s = 0.2
         while True:
@@ -286,6 +291,7 @@ class Worker:
                 pause_s = min(5.0, pause_s * 2)
         if digest != build.bento_digest:
             written.write(f"The bento was pushed again meanwhile; its content is {digest} now, and that is built.")
+        return digest
 
     async def _reveal(self, build: Build, written: BuildLog) -> dict[str, str]:
         """The values of the build's secrets, by variable; masked in the log from here on."""

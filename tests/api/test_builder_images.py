@@ -217,6 +217,58 @@ async def test_images_are_kept_in_a_registry_where_the_settings_say_so(
         assert not (await builder.images.CollectImages(images_pb2.CollectImagesRequest())).images
 
 
+async def test_what_is_pushed_again_while_it_is_built_answers_no_request_for_what_was_there(
+    registry: Registry, index: PackageIndex, bases: str, tmp_path: Path
+) -> None:
+    old, new = (bento_folder(tmp_path / each, files={"src/service.py": each.encode()}) for each in ("old", "new"))
+    digests: list[str] = []
+    bento = await registry.push(old)
+
+    async def push(step: str) -> None:
+        if step == "fetch" and not digests:
+            digests.append(await registry.digest(bento))
+            await registry.push(new)
+            digests.append(await registry.digest(bento))
+
+    async with running_builder(registry, tmp_path / "builder", push, bases=bases) as builder:
+        first = await builder.build(bento, **IMAGE)
+        assert (await get(builder, first.image)).bento_digest == digests[1]
+        assert await builder.builds.CreateBuild(pb.CreateBuildRequest(bento=bento, **IMAGE)) == first
+        await registry.push(old)
+        second = await builder.build(bento, **IMAGE)
+        assert second.name != first.name and second.image != first.image
+        assert (await get(builder, second.image)).bento_digest == digests[0]
+
+
+async def test_an_image_has_the_model_that_is_there_now(builder: Builder, tmp_path: Path) -> None:
+    registry = builder.registry
+    await registry.push_model("iris:m1", {"weights": b"one"}, tmp_path / "model")
+    bento = await registry.push(bento_folder(tmp_path / "bento"), models=["iris:m1"])
+    first = await builder.build(bento, **IMAGE)
+    assert await builder.build(bento, **IMAGE) == first
+    await registry.push_model("iris:m1", {"weights": b"two"}, tmp_path / "model")
+    second = await builder.build(bento, **IMAGE)
+    assert second.name != first.name and second.image != first.image
+
+
+async def test_a_model_that_is_pushed_again_while_it_is_fetched_is_not_taken_for_the_one_before(
+    registry: Registry, index: PackageIndex, bases: str, tmp_path: Path
+) -> None:
+    await registry.push_model("iris:m1", {"weights": b"one"}, tmp_path / "model")
+    bento = await registry.push(bento_folder(tmp_path / "bento"), models=["iris:m1"])
+    pushed: list[str] = []
+
+    async def push(step: str) -> None:
+        if step == "model" and not pushed:
+            pushed.append(await registry.push_model("iris:m1", {"weights": b"two"}, tmp_path / "model"))
+
+    async with running_builder(registry, tmp_path / "builder", push, bases=bases) as builder:
+        failed = await builder.build(bento, **IMAGE)
+        assert failed.state == pb.Build.FAILED and "pushed again while" in failed.failure.message
+        again = await builder.builds.RetryBuild(pb.RetryBuildRequest(name=failed.name))
+        assert (await builder.ended(again.name)).state == pb.Build.SUCCEEDED
+
+
 async def test_another_organizations_image_in_that_registry_is_no_base(
     registry: Registry, index: PackageIndex, bases: str, tmp_path: Path
 ) -> None:

@@ -163,8 +163,16 @@ class Store:
         cached: bool,
         now: datetime,
         image: Image | None = None,
+        *,
+        made_from: Build | None = None,
     ) -> bool:
-        """End the build with what it made. False where the lease is lost; then nothing is kept."""
+        """End the build with what it made. False where the lease is lost; then nothing is kept.
+
+        `made_from` is the build with the content that its worker found, which may be other than what was asked for.
+        """
+        found: dict[str, Any] = {}
+        if made_from is not None:
+            found = {"bento_digest": made_from.bento_digest, "dedup_key": dedup_key(made_from)}
         async with self._database.transaction() as connection:
             if environment is not None:
                 await self._put_environment(connection, environment, now)
@@ -179,6 +187,7 @@ class Store:
                     end_time=now,
                     version=builds.c.version + 1,
                     **_OVER,
+                    **found,
                 )
             )
             if changed.rowcount == 1 and image is not None:
