@@ -103,6 +103,9 @@ class Collection:
             return False
         tags = [tag for tag in (image.tag, pin_of(image.id)) if tag]
         await self._place.untag(image.repository, tags, Digest.parse(image.digest))
+        # A build that gave the same image wrote its row between these two lines, or will look itself.
+        if (again := await self._rows.get(image.organization, image.id)) is not None:
+            await self._place.restore(again)
         return True
 
     async def contents(self) -> tuple[int, Contents]:
@@ -149,7 +152,11 @@ class Collection:
         stale += [ref for ref, each in named.items() if (ref.rpartition(":")[0], each.digest) in digests]
         if stale:
             await store.untag(stale, {named[reference].digest for reference in stale}, before=before)
+        left = set(await store.references())
         for (repository, image), row in rows.items():
-            if f"{repository}:{pin_of(image)}" not in named and row.use_time.timestamp() < before:
+            if f"{repository}:{pin_of(image)}" in left:
+                if row.tag and f"{repository}:{row.tag}" not in left:
+                    await self._place.restore(row)  # what had the tag meanwhile came from a build that was cancelled
+            elif row.use_time.timestamp() < before:
                 log.warning("an image is gone from its layout", extra={"image": image, "digest": row.digest})
                 await self._rows.delete(row.organization, image, used=row.use_time)

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ekiben import names
+from services.builder.domain import Image
 from services.content import open_images
 from services.content.digest import Digest
-from services.content.images import ImageStore
+from services.content.images import BlobsMissing, Descriptor, ImageStore, Platform
 from services.content.images.layout import LayoutImageStore
 
 _COMPONENT = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*")
@@ -88,6 +89,22 @@ class Place:
         if self.layout is not None:
             references = [self.reference(repository, tag) for tag in tags]
             await LayoutImageStore(self.layout).untag(references, [digest])
+
+    async def restore(self, image: Image) -> None:
+        """Let an image's tags that name nothing name it, as its row says.
+
+        Raises:
+            BlobsMissing: the layout has not all of it any more.
+        """
+        if self.layout is None:
+            return
+        store, digest = LayoutImageStore(self.layout), Digest.parse(image.digest)
+        size_bytes = await store.size(digest)
+        if size_bytes is None:
+            raise BlobsMissing(store.name, [digest])
+        platform = Platform.parse(image.platforms[0]) if len(image.platforms) == 1 else None
+        references = [self.reference(image.repository, tag) for tag in (pin_of(image.id), image.tag) if tag]
+        await store.restore(references, Descriptor(image.media_type, digest, size_bytes, platform=platform))
 
     def reference(self, repository: str, tag: str) -> str:
         """What a tag of a repository is called in its store: a layout has all repositories."""

@@ -190,6 +190,12 @@ class Worker:
         kept = await self._store.succeed(
             build.id, lease.token, made.environment, made.cached, now, made.image, made_from=made.of
         )
+        if kept and made.image is not None:
+            # Whoever deleted the same image while this was built may have taken its references after they were given.
+            try:
+                await self._image_work.place.restore(made.image)
+            except (EkibenError, OSError) as error:
+                log.warning("an image may lack references", extra={"build": build.id, "error": str(error)})
         return ("cached" if made.cached else "succeeded") if kept else "lost"
 
     async def _holding(self, lease: Lease, directory: Path, written: BuildLog) -> Made:

@@ -240,6 +240,24 @@ async def test_what_is_pushed_again_while_it_is_built_answers_no_request_for_wha
         assert (await get(builder, second.image)).bento_digest == digests[0]
 
 
+async def test_an_image_that_is_deleted_while_it_is_built_again_is_there(
+    registry: Registry, index: PackageIndex, bases: str, tmp_path: Path
+) -> None:
+    bento = await registry.push(bento_folder(tmp_path / "bento"))
+    running: list[Builder] = []
+
+    async def delete(step: str) -> None:
+        if step == "finish" and running:
+            listed = await running[0].images.ListImages(images_pb2.ListImagesRequest())
+            await running[0].images.DeleteImage(images_pb2.DeleteImageRequest(name=listed.images[0].name))
+
+    async with running_builder(registry, tmp_path / "builder", delete, bases=bases) as builder:
+        await builder.build(bento, **IMAGE)
+        running.append(builder)
+        image = await get(builder, (await builder.build(bento, force=True, **IMAGE)).image)
+        assert entries(builder) == dict.fromkeys(image.references, image.digest)
+
+
 async def test_an_image_has_the_model_that_is_there_now(builder: Builder, tmp_path: Path) -> None:
     registry = builder.registry
     await registry.push_model("iris:m1", {"weights": b"one"}, tmp_path / "model")

@@ -1,6 +1,7 @@
 """Deleting images while builds give them: what is deleted is what somebody looked at, and nothing newer."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,18 +49,24 @@ class Images:
     """A layout with its rows, and builds that give images of one bento."""
 
     layout: Path
+    place: Place
     store: Store
     rows: ImageRows
     collection: Collection
     gallery: Gallery
     usage: Users
     clock: ManualClock
+    settings: Settings
     builds: int = 0
 
     async def build(self, content: bytes) -> Image:
-        """What the worker does at a build's end: the references, then the row."""
-        image = await self.tagged(content)
+        """What the worker does at a build's end: the references, the row, a look at the references."""
+        return await self.end(await self.tagged(content))
+
+    async def end(self, image: Image) -> Image:
+        """The second half."""
         assert await self.store.succeed(image.build, "token", None, False, image.use_time, image)
+        await self.place.restore(image)
         return image
 
     async def tagged(self, content: bytes) -> Image:
@@ -126,7 +133,7 @@ async def images(database_url: str, tmp_path: Path) -> AsyncIterator[Images]:
         usage = Users()
         collection = Collection(place, store, rows, usage, settings, clock)
         gallery = Gallery(rows, place, usage, collection)
-        yield Images(tmp_path / "layout", store, rows, collection, gallery, usage, clock)
+        yield Images(tmp_path / "layout", place, store, rows, collection, gallery, usage, clock, settings)
 
 
 async def test_the_tag_of_an_image_that_came_meanwhile_stays(images: Images) -> None:
@@ -185,3 +192,45 @@ async def test_a_reference_is_taken_away_only_from_the_old_manifest_that_it_was_
     assert (await images.named())["default/iris:v1"] == new.id
     await store.untag(["default/iris:v1"], [Digest.parse(new.digest)], before=float("inf"))
     assert "default/iris:v1" not in await images.named()
+
+
+async def test_an_image_that_is_deleted_while_its_build_ends_is_whole(images: Images) -> None:
+    image = await images.build(b"content")
+    again = await images.tagged(b"content")
+    assert await images.collection.delete(image)
+    assert await images.named() == {}
+    await images.end(again)
+    assert await images.named() == images.of(image) and await images.rows.count() == 1
+
+
+@dataclass(frozen=True)
+class SlowPlace(Place):
+    """A place where a build ends before references are taken away."""
+
+    meanwhile: list[Callable[[], Awaitable[Any]]] = field(default_factory=list)
+
+    async def untag(self, repository: str, tags: Iterable[str], digest: Digest) -> None:
+        if self.meanwhile:
+            await self.meanwhile.pop(0)()
+        await super().untag(repository, tags, digest)
+
+
+async def test_an_image_whose_build_ends_in_the_middle_of_its_deletion_is_whole(images: Images) -> None:
+    place = SlowPlace(images.place.url, "here")
+    collection = Collection(place, images.store, images.rows, images.usage, images.settings, images.clock)
+    image = await images.build(b"content")
+    place.meanwhile.append(lambda: images.build(b"content"))
+    assert await collection.delete(image)
+    assert await images.named() == images.of(image) and await images.rows.count() == 1
+
+
+async def test_a_tag_goes_back_to_its_image_when_the_build_that_took_it_was_cancelled(images: Images) -> None:
+    image = await images.build(b"content")
+    cancelled = await images.tagged(b"other")
+    assert await images.store.cancel(ORGANIZATION, cancelled.build, NOW)
+    await images.collection.collect()
+    assert (await images.named())["default/iris:v1"] == cancelled.id  # it is new: it might be about to write its row
+    for path in (images.layout / "blobs" / "sha256").iterdir():
+        os.utime(path, (0, 0))
+    await images.collection.collect()
+    assert await images.named() == images.of(image)

@@ -274,6 +274,20 @@ class LayoutImageStore:
             index["manifests"].append(descriptor.to_json())
             self.put_index(index)
 
+    async def restore(self, references: Collection[str], to: Descriptor) -> None:
+        """Let those of the references that name nothing name a manifest that is kept; the others stay as they are."""
+        await asyncio.to_thread(self._restore, references, to)
+
+    def _restore(self, references: Collection[str], to: Descriptor) -> None:
+        with self.locked():
+            index = self.index()
+            there = {_named(each) for each in index["manifests"]}
+            missing = [reference for reference in references if reference not in there]
+            if missing:
+                self._check_whole(to)
+                named = [replace(to, annotations={REF_NAME: reference}).to_json() for reference in missing]
+                self.put_index({**index, "manifests": [*index["manifests"], *named]})
+
     async def untag(
         self, references: Collection[str], of: Collection[Digest] | None = None, *, before: float | None = None
     ) -> None:
