@@ -121,12 +121,14 @@ def test_a_layer_holds_what_commands_did_and_not_when(bench: Bench, base: Base, 
     commands = (
         "mkdir /opt/z && echo one > /opt/z/b && ln /opt/z/b /opt/z/a && ln -s b /opt/z/c && chmod 4750 /opt/z/b",
         "rm /etc/old && mkdir -p /var/cache/apt /var/log && touch /var/cache/apt/x /var/log/dpkg.log /opt/kept",
+        "mkdir -p /root/.cache/uv && echo linked > /root/.cache/uv/x && ln /root/.cache/uv/x /opt/x",
     )
     (layer,) = bench.execute(bench.order(*commands))
     there = bench.members(layer)
     assert there["opt/z/a"].isreg() and there["opt/z/b"].linkname == "opt/z/a", "the first of two names has the content"
     assert there["opt/z/a"].mode == 0o4750 and there["opt/z/c"].linkname == "b"
     assert "etc/.wh.old" in there and "opt/kept" in there
+    assert there["opt/x"].isreg() and there["opt/x"].size == 7, "it was linked out of a cache that is left out"
     assert not {"var/cache/apt/x", "var/log/dpkg.log", "etc/hosts", "etc/resolv.conf", "run/secrets"} & set(there)
     assert {each.mtime for each in there.values()} == {0}
     bench.assert_nothing_is_left()
