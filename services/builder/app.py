@@ -96,7 +96,7 @@ async def open_builder(
             async def fetch(resource: str, into: Path) -> str:
                 return str(await fetch_content(uploads, peers.blobs, resource, into))
 
-            place = Place(settings.images_at, store.site)
+            place = await asyncio.to_thread(_place, settings, store.site)
             rows = ImageRows(database, place.name)
             models = registry_pb2_grpc.ModelsStub(peers.registry)
             engine = BuildahEngine(data_dir / "engine", programs, timeout_s=settings.build_timeout_s)
@@ -142,6 +142,13 @@ async def open_builder(
                     loops=[worker.run, changes.run, collection.run, *loops],
                     ready=store.ping,
                 )
+
+
+def _place(settings: Settings, site: str) -> Place:
+    try:
+        return Place.at(settings.images_at, settings.data_dir, site)
+    except OSError as exc:
+        raise SettingsError([f"images: no layout can be kept in {settings.images_at}: {exc}"]) from None
 
 
 def _attestor(settings: Settings) -> Attestor | None:

@@ -16,8 +16,10 @@ from ekiben import names
 from services.builder.domain import Image
 from services.content import open_images
 from services.content.digest import Digest
+from services.content.files import make_folder
 from services.content.images import BlobsMissing, Descriptor, ImageStore, Platform
 from services.content.images.layout import LayoutImageStore
+from services.kernel.leases import id_kept_in
 
 _COMPONENT = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*")
 """Source: OCI distribution-spec 1.1, "Pulling manifests", of which a name's components are made."""
@@ -64,13 +66,28 @@ class Place:
 
     url: str
     """`oci:FOLDER` or `docker://HOST[/PREFIX]`."""
-    site: str
-    """Id of the builder's folder: a layout of the same path on another machine is another place."""
+    id: str = ""
+    """Of a layout, kept in it: another folder is another place, and one is the same for all that have it."""
+
+    @classmethod
+    def at(cls, url: str, data_dir: Path, site: str) -> "Place":
+        """The place of a builder with this folder, whose id is `site`; a layout is made where there is none. Blocks.
+
+        Raises:
+            OSError: the folder of the layout cannot be made, or is not to be written.
+        """
+        place = cls(url)
+        if place.layout is None:
+            return place
+        make_folder(place.layout, 0o755)
+        # That in the builder's own folder went by the builder's id before layouts had one.
+        own = place.layout.resolve() == (data_dir / "images").resolve()
+        return cls(url, id_kept_in(place.layout / ".place", first=site if own else ""))
 
     @property
     def name(self) -> str:
         """By which rows say where an image is."""
-        return f"oci:{self.site}" if self.layout is not None else self.url
+        return f"oci:{self.id}" if self.layout is not None else self.url
 
     @property
     def layout(self) -> Path | None:

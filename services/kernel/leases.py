@@ -44,13 +44,16 @@ class Vigil:
         return [key for key, (_, since) in self._seen.items() if now - since >= self._patience_s]
 
 
-def id_kept_in(file: Path) -> str:
-    """A random id that `file` keeps for whoever uses its folder; of several who ask at once all get the same."""
+def id_kept_in(file: Path, first: str = "") -> str:
+    """An id that `file` keeps for whoever uses its folder; of several who ask at once all get the same.
+
+    It is random, unless there is none yet and `first` says another.
+    """
     if not file.exists():
         fresh = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as handle:
-            handle.write(secrets.token_hex(16) + "\n")
+            handle.write((first or secrets.token_hex(16)) + "\n")
             handle.flush()
             os.fsync(handle.fileno())
         try:

@@ -287,6 +287,19 @@ async def test_a_model_that_is_pushed_again_while_it_is_fetched_is_not_taken_for
         assert (await builder.ended(again.name)).state == pb.Build.SUCCEEDED
 
 
+async def test_another_layout_is_another_place_whose_images_are_left_alone(
+    registry: Registry, index: PackageIndex, bases: str, tmp_path: Path
+) -> None:
+    bento, at = await registry.push(bento_folder(tmp_path / "bento")), tmp_path / "builder"
+    async with running_builder(registry, at, bases=bases, images=f"oci:{tmp_path}/a") as builder:
+        image = await get(builder, (await builder.build(bento, **IMAGE)).image)
+    async with running_builder(registry, at, bases=bases, images=f"oci:{tmp_path}/b") as builder:
+        assert not (await builder.images.ListImages(images_pb2.ListImagesRequest())).images
+        assert not (await builder.images.CollectImages(images_pb2.CollectImagesRequest())).images
+    async with running_builder(registry, at, bases=bases, images=f"oci:{tmp_path}/a") as builder:
+        assert await get(builder, image.name) == image
+
+
 async def test_another_organizations_image_in_that_registry_is_no_base(
     registry: Registry, index: PackageIndex, bases: str, tmp_path: Path
 ) -> None:
