@@ -176,10 +176,10 @@ class Worker:
             written.write(f"The build is taken up again (attempt {build.attempts}).")
         try:
             made = await self._holding(lease, directory, written)
-        except Aborted:
-            written.write("The build was cancelled.")
-            return "cancelled" if await self._was_cancelled(build) else "lost"
         except EkibenError as error:
+            if error.reason == "LEASE_LOST":
+                written.write("The build was cancelled.")
+                return "cancelled" if await self._was_cancelled(build) else "lost"
             return await self._fail(lease, failures.of_error(error), written)
         except OSError as error:
             return await self._fail(lease, _of_os_error(error), written)

@@ -11,7 +11,7 @@ import pytest
 from ekiben.builder.v1 import builder_pb2 as pb
 from ekiben.builder.v1 import images_pb2
 from ekiben.channel import open_channel
-from ekiben.errors import FailedPrecondition, InvalidArgument, NotFound
+from ekiben.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound
 from ekiben.registry.v1 import lineage_pb2
 from ekiben.registry.v1.lineage_pb2_grpc import LineageStub
 from services.builder.platforms import here
@@ -121,6 +121,20 @@ async def test_a_build_that_failed_or_was_cancelled_is_retried(
     with pytest.raises(FailedPrecondition, match="is SUCCEEDED") as refused:
         await builder.builds.RetryBuild(pb.RetryBuildRequest(name=again.name))
     assert refused.value.reason == "BUILD_NOT_RETRIABLE"
+
+
+async def test_a_build_in_which_something_was_aborted_fails_and_was_not_cancelled(
+    registry: Registry, index: PackageIndex, bases: str, tmp_path: Path
+) -> None:
+    async def fail(step: str) -> None:
+        if step == "assemble":
+            raise Aborted("A file of the bento changed while it was packed. Build again.", reason="FILE_CHANGED")
+
+    bento = await registry.push(bento_folder(tmp_path / "bento"))
+    async with running_builder(registry, tmp_path / "builder", fail, bases=bases) as builder:
+        build = await builder.build(bento, **IMAGE)
+        assert build.state == pb.Build.FAILED and build.failure.message.startswith("A file of the bento changed")
+        assert "The build was cancelled." not in await builder.log(build.name)
 
 
 async def test_an_image_that_is_used_is_kept_and_one_that_was_deleted_leaves_nothing(
