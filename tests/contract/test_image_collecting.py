@@ -68,6 +68,13 @@ async def test_what_nothing_names_goes_once_it_is_old(tmp_path: Path) -> None:
     assert collector.collect(NEVER_NEW) == []
 
 
+async def test_a_layout_that_nobody_wrote_to_has_no_garbage(tmp_path: Path) -> None:
+    collector = LayoutCollector(tmp_path / "layout")
+    assert collector.garbage(NEVER_NEW) == collector.collect(NEVER_NEW) == []
+    await LayoutImageStore(tmp_path / "layout").untag(["one"])
+    assert collector.contents().blobs == 0 and not (tmp_path / "layout").exists()
+
+
 async def test_a_layer_that_a_build_asked_for_is_new(tmp_path: Path) -> None:
     store, collector = LayoutImageStore(tmp_path), LayoutCollector(tmp_path)
     digest, size = await store.write(one(b"a layer"))

@@ -87,6 +87,8 @@ class LayoutCollector:
 
         Attachments go with what they are attached to. A crash in the middle leaves garbage for the next time.
         """
+        if not self._blobs.is_dir():
+            return []  # nothing was ever written, and there is nothing to lock
         found = self.garbage(before)  # reads the manifests while nobody has to wait
         removed: list[Blob] = []
         for begin in range(0, max(1, len(found)), _BATCH):

@@ -305,6 +305,8 @@ class LayoutImageStore:
                 return False
             return before is None or not self.is_new(Digest.parse(entry["digest"]), before)
 
+        if not self._folder.is_dir():
+            return
         with self.locked():
             index = self.index()
             kept = [each for each in index["manifests"] if not goes(each)]
