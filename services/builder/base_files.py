@@ -33,13 +33,7 @@ _SAYS = re.compile(rb"GNU C Library [^\n]{0,80}version (2\.\d+)")
 _MOST_BYTES = 16 << 20
 """Of a file that is read: a C library has 2 MiB, a list of packages up to some more."""
 _MOST_HEADER_BYTES = 1 << 20
-"""Of all extended headers of a member: a path has 4,096 bytes, an attribute of a file at most 64 KiB."""
-_MOST_HEADERS = 16
-"""Before a member: writers need three."""
-_EXTENDED = (
-    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
-    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
-)
+"""Of all that stands before a member: a path has 4,096 bytes, an attribute of a file at most 64 KiB."""
 
 
 class BaseFiles:
@@ -220,9 +214,9 @@ def opened(spool: IO[bytes]) -> tarfile.TarFile:
     magic = spool.read(len(zstandard.FRAME_HEADER))
     spool.seek(0)
     if magic != zstandard.FRAME_HEADER:  # tarfile knows the others by itself
-        return tarfile.open(fileobj=spool, mode="r:*", tarinfo=_bounded())
+        return tarfile.open(fileobj=spool, mode="r:*", tarinfo=_Header)
     plain = zstandard.ZstdDecompressor().stream_reader(spool, read_across_frames=True)
-    return tarfile.open(fileobj=plain, mode="r|", tarinfo=_bounded())
+    return tarfile.open(fileobj=plain, mode="r|", tarinfo=_Header)
 
 
 def members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -230,32 +224,42 @@ def members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     while (member := archive.next()) is not None:
         if member.size < 0:
             raise tarfile.TarError("a member has a negative size")  # it would be read again and again
+        if sum(map(len, archive.pax_headers.values())) > _MOST_HEADER_BYTES:
+            raise tarfile.TarError("its global headers have more than 1 MiB")
         archive.members = []  # type: ignore[attr-defined]
         yield member
 
 
-def _bounded() -> type[tarfile.TarInfo]:
-    """How the headers of one archive are read: tarfile reads each extended one whole, and keeps the global ones."""
-    waiting: list[int] = []
-    kept = 0
+class _Header(tarfile.TarInfo):
+    """A member whose headers are not read beyond a bound: tarfile has each, and maps of sparse files, in memory."""
 
-    class Header(tarfile.TarInfo):
-        @classmethod
-        def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "Header":
-            nonlocal kept
-            header = super().frombuf(buf, encoding, errors)
-            if header.size < 0:
-                raise tarfile.TarError("a member has a negative size")
-            if header.type not in _EXTENDED:
-                waiting.clear()
-                return header
-            waiting.append(header.size)
-            kept += header.size if header.type == tarfile.XGLTYPE else 0
-            if max(sum(waiting), kept) > _MOST_HEADER_BYTES or len(waiting) > _MOST_HEADERS:
-                raise tarfile.TarError("it has extended headers of more than 1 MiB, or too many of them")
-            return header
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> "_Header":
+        whole = tarfile_.fileobj
+        if isinstance(whole, _Metered):
+            return super().fromtarfile(tarfile_)  # the next of several headers before one member
+        tarfile_.fileobj = _Metered(whole)  # type: ignore[assignment]  # it is only read from meanwhile
+        try:
+            return super().fromtarfile(tarfile_)
+        except RecursionError:
+            raise tarfile.TarError("a member has too many headers") from None
+        finally:
+            tarfile_.fileobj = whole
 
-    return Header
+
+class _Metered:
+    """What an archive is read from, while its headers are."""
+
+    def __init__(self, whole: Any) -> None:
+        self._whole = whole
+        self._left = _MOST_HEADER_BYTES
+        self.tell, self.seek = whole.tell, whole.seek
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= self._left:
+            raise tarfile.TarError("the headers of a member have more than 1 MiB")
+        self._left -= size
+        return bytes(self._whole.read(size))
 
 
 def below(folder: Path, path: Path) -> bool:
