@@ -32,6 +32,8 @@ USUAL = "docker://docker.io/library/python:{python}-slim"
 """As BentoML's own images have it."""
 _PLACE = "{python}"
 _REGISTRY = "docker://"
+_FILE = re.compile(r"(containers-storage|dir|(docker|oci)-archive|docker-daemon|oci|ostree|sif|tarball):")
+"""Transports of the engine that lead to what this machine has. Source: containers-transports(5)."""
 _BENTOMLS = re.compile(r"(?:docker\.io/)?(?:library/)?python:3\.\d+(?:\.\d+)?-slim(?:-\w+)?")
 """What the client writes for a bento that asks for nothing: that is a matter of the rule."""
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}$")
@@ -60,9 +62,10 @@ def choose(base: str, files: BentoFiles, python: str) -> str:
 
 
 def check_own(base: str, files: BentoFiles, images: str, organization: str) -> None:
-    """Refuse a base that a bento names among the images which the builder keeps in a registry for others.
+    """Refuse what a bento names among the images which the builder keeps for others: as its base, or to copy from.
 
-    It would be pulled with the builder's login, which may read them all. What the rule itself says is its owner's.
+    It would be pulled with the builder's login, which may read them all, or read from this machine's files. What the
+    rule itself says is its owner's.
 
     Args:
         base: see `choose`.
@@ -72,25 +75,38 @@ def check_own(base: str, files: BentoFiles, images: str, organization: str) -> N
 
     Raises:
         FailedPrecondition: see `choose`.
-        PermissionDenied: it lies there and is not the organization's own (BASE_DENIED), whether it exists or not.
+        PermissionDenied: it lies there and is not the organization's own, whether it exists or not, or it is on this
+            machine, or it cannot be said what it is (BASE_DENIED).
     """
-    named = _own(files) if _PLACE in (base or USUAL) else ""
-    if not named or not images.startswith(_REGISTRY):
-        return
+    named = [_own(files)] if _PLACE in (base or USUAL) else []
+    if not isinstance(files.manifest.get("image"), Mapping):  # else nothing runs its Dockerfile
+        named += containerfiles.copied_from(files.dockerfile)
+    for each in filter(None, named):
+        if _FILE.match(each) or "$" in each:
+            raise PermissionDenied(
+                f"The bento's Dockerfile takes an image from {each!r}. Here it may name images in registries only, and "
+                "without variables.",
+                reason="BASE_DENIED",
+                image=each,
+            )
+        if images.startswith(_REGISTRY) and _is_anothers(each, images, organization):
+            raise PermissionDenied(
+                f"The image {each} that the bento names lies where this platform keeps those of its organizations, and "
+                f"is not one of {organization}. Keep bases for all elsewhere, or name an image of your own.",
+                reason="BASE_DENIED",
+                image=each,
+            )
+
+
+def _is_anothers(named: str, images: str, organization: str) -> bool:
     wanted = parse(named.removeprefix(_REGISTRY))
     ours = parse(f"{images.removeprefix(_REGISTRY).rstrip('/')}/{organization}/x")
     prefix = ours.repository.removesuffix(f"{organization}/x")
-    if (
+    return (
         _host(wanted) == _host(ours)
         and wanted.repository.startswith(prefix)
         and not wanted.repository.startswith(f"{prefix}{organization}/")
-    ):
-        raise PermissionDenied(
-            f"The bento's base image {named} lies where this platform keeps the images of its organizations, and is "
-            f"not one of {organization}. Keep bases for all elsewhere, or name an image of your own.",
-            reason="BASE_DENIED",
-            image=named,
-        )
+    )
 
 
 def _own(files: BentoFiles) -> str:

@@ -76,6 +76,25 @@ def base_of(text: str) -> str:
     return "" if "$" in image or image.lower() in named else image
 
 
+def copied_from(text: str) -> list[str]:
+    """Every image besides its base that a Containerfile names, as it is written: after FROM of earlier stages, and
+    after `from=` where that is no stage."""
+    *earlier, last = stages(text)
+    found: list[str] = []
+    own: set[str] = set()
+    for each in (*(each for stage in earlier for each in stage), *last[1:]):
+        words = each.flat.split()[1:]
+        if each.keyword == "FROM":
+            words = [word for word in words if not word.startswith("--")]
+            found += [word for word in words[:1] if word.lower() not in own]
+            own |= {word.lower() for word in words[2:3]}
+        elif copies_from_stage(each):
+            flags = _FLAGS.match(" ".join(words)).group()  # type: ignore[union-attr]
+            named = re.findall(r"(?:--|[=,])from=([^\s,]+)", flags)
+            found += [word for word in named if word.lower() not in own and not word.isdigit()]
+    return [each.strip("\"'") for each in found]
+
+
 def sources(instruction: Instruction) -> list[str]:
     """What an instruction reads of its context, by path; `.` where that cannot be said."""
     if instruction.keyword == "RUN":

@@ -1,5 +1,6 @@
 """Which base a bento's image is put on."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -109,3 +110,38 @@ def test_another_organizations_image_is_no_base_after_from_either() -> None:
     files = BentoFiles({"docker": {"distro": "alpine"}}, "", dockerfile="FROM reg.example.com/ekiben/other/iris:v1\n")
     with pytest.raises(PermissionDenied):
         check_own(USUAL, files, "docker://reg.example.com/ekiben", "acme")
+
+
+DENIED = "reg.example.com/ekiben/other/iris:v1"
+
+
+@pytest.mark.parametrize(
+    "dockerfile",
+    [
+        f"FROM {DENIED} AS theirs\nFROM python:3.9-slim\nCOPY --from=theirs /x /x",
+        f"FROM --platform=linux/amd64 {DENIED} AS theirs\nFROM python:3.9-slim",
+        f"FROM python:3.9-slim\nCOPY --chown=1:1 --from={DENIED} /x /x",
+        f"FROM python:3.9-slim\nRUN --mount=type=bind,from={DENIED},target=/x cp -r /x /y",
+        f'FROM python:3.9-slim\nCOPY --from="{DENIED}" /x /x',
+        "FROM python:3.9-slim\nARG X=reg\nCOPY --from=$X /x /x",
+        "FROM oci:/data/builder/images:other/iris:v1 AS theirs\nFROM python:3.9-slim",
+        "FROM python:3.9-slim\nCOPY --from=containers-storage:[overlay@/x]theirs /x /x",
+    ],
+)
+def test_a_dockerfile_copies_from_no_other_organizations_image(dockerfile: str) -> None:
+    files = BentoFiles({"docker": {"dockerfile_template": "t"}}, "", dockerfile=dockerfile)
+    for base in (USUAL, "oci:/bases:mine"):
+        with pytest.raises(PermissionDenied) as refused:
+            check_own(base, files, "docker://reg.example.com/ekiben", "acme")
+        assert refused.value.reason == "BASE_DENIED"
+
+
+def test_a_dockerfile_copies_from_its_stages_and_from_images_of_others() -> None:
+    dockerfile = (
+        "FROM --platform=$BUILDPLATFORM golang:1.22 AS Built\nRUN make x from=$Y\nFROM python:3.9-slim\nCOPY --from=built /x /x\n"
+        "COPY --from=0 /y /y\nCOPY --from=reg.example.com/ekiben/acme/iris:v1 /z /z\n"
+        f"RUN --mount=type=cache,target=/c tool --from={DENIED}\n"
+    )
+    files = BentoFiles({"docker": {"dockerfile_template": "t"}}, "", dockerfile=dockerfile)
+    check_own("oci:/bases:mine", replace(files, dockerfile=f"FROM {DENIED}"), "docker://reg.example.com/ekiben", "acme")
+    check_own(USUAL, files, "docker://reg.example.com/ekiben", "acme")
