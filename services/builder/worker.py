@@ -240,7 +240,12 @@ class Worker:
         with telemetry.tracer().start_as_current_span("fetch bento"):
             env = await self._reveal(build, written)
             content = directory / "bento"
-            build = replace(build, bento_digest=await self._fetch_patiently(build, content, written))
+            digest = await self._fetch_patiently(build, content, written)
+            if digest != build.bento_digest:
+                written.write(f"The bento was pushed again meanwhile; its content is {digest} now, and that is built.")
+                build = replace(build, bento_digest=digest)
+                if not await self._store.found(build, lease.token):
+                    raise _lost()
             files = await asyncio.to_thread(bento.read, content)
         if build.output is Output.IMAGE:
             image_builds.check(files, self._image_work.engine, [Platform.parse(each) for each in build.platforms])
@@ -287,17 +292,13 @@ class Worker:
         pause_s = 0.2
         while True:
             try:
-                digest = await self._fetch(build.bento, into)
-                break
+                return await self._fetch(build.bento, into)
             except Unavailable as error:
                 if self._clock.monotonic() > deadline:
                     raise
                 written.write(f"{error.message} Trying again.")
                 await self._clock.sleep(pause_s)
                 pause_s = min(5.0, pause_s * 2)
-        if digest != build.bento_digest:
-            written.write(f"The bento was pushed again meanwhile; its content is {digest} now, and that is built.")
-        return digest
 
     async def _reveal(self, build: Build, written: BuildLog) -> dict[str, str]:
         """The values of the build's secrets, by variable; masked in the log from here on."""

@@ -254,6 +254,29 @@ async def test_what_is_pushed_again_while_it_is_built_answers_no_request_for_wha
         assert (await get(builder, second.image)).bento_digest == digests[0]
 
 
+async def test_who_asks_for_what_is_there_again_does_not_wait_for_what_was_pushed_between(
+    registry: Registry, index: PackageIndex, bases: str, tmp_path: Path
+) -> None:
+    old, new = (bento_folder(tmp_path / each, files={"src/service.py": each.encode()}) for each in ("old", "new"))
+    bento = await registry.push(old)
+    running: list[Builder] = []
+    asked: list[pb.Build] = []
+
+    async def push(step: str) -> None:
+        if step == "fetch" and not asked:
+            await registry.push(new)
+        elif step == "assemble" and not asked:
+            await registry.push(old)
+            asked.append(await running[0].builds.CreateBuild(pb.CreateBuildRequest(bento=bento, **IMAGE)))
+
+    async with running_builder(registry, tmp_path / "builder", push, bases=bases) as builder:
+        running.append(builder)
+        first = await builder.build(bento, **IMAGE)
+        second = await builder.ended(asked[0].name)
+        assert second.name != first.name and second.image != first.image
+        assert (await get(builder, second.image)).bento_digest == await registry.digest(bento)
+
+
 async def test_an_image_that_is_deleted_while_it_is_built_again_is_there(
     registry: Registry, index: PackageIndex, bases: str, tmp_path: Path
 ) -> None:

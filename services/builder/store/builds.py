@@ -130,6 +130,14 @@ class Store:
         """Say how far the build has come. False where the lease is lost."""
         return await self._write(build, token, step=step, progress_percent=progress_percent)
 
+    async def found(self, build: Build, token: str) -> bool:
+        """Say that the build is made from other content than was asked for. False where the lease is lost.
+
+        Requests for that content do not wait for it any more; those for this one may, once it succeeded.
+        """
+        key = dedup_key(build)
+        return await self._write(build.id, token, bento_digest=build.bento_digest, dedup_key=key, active_key=None)
+
     async def give_back(self, build: str, token: str) -> bool:
         """Queue the build again: its worker was told to stop. False where the lease is lost."""
         return await self._write(
