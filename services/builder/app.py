@@ -78,6 +78,7 @@ async def open_builder(
         with _owner(data_dir) as (owner, alone):
             store, changes = Store(database, id_kept_in(data_dir / "site")), News(database, clock)
             programs = Programs(data_dir, run_dir)
+            engine = BuildahEngine(data_dir / "engine", programs, timeout_s=settings.build_timeout_s)
             if alone:  # nobody else builds in this folder: what is unfinished is ours, and garbage
                 await programs.end_strays()
                 try:
@@ -85,6 +86,7 @@ async def open_builder(
                 except ResourceExhausted as exc:  # A full disk must not keep all else from starting.
                     log.warning("builds wait until their leases run out", extra={"error": str(exc)})
                 await asyncio.to_thread(shutil.rmtree, data_dir / "tmp", ignore_errors=True)
+                await engine.sweep()
             locks = Locks(data_dir, programs)
             environments = Environments(data_dir, programs, locks, compile_bytecode=settings.compile_bytecode)
             interpreters = Interpreters(programs, settings, clock)
@@ -99,7 +101,6 @@ async def open_builder(
             place = await asyncio.to_thread(_place, settings, store.site)
             rows = ImageRows(database, place.name)
             models = registry_pb2_grpc.ModelsStub(peers.registry)
-            engine = BuildahEngine(data_dir / "engine", programs, timeout_s=settings.build_timeout_s)
             workshop = Workshop(
                 data_dir, ImageEnvironments(data_dir, programs, locks), interpreters, engine, _attestor(settings)
             )

@@ -8,27 +8,29 @@ Source: buildah-build(1), buildah-pull(1).
 
 import asyncio
 import contextlib
-import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
-import subprocess
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ekiben.errors import DeadlineExceeded, EkibenError, FailedPrecondition, ResourceExhausted
-from services.builder import containerfiles, contexts, uv
+from services.builder import containerfiles, contexts
 from services.builder.engine import Order, Outcome, write_image
 from services.builder.images import platform_of
 from services.builder.platforms import here
+from services.builder.storages import Storage, lock
 from services.builder.uv import Programs
 from services.content.files import make_folder, write_whole
 from services.content.images import LAYER, Platform, canonical
 from services.content.images.layout import LayoutImageStore
+
+log = logging.getLogger(__name__)
 
 _STORAGES = 8
 """Each is used by one execution at a time, so that what a killed one left can be removed before the next."""
@@ -39,6 +41,8 @@ _STEP = re.compile(r"(?:\[\d+/\d+\] )?STEP \d+/\d+: (.*)")
 _NOISE = re.compile(r"subprocess exited with status \d+|time=\S+ level=.*")
 _EXIT = re.compile(r"exit status (\d+)")
 _WAIT_S = 0.2
+_SWEEP_TIMEOUT_S = 20.0
+"""A storage is swept within a second. A start does not wait for an engine that hangs."""
 
 
 class BuildahEngine:
@@ -67,6 +71,20 @@ class BuildahEngine:
                     reason="PLATFORM_NOT_EXECUTABLE",
                     platform=str(wanted),
                 )
+
+    async def sweep(self) -> None:
+        """Take away what a killed builder left, its secrets above all; a storage in use is left alone.
+
+        What does not work is logged: it is tried again before the storage is used.
+        """
+        for path in sorted(self._folder.glob("storage-*.lock")):
+            if (file := lock(path)) is not None:
+                with file:
+                    try:
+                        async with asyncio.timeout(_SWEEP_TIMEOUT_S):
+                            await Storage(path.with_suffix(""), self._programs).clean()
+                    except (EkibenError, OSError) as exc:
+                        log.warning("what an execution left could not be taken away", extra={"error": str(exc)})
 
     @contextlib.asynccontextmanager
     async def run(self, order: Order, say: Callable[[str], None]) -> AsyncIterator[Outcome]:
@@ -97,42 +115,31 @@ class BuildahEngine:
         make_folder(self._folder)
         while True:
             for number in range(_STORAGES):
-                if (file := _lock(self._folder / f"storage-{number}.lock")) is not None:
+                if (file := lock(self._folder / f"storage-{number}.lock")) is not None:
                     with file:
                         yield self._folder / f"storage-{number}"
                     return
             await asyncio.sleep(_WAIT_S)
 
 
-class _Execution:
-    def __init__(self, storage: Path, programs: Programs, order: Order, say: Callable[[str], None]) -> None:
+class _Execution(Storage):
+    def __init__(self, folder: Path, programs: Programs, order: Order, say: Callable[[str], None]) -> None:
+        super().__init__(folder, programs)
         self.step = ""
         """What runs, in the bento's own words."""
-        self._storage = storage
-        self._programs = programs
         self._order = order
-        self._work = storage / "work"
         self._say = say
         self._written = False
         """Whether only the engine's own copying of layers is still to come."""
         self._last: deque[str] = deque(maxlen=_LAST_LINES)
 
-    async def clean(self) -> None:
-        """Take away what an execution in this storage left: mounts first, so that nothing below them is touched."""
-        if not self._storage.is_dir():
-            return
-        await asyncio.to_thread(_unmount_below, self._storage)
-        if any((self._storage / "root").glob("*-containers/*/userdata")):
-            await self._buildah("rm", "--all")
-        await asyncio.to_thread(shutil.rmtree, self._work, ignore_errors=True)
-
     async def run(self, folders: Mapping[str, Path]) -> Outcome:
         """Run the order's script, with these folders to be seen."""
-        await asyncio.to_thread(make_folder, self._work / "tmp")
+        await asyncio.to_thread(make_folder, self.work / "tmp")
         base = await self._base()
         order = self._order
         context = await self._context()
-        containerfile = self._work / "Containerfile"
+        containerfile = self.work / "Containerfile"
         lines = [*order.script.stages, f"FROM {base}", *order.script.instructions]
         await asyncio.to_thread(containerfile.write_text, "\n".join(lines) + "\n")
         options = [
@@ -146,13 +153,13 @@ class _Execution:
             "--pull-always=false",
         ]
         for number, secret in enumerate(order.secrets):
-            file = self._work / "tmp" / f"secret-{number}"
+            file = self.work / "tmp" / f"secret-{number}"
             await asyncio.to_thread(_write_secret, file, secret.value)
             options += ["--secret", f"id={secret.name},src={file}"]
         for path, folder in sorted(folders.items()):
             options += ["--volume", f"{folder}:{path}:ro"]
         self.step = "the engine's own preparation"
-        done = await self._buildah(
+        done = await self.buildah(
             "bud", *options, "-f", str(containerfile), "-t", "oci:out:made", str(context), line=self._take
         )
         if done.returncode:
@@ -161,7 +168,7 @@ class _Execution:
 
     async def _context(self) -> Path:
         """What the script copies from."""
-        order, context = self._order, self._work / "context"
+        order, context = self._order, self.work / "context"
         laid = asyncio.ensure_future(asyncio.to_thread(contexts.lay_out, order.context, order.script.files, context))
         try:
             await asyncio.shield(laid)
@@ -173,14 +180,14 @@ class _Execution:
         """The image's id in the storage, brought there where it is not."""
         image = self._order.image
         known = hashlib.sha256(canonical(image.config)).hexdigest()
-        if not (await self._buildah("inspect", "--type", "image", "--format", "{{.FromImageID}}", known)).returncode:
+        if not (await self.buildah("inspect", "--type", "image", "--format", "{{.FromImageID}}", known)).returncode:
             await self._keep(known)
             return known
-        layout = LayoutImageStore(self._work / "base")
+        layout = LayoutImageStore(self.work / "base")
         await write_image(image, self._order.store, layout, "base")
         # The storage names the image for the layout's path, so that must be short and plain: relative.
-        done = await self._buildah("pull", "--quiet", "oci:base:base")
-        await asyncio.to_thread(shutil.rmtree, self._work / "base")
+        done = await self.buildah("pull", "--quiet", "oci:base:base")
+        await asyncio.to_thread(shutil.rmtree, self.work / "base")
         if done.returncode:
             raise self._failure(done.text)
         await self._keep(done.text.split()[-1])
@@ -188,18 +195,12 @@ class _Execution:
 
     async def _keep(self, image: str) -> None:
         """Remember that an image was used now, and let the storage keep the last few only: each is unpacked there."""
-        file = self._storage / "used"
+        file = self.folder / "used"
         used = file.read_text().split() if file.exists() else []
         used = [*(each for each in used if each != image), image]
         for each in used[:-_IMAGES]:
-            await self._buildah("rmi", each)
+            await self.buildah("rmi", each)
         await asyncio.to_thread(write_whole, file, " ".join(used[-_IMAGES:]).encode(), durable=False)
-
-    async def _buildah(self, *arguments: str, line: Callable[[str], None] | None = None) -> "uv.Outcome":
-        own = ["--root", str(self._storage / "root"), "--runroot", str(self._storage / "run")]
-        make_folder(self._work / "tmp")
-        env = {"TMPDIR": str(self._work / "tmp"), "XDG_RUNTIME_DIR": str(self._work / "tmp")}
-        return await self._programs.run(["buildah", *own, *arguments], cwd=self._work, env=env, line=line)
 
     def _take(self, line: str) -> None:
         line = self._order.masked(line.rpartition("\r")[2])
@@ -240,12 +241,12 @@ class _Execution:
 
     def _read(self) -> Outcome:
         """What the engine wrote, less what was there before it began."""
-        blobs = self._work / "out" / "blobs" / "sha256"
+        blobs = self.work / "out" / "blobs" / "sha256"
 
         def read(digest: str) -> Any:
             return json.loads((blobs / digest.partition(":")[2]).read_bytes())
 
-        index = json.loads((self._work / "out" / "index.json").read_bytes())
+        index = json.loads((self.work / "out" / "index.json").read_bytes())
         manifest = read(index["manifests"][0]["digest"])
         config = read(manifest["config"]["digest"])
         below = list(self._order.image.config["rootfs"]["diff_ids"])
@@ -271,33 +272,6 @@ class _Execution:
         )
 
 
-def _lock(path: Path) -> "IO[bytes] | None":
-    file = open(path, "wb")  # noqa: SIM115 - the lock is kept as long as it is open
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        return None
-    return file
-
-
 def _write_secret(file: Path, value: str) -> None:
     with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as target:
         target.write(value)
-
-
-def _mounts_below(folder: Path) -> Iterator[str]:
-    try:
-        lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        point = re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), line.split()[4])
-        if point == str(folder) or point.startswith(f"{folder}/"):
-            yield point
-
-
-def _unmount_below(folder: Path) -> None:
-    points: Sequence[str] = sorted(_mounts_below(folder.resolve()), key=len, reverse=True)
-    for point in points:
-        subprocess.run(["umount", "--lazy", point], capture_output=True, check=False)

@@ -70,6 +70,7 @@ async def build(
         programs = Programs(cache, Path(run_dir))
         locks = Locks(cache, programs)
         engine = BuildahEngine(cache / "engine", programs, timeout_s=settings.build_timeout_s)
+        await engine.sweep()
         image_builds.check(files, engine, platforms)
         recipe = make_recipe(files)
         for note in recipe.notes:

@@ -98,3 +98,14 @@ def _is_running(command: str) -> bool:
             if command.encode() in path.read_bytes():
                 return True
     return False
+
+
+async def test_what_a_killed_builder_left_of_its_engine_is_gone_once_the_next_has_started(
+    registry: Registry, index: PackageIndex, tmp_path: Path
+) -> None:
+    engine = tmp_path / "builder" / "engine"
+    (engine / "storage-3" / "work" / "tmp").mkdir(parents=True)
+    (engine / "storage-3.lock").touch()
+    (engine / "storage-3" / "work" / "tmp" / "secret-0").write_text(TOKEN)
+    async with running_builder(registry, tmp_path / "builder"):
+        assert sorted(engine.rglob("*")) == [engine / "storage-3", engine / "storage-3.lock"]

@@ -309,7 +309,8 @@ asyncio.run(Executions(folder / "executed", engine, say).execute(order, "command
 
 def test_what_a_killed_engine_left_goes_before_the_next(bench: Bench, base: Base, tmp_path: Path) -> None:
     (bench.folder / "context" / "wait").write_text("")
-    order = bench.order("touch /opt/made; while [ -s /home/wait ]; do echo waiting; sleep 1; done", folders={})
+    secret = Secret("TOKEN", "hunter2-hunter2-of-the-killed")
+    order = bench.order("touch /opt/made; while [ -s /home/wait ]; do echo waiting; sleep 1; done", secrets=(secret,))
     script = Script(("COPY wait /home/wait", *order.script.instructions), files=("wait",))
     order = replace(order, script=script)
     (bench.folder / "context" / "wait").write_text("yes")
@@ -324,12 +325,21 @@ def test_what_a_killed_engine_left_goes_before_the_next(bench: Bench, base: Base
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     wait_for("the end of its processes", lambda: not _processes_of(bench.folder), 60)
+    assert _holds(bench.folder / "engine", secret.value)
+    asyncio.run(bench.engine.engine.sweep())  # as a builder does when it starts, whether anything is built or not
+    bench.assert_nothing_is_left()
+    assert not _holds(bench.folder / "engine", secret.value)
     (bench.folder / "context" / "wait").write_text("")
     (layer,) = bench.execute(order)
     bench.assert_nothing_is_left()
     other = Bench(tmp_path / "b", base)
     (other.folder / "context" / "wait").write_text("")
     assert other.execute(replace(order, context=other.folder / "context")) == [layer]
+
+
+def _holds(folder: Path, text: str) -> list[str]:
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    return [str(path) for path in files if text.encode() in path.read_bytes()]
 
 
 @pytest.fixture
