@@ -85,8 +85,12 @@ class Assembler:
             ResourceExhausted: STORAGE_FULL.
         """
         python = base.about.python(parts.environment.target.python, base.name).path
-        async with beside(together(self._copy(layer, base.store, into) for layer in base.image.layers)):
-            return await self._assemble(parts, base, python, into)
+        try:
+            async with beside(together(self._copy(layer, base.store, into) for layer in base.image.layers)):
+                return await self._assemble(parts, base, python, into)
+        except BaseException:
+            self._bytecode.stop()  # a thread is left behind, and what that waits for
+            raise
 
     async def _assemble(self, parts: Parts, base: BaseImage, python: str, into: ImageStore) -> tuple[bytes, Platform]:
         environment = parts.environment

@@ -12,8 +12,10 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +23,7 @@ from pathlib import Path
 
 from services.builder.images import VENV
 from services.content.files import make_folder
+from services.kernel import processes
 
 _FORMAT = 2
 _STALE_S = 86_400.0
@@ -83,12 +86,17 @@ class Bytecode:
 
     def __init__(self, cache: Path) -> None:
         self._folder = cache / "bytecode"
+        # The builder's own: at its start it ends what a killed one left, see `Programs.end_strays`.
+        self._env = {processes.MARK: f"{processes.mark_of('builder', cache)}/bytecode"}
+        self._turn = threading.Lock()
+        self._running: subprocess.Popen[bytes] | None = None
+        self._stopped = False
 
     def of(self, site_packages: Path, compiler: Compiler) -> list[Compiled]:
         """The bytecode of all that is installed there, compiled where it was not before. Blocks; uses all cores.
 
         Raises:
-            OSError: the compiler failed, or files cannot be written.
+            OSError: the compiler failed or was stopped, or files cannot be written.
         """
         make_folder(self._folder)
         self._sweep()
@@ -109,7 +117,7 @@ class Bytecode:
                     for key in missing
                     for name in found[key]
                 ]
-                _run(compiler, jobs, Path(fresh))
+                self._run(compiler, jobs, Path(fresh))
                 for key in missing:
                     (Path(fresh) / key).mkdir(exist_ok=True)
                     with contextlib.suppress(OSError):  # another build was first
@@ -121,30 +129,45 @@ class Bytecode:
         ]
         return sorted((each for each in compiled if each.path.is_file()), key=lambda each: each.name)
 
+    def stop(self) -> None:
+        """End what compiles, from another thread: nobody waits for it any more. `of` raises, then and later."""
+        with self._turn:
+            self._stopped = True
+            if self._running is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._running.pid, signal.SIGKILL)
+
+    def _run(self, compiler: Compiler, jobs: Sequence[tuple[str, str, str]], folder: Path) -> None:
+        (folder / "jobs.json").write_text(json.dumps(jobs))
+        (folder / "compile.py").write_text(_SCRIPT)
+        options = ["-S", "-s", "-B", "-W", "ignore", str(folder / "compile.py"), str(folder / "jobs.json")]
+        workers = str(max(1, min(8, len(os.sched_getaffinity(0)))))
+        with self._turn:
+            if self._stopped:
+                raise OSError("modules are not compiled: the build has ended")
+            running = self._running = subprocess.Popen(
+                [*compiler.argv, *options, workers],
+                env={"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", **compiler.env, **self._env},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                process_group=0,
+            )
+        with running:
+            assert running.stderr is not None
+            said = running.stderr.read().decode("utf-8", "replace").strip()
+            os.waitid(os.P_PID, running.pid, os.WEXITED | os.WNOWAIT)
+            with self._turn:  # from here on the number may be another's
+                self._running = None
+                running.wait()
+        if running.returncode:
+            raise OSError(f"modules cannot be compiled: {said[-400:]}")
+
     def _sweep(self) -> None:
         for folder in self._folder.glob(".*"):
             with contextlib.suppress(OSError):
                 if time.time() - folder.stat().st_mtime > _STALE_S:
                     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _run(compiler: Compiler, jobs: Sequence[tuple[str, str, str]], folder: Path) -> None:
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    (folder / "compile.py").write_text(_SCRIPT)
-    options = ["-S", "-s", "-B", "-W", "ignore", str(folder / "compile.py"), str(folder / "jobs.json")]
-    workers = str(max(1, min(8, len(os.sched_getaffinity(0)))))
-    env = {"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", **compiler.env}
-    done = subprocess.run(
-        [*compiler.argv, *options, workers],
-        env=env,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        check=False,
-    )
-    if done.returncode:
-        said = done.stderr.decode("utf-8", "replace").strip()
-        raise OSError(f"modules cannot be compiled: {said[-400:]}")
 
 
 def _modules(record: Path, site_packages: Path) -> list[tuple[str, str]]:

@@ -1,10 +1,17 @@
 """Bytecode by a real Python: what is remembered of one package, and what another may find of it."""
 
+import asyncio
 import marshal
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
-from services.builder.bytecode import Bytecode, Compiler
+import pytest
+
+from services.builder.bytecode import Bytecode, Compiled, Compiler
+from services.builder.uv import Programs
+from tests.fixtures_kernel import until
 
 COMPILER = Compiler([getattr(sys, "_base_executable", sys.executable)], "{}.{}.{}".format(*sys.version_info))
 TAG = f"cpython-{sys.version_info.major}{sys.version_info.minor}"
@@ -44,3 +51,40 @@ def test_a_record_names_no_file_outside_of_its_folder(tmp_path: Path) -> None:
     assert [each.name for each in found] == [f"__pycache__/pkg.{TAG}.pyc"]
     assert {each.name for each in tmp_path.rglob("__pycache__")} == {"__pycache__"}
     assert [each.parent.parent.name for each in tmp_path.rglob("__pycache__")] == ["bytecode"]
+
+
+@asynccontextmanager
+async def compiling(bytecode: Bytecode, folder: Path) -> AsyncIterator["asyncio.Task[list[Compiled]]"]:
+    """A compiler at work that has a child, as ours has, and that would not end by itself."""
+    script = folder / "slow.sh"
+    script.write_text(f"sleep 40 & echo $$ $! > {folder}/pids.new; mv {folder}/pids.new {folder}/pids; wait\n")
+    slow = Compiler(["/bin/sh", str(script)], "3.98.1")
+    site_packages = installed(folder / "site", "said = 1\n")
+    thread = asyncio.ensure_future(asyncio.to_thread(bytecode.of, site_packages, slow))
+    await until((folder / "pids").exists, "it compiles")
+    yield thread
+    for pid in (folder / "pids").read_text().split():
+        await until(lambda pid=pid: not _lives(pid), f"{pid} ends")  # type: ignore[misc]
+    with pytest.raises(OSError, match="cannot be compiled"):
+        await thread
+
+
+def _lives(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+async def test_what_compiles_ends_with_its_build(tmp_path: Path) -> None:
+    bytecode = Bytecode(tmp_path / "cache")
+    async with compiling(bytecode, tmp_path):
+        bytecode.stop()
+    with pytest.raises(OSError, match="the build has ended"):
+        bytecode.of(tmp_path / "site", COMPILER)
+    assert len(Bytecode(tmp_path / "cache").of(tmp_path / "site", COMPILER)) == 1
+
+
+async def test_what_compiled_for_a_killed_builder_ends_when_the_next_starts(tmp_path: Path) -> None:
+    async with compiling(Bytecode(tmp_path / "cache"), tmp_path):
+        assert await Programs(tmp_path / "cache", tmp_path / "run").end_strays() == 2

@@ -28,6 +28,7 @@ from ekiben.errors import EkibenError, NotFound
 from services.builder import bento
 from services.builder.bases import look_into
 from services.builder.buildah import BuildahEngine
+from services.builder.bytecode import Compiler
 from services.builder.image_builds import Source, Workshop, build_image
 from services.builder.image_environments import ImageEnvironments
 from services.builder.interpreters import Interpreters
@@ -42,6 +43,7 @@ from services.content.images.layout import LayoutImageStore
 from services.kernel.clock import SYSTEM
 from tests.base_image import base_image
 from tests.fixtures_builder import PackageIndex, bento_folder, index, wheel
+from tests.fixtures_kernel import until
 from tests.image_content import put_image
 from tests.oci_registry import OciRegistry
 from tests.shell_base import named_shell_base
@@ -275,7 +277,7 @@ async def test_a_build_that_ends_in_its_middle_leaves_nothing_that_counts(
 
     for step in (
         "compilers._started",
-        "bytecode._run",
+        "bytecode.Bytecode._run",
         "image_environments._finish",
         "image_environments.sync_folder",
         "images.index_of",
@@ -289,6 +291,26 @@ async def test_a_build_that_ends_in_its_middle_leaves_nothing_that_counts(
                 await bench.build(folder, base, [AMD64, ARM64])
         assert not (bench.layout / "index.json").exists()
         assert (await bench.build(folder, base, [AMD64, ARM64])).digest == undisturbed.digest
+
+
+async def test_a_cancelled_build_leaves_nothing_that_compiles(
+    bench: Bench, index: PackageIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = tmp_path / "pid"
+    script = tmp_path / "slow.sh"
+    script.write_text(f"echo $$ > {started}.new; mv {started}.new {started}; exec sleep 40\n")
+
+    async def slow(*_: Any) -> Compiler:
+        return Compiler(["/bin/sh", str(script)], f"{MINOR}.98")
+
+    monkeypatch.setattr("services.builder.compilers.find", slow)
+    folder = bento_folder(tmp_path / "bento", manifest=manifest())
+    building = asyncio.ensure_future(bench.build(folder, await put_base(tmp_path / "bases")))
+    await until(started.exists, "modules are compiled", 60)
+    building.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await building
+    await until(lambda: not Path(f"/proc/{started.read_text().strip()}").exists(), "the compiler ends")
 
 
 async def test_versions_stay_the_same_for_each_platform_where_nothing_fixes_them(
