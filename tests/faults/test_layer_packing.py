@@ -18,7 +18,7 @@ from services.content.images.layout import LayoutImageStore
 
 ROOT = Path(__file__).parents[2]
 MAKE = """
-import asyncio, resource, sys
+import asyncio, sys
 from pathlib import Path
 from services.builder.assembler import _of
 from services.builder.compression import Method, Packed
@@ -35,7 +35,8 @@ def chunks(packed, stop):
 source, target, method, stop = sys.argv[1:]
 packed = Packed(list(entries_of(Path(source), "model")), Method(method), dense=True)
 print(asyncio.run(LayoutImageStore(Path(target)).write(_of(chunks(packed, int(stop)))))[0])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+# Not getrusage's: that begins with what the process had in memory which started this one.
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM:")))
 """
 
 
