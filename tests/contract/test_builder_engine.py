@@ -29,6 +29,9 @@ from services.content.images.layout import LayoutImageStore
 from tests.platform import wait_for
 from tests.shell_base import shell_base
 
+HOME = "/root"
+"""Of root, in an image."""
+
 Base = tuple[LayoutImageStore, Image]
 
 
@@ -121,7 +124,7 @@ def test_a_layer_holds_what_commands_did_and_not_when(bench: Bench, base: Base, 
     commands = (
         "mkdir /opt/z && echo one > /opt/z/b && ln /opt/z/b /opt/z/a && ln -s b /opt/z/c && chmod 4750 /opt/z/b",
         "rm /etc/old && mkdir -p /var/cache/apt /var/log && touch /var/cache/apt/x /var/log/dpkg.log /opt/kept",
-        "mkdir -p /root/.cache/uv && echo linked > /root/.cache/uv/x && ln /root/.cache/uv/x /opt/x",
+        f"mkdir -p {HOME}/.cache/uv && echo linked > {HOME}/.cache/uv/x && ln {HOME}/.cache/uv/x /opt/x",
     )
     (layer,) = bench.execute(bench.order(*commands))
     there = bench.members(layer)
@@ -238,8 +241,8 @@ def test_secrets_reach_commands_and_nothing_else(bench: Bench) -> None:
 def test_a_secret_that_commands_leave_behind_is_refused(bench: Bench) -> None:
     secret = Secret("TOKEN", "correct-horse-battery")
     with pytest.raises(FailedPrecondition) as caught:
-        bench.execute(bench.order("mkdir -p /root; echo token=$TOKEN > /root/.netrc", secrets=(secret,)))
-    assert caught.value.reason == "SECRET_IN_IMAGE" and "/root/.netrc" in caught.value.message
+        bench.execute(bench.order(f"mkdir -p {HOME}; echo token=$TOKEN > {HOME}/.netrc", secrets=(secret,)))
+    assert caught.value.reason == "SECRET_IN_IMAGE" and f"{HOME}/.netrc" in caught.value.message
     assert secret.value not in caught.value.message
     kept = [path for path in bench.folder.rglob("*") if path.is_file() and secret.value.encode() in path.read_bytes()]
     assert kept == []

@@ -48,6 +48,9 @@ from tests.image_content import put_image
 from tests.oci_registry import OciRegistry
 from tests.shell_base import named_shell_base
 
+HOME = "/root"
+"""Of root, in an image."""
+
 __all__ = ["index"]
 
 AMD64, ARM64 = Platform("linux", "amd64"), Platform("linux", "arm64")
@@ -524,7 +527,12 @@ async def test_an_old_bento_of_another_distribution_is_built_on_it(
     musl = dict.fromkeys(("bin/bash", f"usr/local/bin/python{MINOR}", "lib/ld-musl-x86_64.so.1"), b"")
     await put_image(tmp_path / "bases", "base", {**musl, "etc/alpine-release": b"3.19.1\n"}, platform=AMD64)
     await push(tmp_path / "bases", f"docker://{name}")
-    lines = (f"FROM {name} as base-container", "ENV ENV /root/.bashrc", "COPY ./env/python ./env/python/", "COPY . ./")
+    lines = (
+        f"FROM {name} as base-container",
+        f"ENV ENV {HOME}/.bashrc",
+        "COPY ./env/python ./env/python/",
+        "COPY . ./",
+    )
     dockerfile = "\n".join([*lines, "EXPOSE 3000", "USER bentoml", ""]).encode()
     docker = {"distro": "alpine", "python_version": MINOR}
     folder = bento_folder(
@@ -538,7 +546,7 @@ async def test_an_old_bento_of_another_distribution_is_built_on_it(
     assert "etc/alpine-release" in inside and "var/lib/dpkg/status" not in inside
     assert any("musl" in line for line in bench.lines), bench.lines
     _, image = await LayoutImageStore(bench.layout).resolve("v1", AMD64)
-    assert "ENV=/root/.bashrc" in image.config["config"]["Env"]
+    assert f"ENV={HOME}/.bashrc" in image.config["config"]["Env"]
 
 
 def test_nothing_that_commands_left_is_started_here(bench: Bench, index: PackageIndex, tmp_path: Path) -> None:

@@ -17,6 +17,9 @@ from services.builder.targets import Target
 from services.content.images import LAYER, Descriptor, Platform
 from services.content.images.layout import LayoutImageStore
 
+HOME = "/root"
+"""Of root, in an image."""
+
 AMD64, ARM64 = Platform("linux", "amd64"), Platform("linux", "arm64")
 
 
@@ -80,7 +83,7 @@ def test_pythons_that_nobody_but_root_can_run_or_that_are_gone_do_not_count() ->
     lower = layer(
         ("root", 0o700),
         ("root/.local/bin/python3.12", b""),
-        ("usr/local/bin/python3.12", "/root/.local/bin/python3.12"),
+        ("usr/local/bin/python3.12", f"{HOME}/.local/bin/python3.12"),
         ("usr/bin/python3.9", b""),
         ("opt/a/bin/python3.10", b""),
         ("opt/venv/pyvenv.cfg", b"home = /usr/bin"),

@@ -7,6 +7,9 @@ from services.builder import containerfiles
 from services.builder.commands import make_commands, secrets_of
 from services.builder.recipe import BentoFiles
 
+HOME = "/root"
+"""Of root, in an image."""
+
 EVERY = (
     "apt-get update && apt-get install -q -y --no-install-recommends --allow-remove-essential "
     "ca-certificates gnupg2 bash build-essential git"
@@ -166,7 +169,7 @@ def test_instructions_are_read_with_continuations_comments_and_here_documents() 
         ("--mount=source=req.txt,target=/r", ["."]),
         ("--network=none \\\n  --mount=target=/r,ro", ["."]),
         ("--mount=from=tools,target=/r", []),
-        ("--mount=type=cache,target=/root/.cache", []),
+        (f"--mount=type=cache,target={HOME}/.cache", []),
         ("--mount=type=secret,id=x --mount=type=tmpfs,target=/t", []),
         ("echo --mount=target=/r", []),
     ],
