@@ -31,9 +31,7 @@ from services.deployer.runtimes.podman import Podman, Pulled, ulimits
 from services.deployer.runtimes.starting import CONTENT_KEPT_S, OUT_OF_MEMORY, Folders, Launch
 from services.kernel import processes
 
-USER = 1034
-"""User and group `bentoml` of an image."""
-BENTO = Path("/home/bentoml/bento")
+BENTO = Path(serving.BENTO)
 INSIDE = Path("/run/ekiben")
 LEAST_SHARED_BYTES = 1 << 30
 """Size of /dev/shm at least, through which data loaders pass tensors. Only what is used of it takes memory."""
@@ -48,7 +46,7 @@ class ContainerStarter:
 
     def __init__(self, podman: Podman, run_dir: Path, telemetry: serving.Telemetry, network: str) -> None:
         self._podman, self._run, self._telemetry, self._network = podman, run_dir, telemetry, network
-        self._owner = os.getuid() if podman.rootless else USER
+        self._owner = os.getuid() if podman.rootless else serving.USER
 
     def replica_socket(self, replica: str) -> Path:
         """See Starter."""
@@ -161,8 +159,8 @@ class ContainerStarter:
             "--security-opt=no-new-privileges",
             "--security-opt=label=disable",
             f"--network={self._network}",
-            f"--user={USER}:{USER}",
-            *([f"--userns=keep-id:uid={USER},gid={USER}"] if self._podman.rootless else []),
+            f"--user={serving.USER}:{serving.USER}",
+            *([f"--userns=keep-id:uid={serving.USER},gid={serving.USER}"] if self._podman.rootless else []),
             *ulimits(),
             *(limits if self._podman.limits else []),
             f"--shm-size={max(LEAST_SHARED_BYTES, spec.memory_bytes)}",

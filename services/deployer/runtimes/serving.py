@@ -13,6 +13,10 @@ from services.deployer.runtimes import SetSpec
 
 LAUNCHER = Path(__file__).with_name("launcher.py")
 INSIDE = Path(__file__).with_name("inside.py")
+USER = 1034
+"""User and group of a bento's image."""
+BENTO = "/home/bentoml/bento"
+"""Where a bento lies in its image."""
 PLACEHOLDER_PORT = 3000
 """BentoML wants a port although the launcher opens a Unix socket; nothing listens on it."""
 

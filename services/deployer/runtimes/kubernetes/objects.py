@@ -19,15 +19,11 @@ from typing import Any
 
 from ekiben.errors import FailedPrecondition, InvalidArgument
 from services.deployer.runtimes import SecretFile, SetSpec
-from services.deployer.runtimes.serving import merge
+from services.deployer.runtimes.serving import BENTO, USER, merge
 
 Object = dict[str, Any]
 
-USER = 1034
-"""The user of a bento's image."""
 PORT = 3000
-BENTO = "/home/bentoml/bento"
-HOME = "/home/bentoml"
 TEMPORARY = "/tmp"
 CONTAINER = "bento"
 UNROUTED_S = 5
@@ -77,7 +73,7 @@ def about(spec: SetSpec) -> str:
     """See ABOUT."""
     known = (spec.deployment, spec.deployment_uid, spec.revision, spec.target, spec.service)
     names = ("deployment", "deployment_uid", "revision", "target", "service")
-    return json.dumps({**dict(zip(names, known, strict=True)), "readiness_path": spec.readiness_path})
+    return json.dumps(dict(zip(names, known, strict=True)))
 
 
 def anchor(spec: SetSpec, where: Where) -> Object:
