@@ -1,4 +1,5 @@
-"""A real Kubernetes for tests: two nodes on this machine, or another cluster that `EKIBEN_TEST_KUBECONFIG` names.
+"""A real Kubernetes for tests: two nodes on this machine, those that `EKIBEN_TEST_CLUSTER` names (the folder of a cluster
+which `make cluster` started), or another cluster that `EKIBEN_TEST_KUBECONFIG` names.
 
 python -m tests.cluster up|down [DIR]       # what `make cluster` and `make cluster-down` do
 """
@@ -26,6 +27,7 @@ NODES = 2
 _SCRIPTS = Path(__file__).parent / "kubernetes" / "cluster"
 _PROGRAMS = ("runc", "iptables", "conntrack", "socat", "ip", "openssl", "gcc", "kubectl", "go")
 _DEFAULT = Path("/tmp/ekiben-cluster")
+_REGISTRY_PORTS = range(5000, 5010)
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Cluster:
     folder: Path | None = None
     """Of one that was started here: state, logs, sockets."""
     registry: str = ""
-    """What nodes call the registry which `serve_registry` puts there."""
+    """Of another cluster: what its nodes call the registry that the tests' images are in."""
 
     def kubectl(self, *words: str, input: str | None = None, check: bool = True) -> str:
         """What kubectl prints."""
@@ -55,22 +57,48 @@ class Cluster:
         return json.loads(self.kubectl("get", *words, "-o", "json"))
 
     @contextlib.contextmanager
+    def passage(self) -> Iterator["Passage"]:
+        """A name of this test's own under which nodes reach a registry on loopback, once it leads to one."""
+        assert self.folder is not None, "another cluster's nodes do not reach this machine"
+        with contextlib.ExitStack() as stack:
+            for port in _REGISTRY_PORTS:
+                lock = stack.enter_context(open(self.folder / f"registry-{port}.lock", "wb"))
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    yield Passage(f"127.0.0.1:{port}", self.folder / f"registry-{port}.sock")
+                    return
+            raise AssertionError("all names of registries are in use")
+
+    @contextlib.contextmanager
     def serve_registry(self, host: str) -> Iterator[str]:
         """Let nodes pull from a registry on loopback; gives what they call it."""
-        assert self.folder is not None
-        socket = self.folder / "registry.sock"
-        socket.unlink(missing_ok=True)
-        command = ["socat", f"UNIX-LISTEN:{socket},fork,mode=600", f"TCP:{host}"]
+        with self.passage() as passage, passage.to(host):
+            yield passage.name
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A way from the nodes to a registry."""
+
+    name: str
+    """What nodes call it."""
+    socket: Path
+
+    @contextlib.contextmanager
+    def to(self, host: str) -> Iterator[None]:
+        """Lead to this `HOST:PORT` while inside."""
+        self.socket.unlink(missing_ok=True)
+        command = ["socat", f"UNIX-LISTEN:{self.socket},fork,mode=600", f"TCP:{host}"]
         passing = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
         try:
-            while not socket.exists():
+            while not self.socket.exists():
                 assert passing.poll() is None, "socat ended"
                 time.sleep(0.05)
-            yield self.registry
+            yield
         finally:
             passing.kill()
             passing.wait()
-            socket.unlink(missing_ok=True)
+            self.socket.unlink(missing_ok=True)
 
 
 def missing() -> str:
@@ -102,7 +130,7 @@ def up(folder: Path, nodes: int = NODES) -> Cluster:
     if done.returncode:
         down(folder)
         raise AssertionError(f"the cluster did not start: {done.stdout[-1000:]} {done.stderr[-2000:]}")
-    return Cluster(folder / "admin.kubeconfig", folder, "127.0.0.1:5000")
+    return Cluster(folder / "admin.kubeconfig", folder)
 
 
 def down(folder: Path) -> None:
@@ -115,6 +143,9 @@ def running_cluster() -> Iterator[Cluster]:
     """A cluster while inside; skipped where there can be none."""
     if given := os.environ.get("EKIBEN_TEST_KUBECONFIG"):
         yield Cluster(Path(given), registry=os.environ.get("EKIBEN_TEST_REGISTRY", ""))
+        return
+    if there := os.environ.get("EKIBEN_TEST_CLUSTER"):
+        yield Cluster(Path(there) / "admin.kubeconfig", Path(there))
         return
     if reason := missing():
         pytest.skip(reason)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.base_image import base_image
 from tests.bentoml_clients import client
-from tests.cluster import Cluster
+from tests.cluster import Cluster, Passage
 from tests.platform import BentoMl, Platform, http, wait_for
 
 JSON = {"content-type": "application/json"}
@@ -29,23 +29,28 @@ def namespace(cluster: Cluster) -> str:
 @pytest.fixture(scope="module")
 def platform(cluster: Cluster, namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """`ekiben up` whose replicas are pods, and whose images nodes pull from it."""
+    with cluster.passage() as passage:
+        yield from _platform(cluster, namespace, passage, tmp_path_factory.mktemp("platform"))
+
+
+def _platform(cluster: Cluster, namespace: str, passage: Passage, folder: Path) -> Iterator[Platform]:
     env = {
         "EKIBEN_BUILDER_BASES": base_image(),
         "EKIBEN_BUILDER_PYTHON_PREFERENCE": "system",
         "EKIBEN_DEPLOYER_RUNTIME": "kubernetes",
         "EKIBEN_DEPLOYER_KUBECONFIG": str(cluster.kubeconfig),
         "EKIBEN_DEPLOYER_KUBERNETES_NAMESPACE": namespace,
-        "EKIBEN_DEPLOYER_KUBERNETES_PULL_HOST": cluster.registry,
+        "EKIBEN_DEPLOYER_KUBERNETES_PULL_HOST": passage.name,
         "EKIBEN_DEPLOYER_KUBERNETES_PULL_SECRET": "images",
         "EKIBEN_DEPLOYER_DRAIN_S": "5",
     }
-    up = Platform(tmp_path_factory.mktemp("platform") / "data", env=env)
+    up = Platform(folder / "data", env=env)
     try:
         up.start()
         made = json.loads(up.ekiben("tokens", "create", "nodes", "--role", "viewer", "-o", "json").stdout)
-        login = [f"--docker-server={cluster.registry}", "--docker-username=nodes", f"--docker-password={made['token']}"]
+        login = [f"--docker-server={passage.name}", "--docker-username=nodes", f"--docker-password={made['token']}"]
         cluster.kubectl("create", "secret", "docker-registry", "images", "-n", namespace, *login)
-        with cluster.serve_registry(f"127.0.0.1:{up.port}"):
+        with passage.to(f"127.0.0.1:{up.port}"):
             yield up
     finally:
         up.close()
