@@ -25,7 +25,7 @@ from services.deployer.ownership import Ownership
 from services.deployer.reconciler import Reconciler
 from services.deployer.runtimes import Runtime
 from services.deployer.runtimes.containers import ContainerStarter
-from services.deployer.runtimes.kubernetes.objects import Where
+from services.deployer.runtimes.kubernetes.names import Where
 from services.deployer.runtimes.kubernetes.runtime import KubernetesRuntime, open_kubernetes_runtime
 from services.deployer.runtimes.podman import Podman
 from services.deployer.runtimes.process import open_process_runtime

@@ -14,8 +14,7 @@ import aiohttp
 import pytest
 
 from services.deployer.runtimes import Phase, SetSpec, SetStatus
-from services.deployer.runtimes.kubernetes import objects
-from services.deployer.runtimes.kubernetes.objects import Where
+from services.deployer.runtimes.kubernetes.names import INSTALLATION, Where, name_of
 from services.deployer.runtimes.kubernetes.runtime import KubernetesRuntime, open_kubernetes_runtime
 from tests.base_image import base_image
 from tests.bentoml_clients import client
@@ -141,7 +140,7 @@ async def test_two_services_run_scale_and_leave(cluster: Cluster, where: Where, 
     kinds = "deployments,replicasets,pods,services,secrets,serviceaccounts,poddisruptionbudgets,networkpolicies"
 
     async def collected() -> bool:
-        found = cluster.get(kinds, "-n", where.namespace, "-l", f"{objects.INSTALLATION}={where.installation}")
+        found = cluster.get(kinds, "-n", where.namespace, "-l", f"{INSTALLATION}={where.installation}")
         return not found["items"]
 
     await until(collected, "Kubernetes has collected the rest", 60)
@@ -155,7 +154,7 @@ async def test_a_deployer_that_starts_anew_adopts_and_makes_no_call(
         await runtime.apply(spec, 1)
         await until(ready(runtime, spec, 1), "it is ready", 180)
         before = await seen(runtime, spec.key)
-    live = ("deployment", objects.name_of(spec.key), "-n", where.namespace)
+    live = ("deployment", name_of(spec.key), "-n", where.namespace)
     version = cluster.get(*live)["metadata"]["resourceVersion"]
     async with running(cluster, where) as runtime:
         after = await seen(runtime, spec.key)
@@ -171,7 +170,7 @@ async def test_what_somebody_deletes_comes_back_and_what_he_owns_is_said(
     cluster: Cluster, where: Where, image: tuple[str, str]
 ) -> None:
     _, spec = sets(image)
-    name = objects.name_of(spec.key)
+    name = name_of(spec.key)
     async with running(cluster, where) as runtime:
         await runtime.apply(spec, 1)
         await until(ready(runtime, spec, 1), "it is ready", 180)

@@ -9,7 +9,8 @@ import pytest
 from ekiben.errors import FailedPrecondition, InvalidArgument
 from services.deployer.runtimes import Phase, SecretFile, SetSpec
 from services.deployer.runtimes.kubernetes import objects
-from services.deployer.runtimes.kubernetes.objects import Where
+from services.deployer.runtimes.kubernetes.names import UID, Where
+from services.deployer.runtimes.kubernetes.pod import command
 from services.deployer.runtimes.kubernetes.pods import replica_of
 
 DIGEST = f"sha256:{'ab' * 32}"
@@ -75,10 +76,10 @@ def test_a_secret_file_that_would_leave_its_place_is_refused(path: str) -> None:
 
 
 def test_services_call_one_another_by_name_and_only_their_own_deployment_may() -> None:
-    assert "Scorer=http://ekiben-zyxwvuts76543210:3000" in objects.command(SPEC)
+    assert "Scorer=http://ekiben-zyxwvuts76543210:3000" in command(SPEC)
     called = replace(SPEC, entry=False)
     (rule,) = made(called, "NetworkPolicy")["spec"]["ingress"]
-    assert rule["from"] == [{"podSelector": {"matchLabels": {objects.UID: "3f0a"}}}]
+    assert rule["from"] == [{"podSelector": {"matchLabels": {UID: "3f0a"}}}]
     assert not [each for each in objects.objects(SPEC, 1, WHERE, "uid") if each["kind"] == "NetworkPolicy"]
 
 

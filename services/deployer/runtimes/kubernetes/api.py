@@ -29,7 +29,7 @@ from ekiben.errors import (
     Unauthenticated,
     Unavailable,
 )
-from services.deployer.runtimes.kubernetes.objects import FIELD_MANAGER, Object
+from services.deployer.runtimes.kubernetes.names import FIELD_MANAGER, Object
 from services.kernel.clock import Clock
 from services.kernel.settings import SettingsError
 

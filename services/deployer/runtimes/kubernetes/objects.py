@@ -13,67 +13,23 @@ All have the name of the set. Source: the Kubernetes API of 1.30 and later; the 
 import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
-from ekiben.errors import FailedPrecondition, InvalidArgument
-from services.deployer.runtimes import SecretFile, SetSpec
-from services.deployer.runtimes.serving import BENTO, USER, merge
-
-Object = dict[str, Any]
-
-PORT = 3000
-TEMPORARY = "/tmp"
-CONTAINER = "bento"
-UNROUTED_S = 5
-"""A pod that leaves goes on answering for so long: until every gateway knows."""
-
-PREFIX = "ekiben.dev"
-INSTALLATION = f"{PREFIX}/installation"
-SET = f"{PREFIX}/set"
-UID = f"{PREFIX}/deployment-uid"
-ABOUT = f"{PREFIX}/about"
-"""Annotation with what `SetStatus` says of the set, so that a deployer which starts anew knows it."""
-APPLIED = f"{PREFIX}/applied"
-"""Annotation with the digest of what was applied last."""
-FIELD_MANAGER = "ekiben"
-
-
-@dataclass(frozen=True)
-class Where:
-    """What all sets of a cluster share."""
-
-    installation: str
-    """Whose objects these are; others are never touched."""
-    namespace: str
-    pull_secret: str = ""
-    """Name of a Secret of the namespace with the credentials for images."""
-
-
-def name_of(key: str) -> str:
-    """The name of a set's objects. Other services of the revision compute it too."""
-    return f"ekiben-{key}"
-
-
-def labels_of(spec: SetSpec, where: Where) -> dict[str, str]:
-    """Of all the objects of a set, its pods included."""
-    return {
-        "app.kubernetes.io/managed-by": "ekiben",
-        "app.kubernetes.io/name": _label(spec.deployment.partition("/")[2]),
-        "app.kubernetes.io/component": _label(spec.service),
-        "app.kubernetes.io/version": f"r{spec.revision}",
-        INSTALLATION: where.installation,
-        UID: spec.deployment_uid,
-        SET: spec.key,
-    }
-
-
-def about(spec: SetSpec) -> str:
-    """See ABOUT."""
-    known = (spec.deployment, spec.deployment_uid, spec.revision, spec.target, spec.service)
-    names = ("deployment", "deployment_uid", "revision", "target", "service")
-    return json.dumps(dict(zip(names, known, strict=True)))
+from ekiben.errors import FailedPrecondition
+from services.deployer.runtimes import SetSpec
+from services.deployer.runtimes.kubernetes.names import (
+    ABOUT,
+    INSTALLATION,
+    PORT,
+    SET,
+    UID,
+    Object,
+    Where,
+    about,
+    labels_of,
+    name_of,
+)
+from services.deployer.runtimes.kubernetes.pod import pod_of
 
 
 def anchor(spec: SetSpec, where: Where) -> Object:
@@ -196,137 +152,7 @@ def _deployment(spec: SetSpec, replicas: int, where: Where) -> Object:
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
         "template": {
             "metadata": {"labels": labels_of(spec, where), "annotations": {ABOUT: about(spec)}},
-            "spec": _pod(spec, where),
+            "spec": pod_of(spec, where),
         },
     }
     return made
-
-
-def _pod(spec: SetSpec, where: Where) -> Object:
-    volumes, mounts = _files(spec.files, spec)
-    pod: Object = {
-        "serviceAccountName": name_of(spec.key),
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": int(spec.drain_s) + UNROUTED_S + 5,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-        "containers": [_container(spec, mounts)],
-        "volumes": [{"name": "temporary", "emptyDir": {}}, *volumes],
-    }
-    if where.pull_secret:
-        pod["imagePullSecrets"] = [{"name": where.pull_secret}]
-    return pod
-
-
-def _container(spec: SetSpec, mounts: Sequence[Object]) -> Object:
-    limits: dict[str, str] = {}
-    if spec.cpu_millicores:
-        limits["cpu"] = f"{spec.cpu_millicores}m"
-    if spec.memory_bytes:
-        limits["memory"] = str(spec.memory_bytes)
-    environment = {
-        "HOME": f"{TEMPORARY}/home",
-        "TMPDIR": TEMPORARY,
-        "BENTOML_HOME": f"{TEMPORARY}/bentoml",
-        "BENTO_PATH": BENTO,
-        "BENTOML_DO_NOT_TRACK": "True",
-        "PYTHONUNBUFFERED": "1",
-    }
-    if not spec.legacy:
-        config = merge({"runner_probe": {"enabled": False}}, spec.config)
-        environment["BENTOML_CONFIG_OVERRIDES"] = json.dumps({"services": {spec.service: config}})
-    from_secret = [
-        {"name": name, "valueFrom": {"secretKeyRef": {"name": name_of(spec.key), "key": f"env.{name}"}}}
-        for name in sorted(spec.envs)
-    ]
-    probe = {"port": "http", "scheme": "HTTP"}
-    return {
-        "name": CONTAINER,
-        "image": spec.image,
-        "imagePullPolicy": "IfNotPresent",
-        "command": command(spec),
-        "workingDir": BENTO,
-        "env": [*from_secret, *({"name": name, "value": value} for name, value in environment.items())],
-        "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
-        "resources": {"limits": limits, "requests": dict(limits)} if limits else {},
-        "startupProbe": {
-            "httpGet": {"path": spec.readiness_path, **probe},
-            "periodSeconds": 1,
-            "timeoutSeconds": 5,
-            "failureThreshold": 600,
-        },
-        "readinessProbe": {
-            "httpGet": {"path": spec.readiness_path, **probe},
-            "periodSeconds": 5,
-            "timeoutSeconds": 5,
-            "failureThreshold": 2,
-        },
-        # The supervisor holds the port while its worker is dead: only an answer says that it lives.
-        "livenessProbe": {
-            "httpGet": {"path": "/livez", **probe},
-            "periodSeconds": 10,
-            "timeoutSeconds": 10,
-            "failureThreshold": 6,
-        },
-        "lifecycle": {"preStop": {"sleep": {"seconds": UNROUTED_S}}},
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
-        "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": [{"name": "temporary", "mountPath": TEMPORARY}, *mounts],
-    }
-
-
-def command(spec: SetSpec) -> list[str]:
-    """The command line of a replica."""
-    where = ["--host", "0.0.0.0", "--port", str(PORT)]
-    if spec.legacy:
-        return ["bentoml", "serve", BENTO, "--production", *where]
-    grace = ["--timeout-graceful-shutdown", str(max(1, int(spec.drain_s)))]
-    calls = [
-        word for service, key in spec.dependencies for word in ("--depends", f"{service}=http://{name_of(key)}:{PORT}")
-    ]
-    python = ["python", "-m", "bentoml_cli._internal.start", "start-http-server", BENTO]
-    return [*python, "--service-name", spec.service, *where, *grace, *calls]
-
-
-def _files(files: Sequence[SecretFile], spec: SetSpec) -> tuple[list[Object], list[Object]]:
-    if not files:
-        return [], []
-    items, mounts = [], []
-    for number, file in enumerate(files):
-        path = file.path
-        if path.startswith("$BENTO_PATH"):
-            path = f"{BENTO}/{path.removeprefix('$BENTO_PATH').lstrip('/')}"
-        elif path.startswith("~"):
-            path = f"{TEMPORARY}/home/{path.removeprefix('~').lstrip('/')}"
-        if not path.startswith("/"):
-            path = f"{BENTO}/{path}"
-        if ".." in path.split("/") or ":" in path:
-            raise InvalidArgument(f"The secret file {file.path} cannot be mounted.", reason="SECRET_PATH_INVALID")
-        items.append({"key": f"file.{number}", "path": str(number)})
-        mounts.append({"name": "files", "mountPath": path, "subPath": str(number), "readOnly": True})
-    volume = {"name": "files", "secret": {"secretName": name_of(spec.key), "items": items, "defaultMode": 0o440}}
-    return [volume], mounts
-
-
-def _label(text: str) -> str:
-    """The text as a label's value can be."""
-    kept = "".join(char if (char.isalnum() and char.isascii()) or char in "-_." else "-" for char in text)[:63]
-    return kept.strip("-_.") or "x"
-
-
-def facts_of(annotations: Mapping[str, str]) -> Mapping[str, Any]:
-    """What `about` wrote. Raises ValueError where that is not there."""
-    found = json.loads(annotations.get(ABOUT) or "null")
-    if not isinstance(found, dict):
-        raise ValueError("no annotation says what this set is")
-    return found

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from services.deployer.runtimes import Phase, ReplicaStatus
-from services.deployer.runtimes.kubernetes.objects import CONTAINER, PORT, Object
+from services.deployer.runtimes.kubernetes.names import CONTAINER, PORT, Object
 
 _NO_IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
 _NOT_MADE = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError", "StartError")

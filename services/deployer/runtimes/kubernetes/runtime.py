@@ -21,7 +21,17 @@ from ekiben.errors import EkibenError
 from services.deployer.runtimes import Line, SetSpec, SetStatus
 from services.deployer.runtimes.kubernetes import objects
 from services.deployer.runtimes.kubernetes.api import Api, Cache, open_api
-from services.deployer.runtimes.kubernetes.objects import APPLIED, CONTAINER, INSTALLATION, SET, UID, Object, Where
+from services.deployer.runtimes.kubernetes.names import (
+    APPLIED,
+    CONTAINER,
+    INSTALLATION,
+    SET,
+    UID,
+    Object,
+    Where,
+    facts_of,
+    name_of,
+)
 from services.deployer.runtimes.kubernetes.pods import replica_of
 from services.kernel.clock import SYSTEM, Clock
 from services.kernel.watches import Signal
@@ -183,8 +193,8 @@ class KubernetesRuntime:
                 continue
             with contextlib.suppress(EkibenError):
                 # The Deployment by itself: an owner that is gone takes it away only after a while.
-                await self._api.delete("Deployment", objects.name_of(key))
-                await self._api.delete("ServiceAccount", objects.name_of(key))
+                await self._api.delete("Deployment", name_of(key))
+                await self._api.delete("ServiceAccount", name_of(key))
         for key, asked in list(self._asked.items()):
             if asked.again_at > self._clock.monotonic() or not self._differs(key, asked):
                 continue
@@ -198,8 +208,8 @@ class KubernetesRuntime:
             self._changed.set()
 
     def _differs(self, key: str, asked: _Asked) -> bool:
-        live = self._caches["Deployment"].objects.get(objects.name_of(key))
-        if live is None or objects.name_of(key) not in self._caches["ServiceAccount"].objects:
+        live = self._caches["Deployment"].objects.get(name_of(key))
+        if live is None or name_of(key) not in self._caches["ServiceAccount"].objects:
             return True
         wanted = objects.digest_of(objects.objects(asked.spec, asked.replicas, self._where, ""))
         if (live["metadata"].get("annotations") or {}).get(APPLIED) != wanted:
@@ -222,11 +232,11 @@ class KubernetesRuntime:
         applied = await self._api.apply(deployment)
         asked.generation = int(applied["metadata"]["generation"])
         # The watch may tell of it only later: without it, it would be applied once more.
-        self._caches["Deployment"].objects[objects.name_of(key)] = applied
-        self._caches["ServiceAccount"].objects[objects.name_of(key)] = anchor
+        self._caches["Deployment"].objects[name_of(key)] = applied
+        self._caches["ServiceAccount"].objects[name_of(key)] = anchor
 
     def _lives(self, key: str) -> bool:
-        name = objects.name_of(key)
+        name = name_of(key)
         return any(
             name in self._caches[kind].objects
             and not self._caches[kind].objects[name]["metadata"].get("deletionTimestamp")
@@ -300,7 +310,7 @@ class KubernetesRuntime:
 def _status(item: Object, key: str) -> SetStatus | None:
     """What an object of a set says of the set; None for one that somebody else made with our labels."""
     try:
-        facts = objects.facts_of(item["metadata"].get("annotations") or {})
+        facts = facts_of(item["metadata"].get("annotations") or {})
         return SetStatus(
             key,
             str(facts["deployment"]),
