@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from services.deployer.runtimes.kubernetes.runtime import KubernetesRuntime, ope
 from tests.base_image import base_image
 from tests.bentoml_clients import client
 from tests.cluster import Cluster
+from tests.cluster_platform import new_namespace
 from tests.fixtures_kernel import until
 from tests.oci_registry import OciRegistry
 from tests.platform import BIN, BentoMl, run
@@ -43,12 +44,10 @@ def image(
 
 
 @pytest.fixture
-def where(cluster: Cluster) -> Where:
+def where(cluster: Cluster) -> Iterator[Where]:
     """A namespace of this test's own, with the restricted pod security standard enforced."""
-    name = f"test-{os.urandom(4).hex()}"
-    cluster.kubectl("create", "namespace", name)
-    cluster.kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
-    return Where(os.urandom(4).hex(), name)
+    with new_namespace(cluster, "test") as name:
+        yield Where(os.urandom(4).hex(), name)
 
 
 @asynccontextmanager
