@@ -552,11 +552,12 @@ class Reconciler:
         canary = messages.template(view.revision.template).canary
         route.route_type, route.route_by = canary.route_type, canary.route_by
         weights = {version.target: version.weight for version in self._versions_of(view.revision)}
+        alone = set() if deployment.terminated else _without_ready(view.sets)
         for one in sorted(view.sets, key=lambda one: (one.target != MAIN, one.target, one.revision, one.service)):
             endpoints = [
                 pb.Endpoint(replica=replica.replica, address=replica.address)
                 for replica in one.replicas
-                if replica.phase is Phase.READY
+                if replica.phase is Phase.READY or (replica.serving and (one.target, one.service) in alone)
             ]
             name = f"deployments/{deployment.name}/revisions/{one.revision}"
             version = next(
@@ -609,6 +610,12 @@ class Reconciler:
             route.not_ready_detail = "The platform is stopping."
             routes.append(route)
         return routes
+
+
+def _without_ready(sets: Sequence[SetStatus]) -> set[tuple[str, str]]:
+    """Targets and services of which no replica is ready: leaving ones that still answer get the requests meanwhile."""
+    ready = {(one.target, one.service) for one in sets if one.count(Phase.READY)}
+    return {(one.target, one.service) for one in sets} - ready
 
 
 def _share(route: pb.Route) -> None:

@@ -96,6 +96,8 @@ class ReplicaStatus:
     start_time: datetime | None = None
     reason: str = ""
     """Why it could not be started, for programs: `ENVIRONMENT_MISSING`, `IMAGE_MISSING`."""
+    serving: bool = False
+    """Of one that is DRAINING: that it still answers new requests, for as long as nobody else does."""
 
 
 @dataclass(frozen=True)

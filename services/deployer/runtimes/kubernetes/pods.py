@@ -59,6 +59,9 @@ def _phase(pod: Object, status: Mapping[str, Any], container: Mapping[str, Any],
     scheduled = _condition(status, "PodScheduled")
     if scheduled.get("status") == "False":
         return Phase.STARTING, f"No node takes the pod: {_short(scheduled.get('message') or '')}"
+    gates = _condition(status, "Ready")
+    if gates.get("reason") == "ReadinessGatesNotReady":
+        return Phase.STARTING, f"It answers, and waits for others: {_short(gates.get('message') or '')}"
     if container.get("started"):
         return Phase.UNREADY, "It does not answer its readiness probe."
     if "running" in (container.get("state") or {}):

@@ -33,6 +33,7 @@ from services.deployer.runtimes.kubernetes.names import (
     name_of,
 )
 from services.deployer.runtimes.kubernetes.pods import replica_of
+from services.deployer.runtimes.kubernetes.slices import endpoints_of, placed
 from services.kernel.clock import SYSTEM, Clock
 from services.kernel.watches import Signal
 
@@ -73,6 +74,8 @@ class KubernetesRuntime:
         self._changed = asyncio.Event()
         selector = f"{INSTALLATION}={where.installation}"
         self._caches = {kind: Cache(api, kind, selector, self._heard, clock) for kind in _KINDS}
+        # Nothing waits for these: without them (a role that does not allow it yet) pods are as they say themselves.
+        self._slices = Cache(api, "EndpointSlice", selector, self._heard, clock)
 
     # The port
 
@@ -118,12 +121,13 @@ class KubernetesRuntime:
                 if kind == "Deployment" and key in found and key not in self._asked and key not in self._ending:
                     found[key] = replace(found[key], asked=int(item["spec"].get("replicas", 1)))
         replicas: dict[str, list[Object]] = {key: [] for key in found}
+        places = endpoints_of(self._slices.objects.values())
         for pod in self._caches["Pod"].objects.values():
             replicas.get(_label(pod, SET), []).append(pod)
         return [
             replace(
                 one,
-                replicas=tuple(replica_of(pod) for pod in sorted(replicas[key], key=_name)),
+                replicas=tuple(placed(replica_of(pod), places.get(key)) for pod in sorted(replicas[key], key=_name)),
                 note=self._note(key),
             )
             for key, one in found.items()
@@ -167,7 +171,7 @@ class KubernetesRuntime:
     async def run(self) -> None:
         """Watch, and apply what is asked; for ever."""
         async with asyncio.TaskGroup() as tasks:
-            for cache in self._caches.values():
+            for cache in (*self._caches.values(), self._slices):
                 tasks.create_task(cache.run())
             for cache in self._caches.values():
                 await cache.filled.wait()
@@ -250,7 +254,7 @@ class KubernetesRuntime:
 
     def _note(self, key: str) -> str:
         asked = self._asked.get(key)
-        faults = [cache.fault for cache in self._caches.values() if cache.fault]
+        faults = [cache.fault for cache in (*self._caches.values(), self._slices) if cache.fault]
         return "; ".join(dict.fromkeys([*([asked.fault] if asked and asked.fault else []), *faults]))
 
     def _heard(self) -> None:

@@ -1,0 +1,112 @@
+"""How requests come to pods: by EndpointSlices, under the deployment's own names, from outside by an Ingress or a route."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.base_image import base_image
+from tests.bentoml_clients import client
+from tests.cluster import Cluster
+from tests.platform import Answer, BentoMl, Platform, http, wait_for
+
+JSON = {"content-type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def namespace(cluster: Cluster) -> Iterator[str]:
+    """A namespace of this module's own."""
+    name = f"routing-{os.urandom(4).hex()}"
+    cluster.kubectl("create", "namespace", name)
+    cluster.kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
+    yield name
+    cluster.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture(scope="module")
+def platform(cluster: Cluster, namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """`ekiben up` whose replicas are pods, and whose gateway stands behind an ingress."""
+    with cluster.passage() as passage:
+        env = {
+            "EKIBEN_BUILDER_BASES": base_image(),
+            "EKIBEN_BUILDER_PYTHON_PREFERENCE": "system",
+            "EKIBEN_DEPLOYER_RUNTIME": "kubernetes",
+            "EKIBEN_DEPLOYER_KUBECONFIG": str(cluster.kubeconfig),
+            "EKIBEN_DEPLOYER_KUBERNETES_NAMESPACE": namespace,
+            "EKIBEN_DEPLOYER_KUBERNETES_PULL_HOST": passage.name,
+            "EKIBEN_DEPLOYER_KUBERNETES_PULL_SECRET": "images",
+            "EKIBEN_DEPLOYER_DRAIN_S": "5",
+        }
+        up = Platform(tmp_path_factory.mktemp("routing") / "data", env=env)
+        try:
+            up.start()
+            made = up.ekiben_json("tokens", "create", "nodes", "--role", "viewer")
+            login = [f"--docker-server={passage.name}", "--docker-username=nodes", f"--docker-password={made['token']}"]
+            cluster.kubectl("create", "secret", "docker-registry", "images", "-n", namespace, *login)
+            with passage.to(f"127.0.0.1:{up.port}"):
+                yield up
+        finally:
+            up.close()
+
+
+@pytest.fixture(scope="module")
+def chain(platform: Platform, bentos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The deployment `chain`, of two services, by the unmodified client."""
+    home = tmp_path_factory.mktemp("client")
+    bentoml = BentoMl(client("1.4"), home).login(platform)
+    project = shutil.copytree(bentos / "chain", home / "project")
+    bentoml("deploy", ".", "-n", "chain", cwd=project, timeout_s=500)
+    found: dict[str, Any] = platform.ekiben_json("deployments", "get", "chain")
+    return found
+
+
+def describe(url: str, **headers: str) -> Answer:
+    return http("POST", f"{url}/describe", b'{"text": "two words"}', JSON | headers)
+
+
+def pods(cluster: Cluster, namespace: str, service: str) -> list[Any]:
+    selector = f"app.kubernetes.io/name=chain,app.kubernetes.io/component={service}"
+    found: list[Any] = cluster.get("pods", "-n", namespace, "-l", selector)["items"]
+    return found
+
+
+def test_the_last_pod_answers_while_it_leaves(
+    cluster: Cluster, namespace: str, platform: Platform, chain: dict[str, Any]
+) -> None:
+    (pod,) = pods(cluster, namespace, "Chain")
+    name = pod["metadata"]["name"]
+    assert describe(chain["urls"][0]).status == 200
+    cluster.kubectl("delete", "pod", name, "-n", namespace, "--wait=false")
+
+    def leaves() -> bool:
+        replicas = platform.ekiben_json("deployments", "replicas", "chain")
+        return any(each["replica"] == name and each["state"] == "DRAINING" for each in replicas)
+
+    wait_for("it is known to leave", leaves, 30)
+    # It goes on for five seconds, and nobody else is there yet.
+    assert [describe(chain["urls"][0]).status for _ in range(3)] == [200] * 3
+    wait_for("another one", lambda: describe(chain["urls"][0]).status == 200 and not leaves(), 120)
+
+
+def test_requests_follow_what_the_service_selects(
+    cluster: Cluster, namespace: str, platform: Platform, chain: dict[str, Any]
+) -> None:
+    (pod,) = pods(cluster, namespace, "Chain")
+    service = ("service", pod["spec"]["serviceAccountName"], "-n", namespace)
+    selector = cluster.get(*service)["spec"]["selector"]
+
+    def select(more: dict[str, str | None]) -> None:
+        cluster.kubectl("patch", *service, "-p", json.dumps({"spec": {"selector": selector | more}}))
+
+    select({"nobody": "has-it"})
+    wait_for("no endpoint", lambda: describe(chain["urls"][0]).status == 503, 30)
+    (replica,) = [
+        each for each in platform.ekiben_json("deployments", "replicas", "chain") if each["service"] == "Chain"
+    ]
+    assert "its Service does not list it" in replica["message"]
+    select({"nobody": None})
+    wait_for("it answers again", lambda: describe(chain["urls"][0]).status == 200, 30)
