@@ -2,6 +2,7 @@
 which `make cluster` started), or another cluster that `EKIBEN_TEST_KUBECONFIG` names.
 
 python -m tests.cluster up|down [DIR]       # what `make cluster` and `make cluster-down` do
+python -m tests.cluster build               # only the programs
 """
 
 import contextlib
@@ -108,7 +109,12 @@ def missing() -> str:
     lacking = [name for name in _PROGRAMS if shutil.which(name) is None]
     if not Path("/usr/lib/cni/bridge").exists():
         lacking.append("containernetworking-plugins")
-    return f"a cluster needs {', '.join(lacking)} (see tests/kubernetes/cluster/README.md)" if lacking else ""
+    if lacking:
+        return f"a cluster needs {', '.join(lacking)} (see tests/kubernetes/cluster/README.md)"
+    name = f"ek-try-{os.getpid()}"
+    tried = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True)
+    subprocess.run(["ip", "netns", "del", name], capture_output=True)
+    return f"a cluster needs network namespaces: {tried.stderr.strip()}" if tried.returncode else ""
 
 
 def programs() -> Path:
@@ -165,6 +171,8 @@ if __name__ == "__main__":
     chosen = Path(sys.argv[2]) if len(sys.argv) > 2 else _DEFAULT
     if sys.argv[1:2] == ["down"]:
         down(chosen)
+    elif sys.argv[1:2] == ["build"]:
+        programs()
     elif reason := missing():
         sys.exit(f"There can be no cluster here: {reason}.")
     else:

@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -14,12 +15,28 @@ from services.content.images.registry.options import RegistryOptions
 from services.content.images.registry.store import open_registry
 from services.kernel.clock import ManualClock
 from tests import oci_registry as registries
+from tests import parallel
 from tests.postgres import PostgresServer, running_postgres
 from tests.s3 import MISSING, S3Server, run_s3, versitygw
 
 # How long one example takes says how busy the machine is, and nothing else.
 hypothesis.settings.register_profile("suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("suite")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> parallel.Scheduling:
+    """Who runs which tests; see tests/parallel.py."""
+    config.option.loadscopereorder = False
+    return parallel.Scheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first; those on Kubernetes may wait until its programs are built."""
+    items[:] = parallel.ordered(items)
+    for item in items:
+        if item.path.parent.name == "kubernetes":
+            item.add_marker(pytest.mark.timeout(2400))
 
 
 @pytest.fixture(scope="session")

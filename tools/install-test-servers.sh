@@ -1,7 +1,8 @@
 #!/bin/sh
 # Installs the real servers and tools that tests start by themselves, where they are missing and apt-get is there.
 # The S3 server, the OCI registry, the OCI conformance suite and the readers of lazy layers are Go programs, built once below ~/.cache/ekiben-tests where there is Go (1.26 or newer).
-# Nothing is started. Tests that miss one are skipped with a reason that names the package.
+# With EKIBEN_TEST_KUBERNETES=1 also what a cluster of two nodes on this machine needs; its programs are built meanwhile, at
+# the lowest priority (a quarter of an hour of two cores, once), and the tests that need them wait. No server is started. Tests that miss one are skipped with a reason that names the package.
 set -eu
 cd "$(dirname "$0")/.."
 if command -v go >/dev/null 2>&1; then
@@ -26,6 +27,19 @@ need runc runc
 need skopeo skopeo
 need umoci umoci
 need debootstrap debootstrap
+if [ "${EKIBEN_TEST_KUBERNETES:-}" ]; then
+    need conntrack conntrack
+    need socat socat
+    need ip iproute2
+    need iptables iptables
+    need kubectl kubernetes-client
+    need gcc gcc
+    need openssl openssl
+    [ -x /usr/lib/cni/bridge ] || missing="$missing containernetworking-plugins"
+    if command -v go >/dev/null 2>&1 && [ -x .venv/bin/python ]; then
+        nohup nice -n 19 .venv/bin/python -m tests.cluster build >/dev/null 2>"${TMPDIR:-/tmp}/ekiben-cluster-build.log" &
+    fi
+fi
 [ -n "$missing" ] || exit 0
 if ! command -v apt-get >/dev/null 2>&1; then
     echo "These are missing, and the tests that need them are skipped; install them with this system's package manager:$missing" >&2
