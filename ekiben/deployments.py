@@ -1,4 +1,4 @@
-"""Create, update, scale, roll back and follow deployments; their revisions, replicas and logs."""
+"""Create, update, scale, roll back and follow deployments; their revisions, replicas, logs and events."""
 
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -9,7 +9,9 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from ekiben import pages, watches
 from ekiben.deployer.v1 import deployer_pb2 as pb
+from ekiben.deployer.v1 import events_pb2
 from ekiben.deployer.v1.deployer_pb2_grpc import DeploymentsStub
+from ekiben.deployer.v1.events_pb2_grpc import EventsStub
 from ekiben.errors import NotFound, Unavailable
 
 _LINES_AFTER_BREAK = 1000
@@ -35,6 +37,7 @@ class Deployments:
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._stub = DeploymentsStub(channel)
+        self._events = EventsStub(channel)
 
     async def get(self, name: str) -> pb.Deployment:
         """One deployment."""
@@ -108,9 +111,18 @@ class Deployments:
         return (await self._stub.ListReplicas(pb.ListReplicasRequest(parent=name))).replicas
 
     async def logs(
-        self, name: str, *, service: str = "", replica: str = "", follow: bool = False, tail_lines: int = 0
+        self,
+        name: str,
+        *,
+        service: str = "",
+        replica: str = "",
+        follow: bool = False,
+        tail_lines: int = 0,
+        previous: bool = False,
     ) -> AsyncIterator[pb.LogLine]:
         """What the replicas printed; with `follow` what comes, over restarts of the server too.
+
+        `previous`: only what they printed before they were started last.
 
         `tail_lines` bounds each replica's past: 0 means 100, negative means all. Where a stream breaks, the
         lines of the time between are asked for again and those seen already are dropped.
@@ -123,7 +135,9 @@ class Deployments:
             before = dict(last)
             wanted = _LINES_AFTER_BREAK if last else tail_lines
             return self._stub.ReadLogs(
-                pb.ReadLogsRequest(name=name, service=service, replica=replica, follow=follow, tail_lines=wanted)
+                pb.ReadLogsRequest(
+                    name=name, service=service, replica=replica, follow=follow, tail_lines=wanted, previous=previous
+                )
             )
 
         async for line in watches.resume(open_stream, retry=(Unavailable,) if follow else ()):
@@ -131,3 +145,17 @@ class Deployments:
             if time > before.get(line.replica, (-1, 0)):
                 last[line.replica] = time
                 yield line
+
+    async def events(self, name: str, *, follow: bool = False) -> AsyncIterator[events_pb2.Event]:
+        """What the cluster wrote down of it, oldest first; with `follow` what comes, over restarts of the server too.
+
+        An event that happens again is given again, with its new count.
+        """
+        seen: dict[str, int] = {}
+        request = events_pb2.ReadEventsRequest(name=name, follow=follow)
+        async for event in watches.resume(
+            lambda: self._events.ReadEvents(request), retry=(Unavailable,) if follow else ()
+        ):
+            if seen.get(event.uid, 0) < event.count:
+                seen[event.uid] = event.count
+                yield event

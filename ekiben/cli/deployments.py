@@ -7,6 +7,7 @@ import click
 
 from ekiben.cli import short, templates
 from ekiben.cli.bentos import get_or_push
+from ekiben.cli.events import events
 from ekiben.cli.groups import NounGroup
 from ekiben.cli.options import DURATION, F, confirm, limit_option, output_option, yes_option
 from ekiben.cli.output import age, collect, last, moment, pairs, print_item, print_items, said, tag
@@ -272,6 +273,7 @@ async def wait(client: Client, deployment: str, timeout: float, output: str) -> 
 @click.option("--service", default="", help="Only this service.")
 @click.option("--replica", default="", help="Only this replica.")
 @click.option("--tail", type=int, default=0, help="The last so many lines of each replica; 100 by default, -1 is all.")
+@click.option("-p", "--previous", is_flag=True, help="Only what was printed before the last start of each replica.")
 @click.option("--timestamps", is_flag=True, help="Print when each line was printed.")
 @click.option("--no-prefix", is_flag=True, help="Leave out which replica printed it.")
 @run
@@ -282,18 +284,23 @@ async def logs(
     service: str,
     replica: str,
     tail: int,
+    previous: bool,
     timestamps: bool,
     no_prefix: bool,
 ) -> None:
     """Print what the replicas of a DEPLOYMENT printed."""
     colours = ("cyan", "magenta", "blue", "yellow", "green")
     seen: dict[str, int] = {}
+    name = short.resource("deployments", deployment)
     async for line in client.deployments.logs(
-        short.resource("deployments", deployment), service=service, replica=replica, follow=follow_, tail_lines=tail
+        name, service=service, replica=replica, follow=follow_, tail_lines=tail, previous=previous
     ):
         colour = colours[seen.setdefault(line.replica, len(seen)) % len(colours)]
         prefix = "" if no_prefix else click.style(line.replica, fg=colour) + " | "
         click.echo((f"{moment(line.time)} " if timestamps else "") + prefix + line.text)
+
+
+deployments.add_command(events)
 
 
 @deployments.command()

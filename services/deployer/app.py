@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from ekiben.builder.v1 import builder_pb2_grpc, images_pb2_grpc
-from ekiben.deployer.v1 import deployer_pb2_grpc
+from ekiben.deployer.v1 import deployer_pb2_grpc, events_pb2_grpc
 from ekiben.errors import EkibenError, ResourceExhausted
 from ekiben.identity.v1 import identity_pb2_grpc
 from ekiben.registry.v1 import lineage_pb2_grpc, registry_pb2_grpc
@@ -32,7 +32,7 @@ from services.deployer.runtimes.process import open_process_runtime
 from services.deployer.runtimes.replica import Limits
 from services.deployer.runtimes.serving import Telemetry
 from services.deployer.runtimes.starting import Fetch, ProcessStarter, Starter
-from services.deployer.servicer import DeploymentsServicer, InstanceTypesServicer, RoutesServicer
+from services.deployer.servicer import DeploymentsServicer, EventsServicer, InstanceTypesServicer, RoutesServicer
 from services.deployer.settings import Settings
 from services.deployer.store import Store
 from services.deployer.uses import Uses
@@ -120,6 +120,11 @@ async def open_deployer(settings: Settings, peers: Peers, *, clock: Clock = SYST
                     "ekiben.deployer.v1.Deployments",
                     deployer_pb2_grpc.add_DeploymentsServicer_to_server,
                     DeploymentsServicer(deployments, reconciler, runtime, settings.host),
+                ),
+                Servicer(
+                    "ekiben.deployer.v1.Events",
+                    events_pb2_grpc.add_EventsServicer_to_server,
+                    EventsServicer(deployments, reconciler, runtime),
                 ),
                 Servicer(
                     "ekiben.deployer.v1.InstanceTypes",

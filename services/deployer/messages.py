@@ -7,8 +7,9 @@ from google.protobuf import json_format
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from ekiben.deployer.v1 import deployer_pb2 as pb
+from ekiben.deployer.v1 import events_pb2
 from services.deployer.domain import Condition, Deployment, InstanceType, Revision, Status
-from services.deployer.runtimes import Line, ReplicaStatus, SetStatus
+from services.deployer.runtimes import Event, Line, ReplicaStatus, SetStatus
 from services.kernel.updates import etag_of
 
 
@@ -124,6 +125,25 @@ def replica(of: ReplicaStatus, in_set: SetStatus) -> pb.Replica:
 def line(of: Line) -> pb.LogLine:
     """One line of a log."""
     return pb.LogLine(replica=of.replica, service=of.service, time=time(of.time), text=of.text)
+
+
+def event(of: Event, name: str) -> events_pb2.Event:
+    """One event of the deployment with the id `name`."""
+    return events_pb2.Event(
+        uid=of.id,
+        time=time(of.time),
+        first_time=time(of.first_time),
+        count=of.count,
+        warning=of.warning,
+        reason=of.reason,
+        message=of.message,
+        object=of.object,
+        source=of.source,
+        service=of.service,
+        replica=of.replica,
+        revision=f"deployments/{name}/revisions/{of.revision}" if of.revision else "",
+        target=of.target,
+    )
 
 
 def instance_type(of: InstanceType) -> pb.InstanceType:

@@ -10,6 +10,8 @@ from google.protobuf.empty_pb2 import Empty
 from ekiben import names
 from ekiben.deployer.v1 import deployer_pb2 as pb
 from ekiben.deployer.v1 import deployer_pb2_grpc as stubs
+from ekiben.deployer.v1 import events_pb2
+from ekiben.deployer.v1 import events_pb2_grpc as event_stubs
 from ekiben.errors import InvalidArgument, NotFound
 from services.deployer import domain, messages
 from services.deployer.deployments import Deployments
@@ -134,6 +136,12 @@ class DeploymentsServicer(stubs.DeploymentsServicer):
     async def ReadLogs(self, request: pb.ReadLogsRequest, context: Any) -> AsyncIterator[pb.LogLine]:
         """Lines that replicas printed."""
         deployment, _ = await self._deployments.get(current_principal().organization, request.name)
+        if request.follow and request.previous:
+            raise InvalidArgument(
+                "What replicas printed before they were started last does not grow; leave out follow or previous.",
+                reason="FIELDS_INVALID",
+                violations=[("previous", "cannot be followed")],
+            )
         self._reconciler.ownership.check()
         lines = self._runtime.logs(
             deployment.uid,
@@ -141,10 +149,27 @@ class DeploymentsServicer(stubs.DeploymentsServicer):
             replica=request.replica,
             tail=request.tail_lines or 100,
             follow=request.follow,
+            previous=request.previous,
         )
         async with contextlib.aclosing(lines):  # type: ignore[type-var]
             async for line in lines:
                 yield messages.line(line)
+
+
+class EventsServicer(event_stubs.EventsServicer):
+    """ekiben.deployer.v1.Events."""
+
+    def __init__(self, deployments: Deployments, reconciler: Reconciler, runtime: Runtime) -> None:
+        self._deployments, self._reconciler, self._runtime = deployments, reconciler, runtime
+
+    async def ReadEvents(self, request: events_pb2.ReadEventsRequest, context: Any) -> AsyncIterator[events_pb2.Event]:
+        """What the cluster wrote down."""
+        deployment, _ = await self._deployments.get(current_principal().organization, request.name)
+        self._reconciler.ownership.check()
+        events = self._runtime.events(deployment.uid, follow=request.follow)
+        async with contextlib.aclosing(events):  # type: ignore[type-var]
+            async for event in events:
+                yield messages.event(event, deployment.name)
 
 
 class InstanceTypesServicer(stubs.InstanceTypesServicer):

@@ -139,7 +139,11 @@ def container(state: dict[str, Any], **more: Any) -> list[dict[str, Any]]:
             Phase.UNREADY,
             "It does not answer its readiness probe.",
         ),
-        (pod(phase="Failed", reason="Evicted", message="low on memory"), Phase.CRASHED, "The pod ended: low on memory"),
+        (
+            pod(phase="Failed", reason="Evicted", message="low on memory"),
+            Phase.CRASHED,
+            "Its node put it out: low on memory",
+        ),
     ],
 )
 def test_a_pod_is_a_replica_with_what_is_wrong_in_words(found: dict[str, Any], phase: Phase, message: str) -> None:

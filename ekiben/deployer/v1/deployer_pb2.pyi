@@ -1640,6 +1640,7 @@ class ReadLogsRequest(_message.Message):
     REPLICA_FIELD_NUMBER: _builtins.int
     FOLLOW_FIELD_NUMBER: _builtins.int
     TAIL_LINES_FIELD_NUMBER: _builtins.int
+    PREVIOUS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Required. `deployments/{deployment}`."""
     service: _builtins.str
@@ -1650,6 +1651,8 @@ class ReadLogsRequest(_message.Message):
     """Optional. Go on with what comes."""
     tail_lines: _builtins.int
     """Optional. Only the last so many lines of each replica; 0 means 100, negative means all."""
+    previous: _builtins.bool
+    """Optional. Only what replicas printed before they were started last; with `follow` INVALID_ARGUMENT (FIELDS_INVALID)."""
     def __init__(
         self,
         *,
@@ -1658,10 +1661,11 @@ class ReadLogsRequest(_message.Message):
         replica: _builtins.str = ...,
         follow: _builtins.bool = ...,
         tail_lines: _builtins.int = ...,
+        previous: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["follow", b"follow", "name", b"name", "replica", b"replica", "service", b"service", "tail_lines", b"tail_lines"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["follow", b"follow", "name", b"name", "previous", b"previous", "replica", b"replica", "service", b"service", "tail_lines", b"tail_lines"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

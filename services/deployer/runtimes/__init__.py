@@ -132,6 +132,30 @@ class Line:
     text: str
 
 
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a deployment, as the cluster wrote it down."""
+
+    id: str
+    """The same for the same event when it happens again: `count` and `time` grow."""
+    time: datetime
+    """When it happened last."""
+    first_time: datetime
+    count: int
+    warning: bool
+    reason: str
+    """A word for programs: `FailedScheduling`."""
+    message: str
+    object: str
+    """What it happened to: `Pod/NAME`."""
+    source: str
+    """Who wrote it down."""
+    service: str = ""
+    replica: str = ""
+    revision: int = 0
+    target: str = ""
+
+
 class Runtime(Protocol):
     """See the module."""
 
@@ -168,7 +192,25 @@ class Runtime(Protocol):
         ...
 
     def logs(
-        self, deployment_uid: str, *, service: str = "", replica: str = "", tail: int = 100, follow: bool = False
+        self,
+        deployment_uid: str,
+        *,
+        service: str = "",
+        replica: str = "",
+        tail: int = 100,
+        follow: bool = False,
+        previous: bool = False,
     ) -> AsyncIterator[Line]:
-        """What replicas printed, oldest first; `tail` negative gives all that is kept."""
+        """What replicas printed, oldest first; `tail` negative gives all that is kept.
+
+        `previous`: only what they printed before they were started last, as far as that is kept.
+        """
+        ...
+
+    def events(self, deployment_uid: str, *, follow: bool = False) -> AsyncIterator[Event]:
+        """What the cluster wrote down of a deployment, oldest first, and with `follow` what comes.
+
+        Raises:
+            FailedPrecondition: this runtime writes down no events (EVENTS_NOT_KEPT).
+        """
         ...

@@ -20,6 +20,7 @@ import logging
 import re
 import secrets
 import shutil
+from collections import deque
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -27,7 +28,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from services.deployer.runtimes import Line, Phase, SetSpec, SetStatus, logs
+from ekiben.errors import FailedPrecondition
+from services.deployer.runtimes import Event, Line, Phase, SetSpec, SetStatus, logs
 from services.deployer.runtimes.replica import Limits, Replica
 from services.deployer.runtimes.starting import Folders, Starter
 from services.kernel import processes
@@ -146,10 +148,18 @@ class ProcessRuntime:
             await asyncio.to_thread(shutil.rmtree, self._data / folder / deployment_uid, ignore_errors=True)
 
     async def logs(
-        self, deployment_uid: str, *, service: str = "", replica: str = "", tail: int = 100, follow: bool = False
+        self,
+        deployment_uid: str,
+        *,
+        service: str = "",
+        replica: str = "",
+        tail: int = 100,
+        follow: bool = False,
+        previous: bool = False,
     ) -> AsyncIterator[Line]:
         """What replicas printed; of those that are gone only when asked for by their id."""
         services: dict[str, str] = {}
+        began: dict[str, datetime | None] = {}
 
         def files() -> dict[str, Path]:
             found = {}
@@ -158,7 +168,7 @@ class ProcessRuntime:
                     for id, one in known.replicas.items():
                         if replica in ("", id):
                             found[id] = one.folders.log
-                            services[id] = known.status.service
+                            services[id], began[id] = known.status.service, one.start_time
             if replica and not found and re.fullmatch(r"[a-z0-9-]{1,64}", replica):
                 gone = self._data / "logs" / deployment_uid / f"{replica}.log"
                 if gone.exists():
@@ -166,8 +176,27 @@ class ProcessRuntime:
                     services[replica] = service
             return found
 
+        if previous:
+            # All runs of a replica are in one log, so that the lines to count are known only once it is read.
+            kept: dict[str, deque[Line]] = {}
+            async for id, when, text in logs.read(files, -1, follow=False):
+                if when < (began.get(id) or when):
+                    lines = kept.setdefault(id, deque(maxlen=None if tail < 0 else tail))
+                    lines.append(Line(id, services.get(id, ""), when, text))
+            for line in sorted((line for lines in kept.values() for line in lines), key=lambda line: line.time):
+                yield line
+            return
         async for id, when, text in logs.read(files, tail, follow):
             yield Line(id, services.get(id, ""), when, text)
+
+    async def events(self, deployment_uid: str, *, follow: bool = False) -> AsyncIterator[Event]:
+        """None: nobody but this runtime does anything here, and what it does is said of each replica."""
+        raise FailedPrecondition(
+            "Replicas of this cluster are on one machine, where no events are written down; `ekiben deployments "
+            "replicas` and `logs` say what happened to them.",
+            reason="EVENTS_NOT_KEPT",
+        )
+        yield  # The port says that it is an iterator.
 
     # Its life
 

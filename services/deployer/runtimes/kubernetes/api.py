@@ -40,6 +40,7 @@ _PATHS = {
     "Secret": "/api/v1/namespaces/{}/secrets",
     "Service": "/api/v1/namespaces/{}/services",
     "Pod": "/api/v1/namespaces/{}/pods",
+    "Event": "/api/v1/namespaces/{}/events",
     "Deployment": "/apis/apps/v1/namespaces/{}/deployments",
     "PodDisruptionBudget": "/apis/policy/v1/namespaces/{}/poddisruptionbudgets",
     "EndpointSlice": "/apis/discovery.k8s.io/v1/namespaces/{}/endpointslices",
@@ -80,12 +81,12 @@ class Api:
                 "DELETE", f"{_PATHS[kind].format(self._namespace)}/{name}", [("propagationPolicy", "Background")]
             )
 
-    async def listed(self, kind: str, selector: str) -> tuple[list[Object], str]:
-        """All objects with these labels, and the version of the list."""
+    async def listed(self, kind: str, selector: str, *, fields: str = "") -> tuple[list[Object], str]:
+        """All objects with these labels and these `fields`, and the version of the list."""
         found: list[Object] = []
         token = ""
         while True:
-            query = [("labelSelector", selector), ("limit", "500"), *([("continue", token)] if token else [])]
+            query = [*_selected(selector, fields), ("limit", "500"), *([("continue", token)] if token else [])]
             page = await self._call("GET", _PATHS[kind].format(self._namespace), query)
             found += page["items"]
             token = page["metadata"].get("continue") or ""
@@ -99,7 +100,7 @@ class Api:
             Aborted: the cluster does not remember that version any more (WATCH_EXPIRED); list anew.
         """
         query = [
-            ("labelSelector", selector),
+            *_selected(selector, ""),
             ("watch", "true"),
             ("allowWatchBookmarks", "true"),
             ("resourceVersion", version),
@@ -244,6 +245,10 @@ async def open_api(kubeconfig: Path | None, context: str, namespace: str) -> Asy
         ) from exc
     async with client.ApiClient(settings) as api:
         yield Api(api, namespace)
+
+
+def _selected(labels: str, fields: str) -> list[tuple[str, str]]:
+    return [*([("labelSelector", labels)] if labels else []), *([("fieldSelector", fields)] if fields else [])]
 
 
 def _error(status: int, text: str, body: Object | None) -> EkibenError:

@@ -17,10 +17,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from ekiben.errors import EkibenError
-from services.deployer.runtimes import Line, SetSpec, SetStatus
-from services.deployer.runtimes.kubernetes import objects
+from ekiben.errors import EkibenError, NotFound
+from services.deployer.runtimes import Event, Line, SetSpec, SetStatus
+from services.deployer.runtimes.kubernetes import events, objects
 from services.deployer.runtimes.kubernetes.api import Api, Cache, open_api
+from services.deployer.runtimes.kubernetes.events import Explainer
 from services.deployer.runtimes.kubernetes.names import (
     APPLIED,
     CONTAINER,
@@ -32,7 +33,7 @@ from services.deployer.runtimes.kubernetes.names import (
     facts_of,
     name_of,
 )
-from services.deployer.runtimes.kubernetes.pods import replica_of
+from services.deployer.runtimes.kubernetes.pods import not_made, replica_of
 from services.deployer.runtimes.kubernetes.slices import endpoints_of, placed
 from services.kernel.clock import SYSTEM, Clock
 from services.kernel.watches import Signal
@@ -76,6 +77,7 @@ class KubernetesRuntime:
         self._caches = {kind: Cache(api, kind, selector, self._heard, clock) for kind in _KINDS}
         # Nothing waits for these: without them (a role that does not allow it yet) pods are as they say themselves.
         self._slices = Cache(api, "EndpointSlice", selector, self._heard, clock)
+        self._explainer, self._pods_moved = Explainer(api, clock), Signal()
 
     # The port
 
@@ -127,7 +129,10 @@ class KubernetesRuntime:
         return [
             replace(
                 one,
-                replicas=tuple(placed(replica_of(pod), places.get(key)) for pod in sorted(replicas[key], key=_name)),
+                replicas=tuple(
+                    placed(replica_of(pod, self._explainer.of(pod)), places.get(key))
+                    for pod in sorted(replicas[key], key=_name)
+                ),
                 note=self._note(key),
             )
             for key, one in found.items()
@@ -144,13 +149,28 @@ class KubernetesRuntime:
         """Nothing: logs go with the pods."""
 
     async def logs(
-        self, deployment_uid: str, *, service: str = "", replica: str = "", tail: int = 100, follow: bool = False
+        self,
+        deployment_uid: str,
+        *,
+        service: str = "",
+        replica: str = "",
+        tail: int = 100,
+        follow: bool = False,
+        previous: bool = False,
     ) -> AsyncIterator[Line]:
         """What pods printed, that of a container which ended before the last one included."""
         past: list[Line] = []
         seen: dict[str, datetime] = {}
-        for pod, name in self._pods(deployment_uid, service, replica):
-            past += await self._past(pod, name, tail)
+        chosen = list(self._pods(deployment_uid, service, replica))
+        if replica and not chosen:
+            raise NotFound(
+                f"There is no replica {replica[:100]}, or its log went with it; `ekiben deployments replicas` lists "
+                "those that are there.",
+                reason="REPLICA_NOT_FOUND",
+                replica=replica[:100],
+            )
+        for pod, name in chosen:
+            past += await self._past(pod, name, tail, previous)
         for line in sorted(past, key=lambda line: line.time):
             seen[line.replica] = line.time
             yield line
@@ -166,11 +186,17 @@ class KubernetesRuntime:
             finally:
                 feeding.cancel()
 
+    async def events(self, deployment_uid: str, *, follow: bool = False) -> AsyncIterator[Event]:
+        """What the cluster wrote down of the objects of its sets in the last hour, or for as long as it keeps that."""
+        async for one in events.of_deployment(self._api, lambda: self._sets_of(deployment_uid), follow=follow):
+            yield one
+
     # Its life
 
     async def run(self) -> None:
         """Watch, and apply what is asked; for ever."""
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._explain())
             for cache in (*self._caches.values(), self._slices):
                 tasks.create_task(cache.run())
             for cache in self._caches.values():
@@ -253,13 +279,31 @@ class KubernetesRuntime:
         return max(0.05, min([*waiting, _LOOK_S])) if not self._ending else 1.0
 
     def _note(self, key: str) -> str:
-        asked = self._asked.get(key)
-        faults = [cache.fault for cache in (*self._caches.values(), self._slices) if cache.fault]
-        return "; ".join(dict.fromkeys([*([asked.fault] if asked and asked.fault else []), *faults]))
+        asked, live = self._asked.get(key), self._caches["Deployment"].objects.get(name_of(key))
+        said = [asked.fault if asked else "", not_made(live) if live else ""]
+        faults = [cache.fault for cache in (*self._caches.values(), self._slices)]
+        return "; ".join(dict.fromkeys(text for text in (*said, *faults) if text))
 
     def _heard(self) -> None:
         self._changed.set()
         self._signal.notify()
+        self._pods_moved.notify()
+
+    async def _explain(self) -> None:
+        """Ask for the events of pods in trouble; for ever."""
+        while True:
+            if await self._explainer.turn(list(self._caches["Pod"].objects.values())):
+                self._changed.set()
+            await self._pods_moved.wait(at_most_s=self._explainer.pause_s())
+
+    def _sets_of(self, deployment_uid: str) -> dict[str, SetStatus]:
+        """By key, as far as anything of them is there."""
+        found: dict[str, SetStatus] = {}
+        for cache in self._caches.values():
+            for item in cache.objects.values():
+                if _label(item, UID) == deployment_uid and (seen := _status(item, _label(item, SET))) is not None:
+                    found[seen.key] = seen
+        return found
 
     # Logs
 
@@ -271,11 +315,12 @@ class KubernetesRuntime:
             if service in ("", seen.service) and replica in ("", _name(pod)):
                 yield pod, seen.service
 
-    async def _past(self, pod: Object, service: str, tail: int) -> list[Line]:
+    async def _past(self, pod: Object, service: str, tail: int, only_previous: bool = False) -> list[Line]:
         found: list[Line] = []
         containers = (pod.get("status") or {}).get("containerStatuses") or ()
         restarted = any(each.get("restartCount") for each in containers)
-        for previous in (True, False) if restarted else (False,):
+        runs = [True] * bool(restarted) + [False] * (not only_previous)
+        for previous in runs:
             async for line in self._api.log(_name(pod), CONTAINER, tail=tail, previous=previous):
                 found.append(_line(pod, service, line))
         return found if tail < 0 else found[len(found) - min(len(found), tail) :]
