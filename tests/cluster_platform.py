@@ -1,7 +1,6 @@
 """`ekiben up` whose replicas are pods of a test's cluster, and whose images the nodes pull from it."""
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -36,15 +35,11 @@ def platform_on(
             "EKIBEN_DEPLOYER_KUBECONFIG": str(cluster.kubeconfig),
             "EKIBEN_DEPLOYER_KUBERNETES_NAMESPACE": namespace,
             "EKIBEN_DEPLOYER_KUBERNETES_PULL_HOST": passage.name,
-            "EKIBEN_DEPLOYER_KUBERNETES_PULL_SECRET": "images",
             "EKIBEN_DEPLOYER_DRAIN_S": "5",
         }
         up = Platform(folder / "data", env=settings | dict(env or {}))
         try:
             up.start()
-            made = json.loads(up.ekiben("tokens", "create", "nodes", "--role", "viewer", "-o", "json").stdout)
-            login = [f"--docker-server={passage.name}", "--docker-username=nodes", f"--docker-password={made['token']}"]
-            cluster.kubectl("create", "secret", "docker-registry", "images", "-n", namespace, *login)
             with passage.to(f"127.0.0.1:{up.port}"):
                 yield up
         finally:

@@ -14,9 +14,11 @@ from ekiben.api.v1.annotations_pb2 import Role
 from ekiben.errors import Unauthenticated, Unavailable
 from services.builder.access import Access
 from services.builder.distribution import Distribution, listen
+from services.builder.pull_tokens import PullTokens
 from services.builder.shelves import Shelf
 from services.content.digest import Digest
 from services.kernel.audit import Writer
+from services.kernel.clock import ManualClock
 from services.kernel.identity import AuditRecord, Principal
 
 ABSENT = "sha256:" + "0" * 64
@@ -51,6 +53,8 @@ class Served:
     url: str
     pulled: list[tuple[str, Digest]]
     """Repository and digest of each manifest that was given."""
+    clock: ManualClock
+    pull_tokens: PullTokens
 
     async def __call__(
         self, path: str, method: str = "GET", token: str = "viewer", **headers: str
@@ -82,8 +86,11 @@ async def serving(shelf: Shelf, layout: Path) -> AsyncIterator[Served]:
         }
     )
     pulled: list[tuple[str, Digest]] = []
+    clock = ManualClock()
+    pull_tokens = PullTokens("eks_suite", clock)
     async with listen(
-        Distribution(shelf, Access(tokens, Writer(tokens)), lambda *each: pulled.append(each)).app(), "127.0.0.1:0"
+        Distribution(shelf, Access(tokens, Writer(tokens), pull_tokens), lambda *each: pulled.append(each)).app(),
+        "127.0.0.1:0",
     ) as address:
         async with aiohttp.ClientSession(auto_decompress=False) as session:
-            yield Served(layout, tokens, session, f"http://{address}", pulled)
+            yield Served(layout, tokens, session, f"http://{address}", pulled, clock, pull_tokens)

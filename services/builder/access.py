@@ -1,4 +1,5 @@
-"""Who may pull images: whoever has an API token, as the password of Basic with any user name, or as Bearer.
+"""Who may pull images: whoever has an API token, or one to pull with (`pull_tokens.py`), as the password of Basic with
+any user name, or as Bearer.
 
 Basic is what container engines keep after a login and send each time. A request without credentials is how they
 begin, and refused without a word in the audit log; one whose credentials do not work is written down.
@@ -11,6 +12,7 @@ from aiohttp import web
 
 from ekiben.api.v1.annotations_pb2 import Role
 from ekiben.errors import EkibenError, PermissionDenied, Unauthenticated
+from services.builder.pull_tokens import PREFIX, PullTokens
 from services.kernel import telemetry
 from services.kernel.audit import Writer
 from services.kernel.identity import AuditRecord, Authenticator, Principal, role_name, token_of
@@ -22,8 +24,9 @@ PULL, PUSH = "oci.distribution/Pull", "oci.distribution/Push"
 class Access:
     """Knows callers by their token."""
 
-    def __init__(self, authenticator: Authenticator, audit: Writer) -> None:
+    def __init__(self, authenticator: Authenticator, audit: Writer, tokens: PullTokens) -> None:
         self._authenticator = authenticator
+        self._tokens = tokens
         self._audit = audit
 
     async def admit(self, request: web.Request) -> Principal:
@@ -42,6 +45,8 @@ class Access:
             )
         principal = None
         try:
+            if token.startswith(PREFIX):
+                return self._tokens.known(token)
             principal = await self._authenticator.authenticate(token)
             if principal.role < Role.ROLE_VIEWER:
                 raise PermissionDenied(

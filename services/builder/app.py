@@ -36,6 +36,7 @@ from services.builder.interpreters import Interpreters
 from services.builder.locks import Locks
 from services.builder.logs import BuildLogs
 from services.builder.places import Place
+from services.builder.pull_tokens import PullTokens
 from services.builder.pulls import Pulls
 from services.builder.queue import Queue
 from services.builder.repositories import Repositories
@@ -124,6 +125,7 @@ async def open_builder(
                 clock,
                 failpoint,
             )
+            tokens = PullTokens(peers.service_token, clock)
             servicers = [
                 Servicer(
                     "ekiben.builder.v1.Builds",
@@ -133,10 +135,10 @@ async def open_builder(
                 Servicer(
                     "ekiben.builder.v1.Images",
                     images_pb2_grpc.add_ImagesServicer_to_server,
-                    Images(Gallery(rows, place, usage, collection), collection),
+                    Images(Gallery(rows, place, usage, collection), collection, tokens),
                 ),
             ]
-            async with _served_images(settings, peers, rows, clock) as loops:
+            async with _served_images(settings, peers, rows, tokens, clock) as loops:
                 yield Component(
                     "builder",
                     servicers=servicers,
@@ -168,7 +170,7 @@ def _attestor(settings: Settings) -> Attestor | None:
 
 @asynccontextmanager
 async def _served_images(
-    settings: Settings, peers: Peers, rows: ImageRows, clock: Clock
+    settings: Settings, peers: Peers, rows: ImageRows, tokens: PullTokens, clock: Clock
 ) -> AsyncIterator[list[Callable[[], Awaitable[None]]]]:
     """Images for container engines, where the settings say; gives the loops that this needs."""
     if not settings.images_listen:
@@ -180,7 +182,7 @@ async def _served_images(
         stack.push_async_callback(auditor.close)
         writer = Writer(auditor, clock)
         stack.push_async_callback(writer.finish)
-        access = Access(RemoteAuthenticator(peers.registry, clock), writer)
+        access = Access(RemoteAuthenticator(peers.registry, clock), writer, tokens)
         shelf: Shelf = LayoutShelf(Repositories(Path(place)))
         if kind != "oci":
             shelf = await stack.enter_async_context(open_forwarding(place.removeprefix("//")))

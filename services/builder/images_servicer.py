@@ -1,6 +1,6 @@
 """The Images service: parse, call one use case, format."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import grpc
@@ -13,6 +13,7 @@ from services.builder import messages
 from services.builder.collection import Collection
 from services.builder.domain import Image
 from services.builder.gallery import Gallery
+from services.builder.pull_tokens import USUAL, PullTokens
 from services.builder.tally import TALLY
 from services.kernel import pages
 from services.kernel.identity import current_principal
@@ -23,8 +24,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class Images(images_pb2_grpc.ImagesServicer):
     """ekiben.builder.v1.Images."""
 
-    def __init__(self, gallery: Gallery, collection: Collection) -> None:
+    def __init__(self, gallery: Gallery, collection: Collection, tokens: PullTokens) -> None:
         self._gallery = gallery
+        self._tokens = tokens
         self._collection = collection
 
     async def GetImage(self, request: pb.GetImageRequest, context: Context) -> pb.Image:
@@ -73,6 +75,14 @@ class Images(images_pb2_grpc.ImagesServicer):
             blob_count=len(found.blobs),
             blob_bytes=sum(blob.size_bytes for blob in found.blobs),
         )
+
+    async def CreatePullToken(self, request: pb.CreatePullTokenRequest, context: Context) -> pb.PullToken:
+        """See the proto."""
+        lifetime: timedelta = request.lifetime.ToTimedelta() if request.HasField("lifetime") else USUAL
+        token, ends = self._tokens.give(current_principal().organization, lifetime)
+        made = pb.PullToken(token=token)
+        made.expire_time.FromDatetime(ends)
+        return made
 
     def _message(self, image: Image) -> pb.Image:
         return messages.image_to_proto(image, self._gallery.location(image))

@@ -7,10 +7,12 @@ import os
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from datetime import UTC, timedelta
 from functools import partial
 from pathlib import Path
 
-from ekiben.builder.v1 import builder_pb2_grpc, images_pb2_grpc
+from ekiben.api.v1.annotations_pb2 import Role
+from ekiben.builder.v1 import builder_pb2_grpc, images_pb2, images_pb2_grpc
 from ekiben.deployer.v1 import deployer_pb2_grpc, events_pb2_grpc
 from ekiben.errors import EkibenError, ResourceExhausted
 from ekiben.identity.v1 import identity_pb2_grpc
@@ -26,6 +28,7 @@ from services.deployer.reconciler import Reconciler
 from services.deployer.runtimes import Runtime
 from services.deployer.runtimes.containers import ContainerStarter
 from services.deployer.runtimes.kubernetes.names import Where
+from services.deployer.runtimes.kubernetes.pulling import Login, Logins
 from services.deployer.runtimes.kubernetes.runtime import KubernetesRuntime, open_kubernetes_runtime
 from services.deployer.runtimes.podman import Podman
 from services.deployer.runtimes.process import open_process_runtime
@@ -39,9 +42,10 @@ from services.deployer.uses import Uses
 from services.kernel.app import Component, Servicer
 from services.kernel.clock import SYSTEM, Clock
 from services.kernel.db import open_database
+from services.kernel.identity import Principal
 from services.kernel.leases import id_kept_in
 from services.kernel.news import News
-from services.kernel.peers import Peers
+from services.kernel.peers import Peers, on_behalf_of
 from services.kernel.settings import SettingsError
 
 
@@ -79,7 +83,8 @@ async def open_deployer(settings: Settings, peers: Peers, *, clock: Clock = SYST
         store = Store(database)
         cluster = await store.ensure_cluster(domain.DEFAULT_CLUSTER, str(uuid.uuid4()), clock.now())
         if settings.runtime == "kubernetes":
-            runtime = await stack.enter_async_context(_kubernetes(settings, cluster[0], clock))
+            logins = _logins(settings, images_pb2_grpc.ImagesStub(peers.builder))
+            runtime = await stack.enter_async_context(_kubernetes(settings, cluster[0], logins, clock))
         vault = identity_pb2_grpc.SecretsStub(peers.registry)
         instance_types = {one.name: one for one in map(domain.InstanceType.parse, settings.instance_types)}
         owner = await asyncio.to_thread(id_kept_in, data_dir / "owner")
@@ -166,12 +171,32 @@ def _starter(settings: Settings, fetch: Fetch) -> Starter:
     return ContainerStarter(podman, run_dir, telemetry, settings.podman_network)
 
 
-def _kubernetes(settings: Settings, installation: str, clock: Clock) -> AbstractAsyncContextManager[KubernetesRuntime]:
+def _kubernetes(
+    settings: Settings, installation: str, logins: Logins, clock: Clock
+) -> AbstractAsyncContextManager[KubernetesRuntime]:
     """Replicas as pods; `installation` marks what is ours."""
     where = Where(installation, settings.kubernetes_namespace, settings.kubernetes_pull_secret)
     return open_kubernetes_runtime(
-        settings.kubeconfig, settings.kubernetes_context, where, pull_host=settings.kubernetes_pull_host, clock=clock
+        settings.kubeconfig,
+        settings.kubernetes_context,
+        where,
+        pull_host=settings.kubernetes_pull_host,
+        logins=logins,
+        clock=clock,
     )
+
+
+def _logins(settings: Settings, images: "images_pb2_grpc.ImagesAsyncStub") -> Logins:
+    """With what nodes pull from the builder."""
+
+    async def issue(organization: str, lifetime: timedelta) -> Login:
+        request = images_pb2.CreatePullTokenRequest()
+        request.lifetime.FromTimedelta(lifetime)
+        with on_behalf_of(Principal("services/deployer", f"organizations/{organization}", Role.ROLE_SERVICE)):
+            given = await images.CreatePullToken(request)
+        return Login(given.token, given.expire_time.ToDatetime(UTC))
+
+    return Logins(issue, timedelta(seconds=settings.kubernetes_pull_token_s))
 
 
 @contextmanager

@@ -41,7 +41,10 @@ class Settings(DatabaseSettings):
     kubernetes_pull_host: str = ""
     """`HOST[:PORT]` under which nodes reach the platform's `/v2/`, where the builder keeps images in a folder."""
     kubernetes_pull_secret: str = ""
-    """Name of a Secret of the namespace with the login for images (`kubectl create secret docker-registry`)."""
+    """Name of a Secret of the namespace with the login for images (`kubectl create secret docker-registry`). Empty
+    where none is needed, as for the platform's own `/v2/`, whose login the deployer makes and renews."""
+    kubernetes_pull_token_s: float = 86400.0
+    """How long a login for `/v2/` lives that the deployer made; it is renewed when half of that has gone."""
     host: str = "127.0.0.1"
     """Host in the URLs of deployments: where the gateway's own ports for them are reached."""
     port_range: str = "7500-7999"
@@ -100,6 +103,8 @@ class Settings(DatabaseSettings):
             faults.append(f"run_dir has {len(str(self.run_dir))} characters; sockets in it need it to have at most 64.")
         if self.owner_lease_s < 1:
             faults.append(f"owner_lease_s is {self.owner_lease_s}; it must be at least 1.")
+        if not 60 <= self.kubernetes_pull_token_s <= 30 * 86400:
+            faults.append("kubernetes_pull_token_s must be from 60 to 2592000, 30 days.")
         for name in ("drain_s", "shutdown_drain_s", "orphan_grace_s", "probe_timeout_s", "liveness_s"):
             if getattr(self, name) < 0:
                 faults.append(f"{name} must not be negative.")

@@ -52,7 +52,8 @@ class Peers:
     def __init__(self, settings: PeerSettings, caller: str) -> None:
         self.settings = settings
         self.caller = caller
-        self._service_token = read_service_token(settings.service_token_file)
+        self.service_token = read_service_token(settings.service_token_file)
+        """The suite's own secret, from which services derive others. Never to be sent to anybody else."""
         self._tls = (
             Tls(settings.tls_ca_file, settings.tls_cert_file, settings.tls_key_file) if settings.tls_ca_file else None
         )
@@ -110,7 +111,7 @@ class Peers:
             if own:
                 yield "authorization", f"Bearer {checked_token(own)}"
         else:
-            yield "authorization", f"Bearer {self._service_token}"
+            yield "authorization", f"Bearer {self.service_token}"
             yield SERVICE_KEY, self.caller
             principal = _behalf.get()
             if principal is not None and principal.user:

@@ -7,12 +7,14 @@ import json
 import logging
 import os
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 
 import aiohttp
 import pytest
 
-from ekiben.errors import NotFound
+from ekiben.errors import InvalidArgument, NotFound
+from services.builder.pull_tokens import PullTokens
 from services.builder.repositories import Repositories
 from services.builder.shelves import LayoutShelf
 from services.content.images import INDEX, MANIFEST, REF_NAME, Descriptor, Platform
@@ -379,3 +381,21 @@ async def test_an_empty_layout_has_nothing(served: Served) -> None:
     # A reference without a repository, as `ekiben images build` writes, is in none.
     image: Descriptor = await put_image(served.layout, "v1")
     assert await served.code(f"/v2/default/v1/manifests/{image.digest}", 404) == "NAME_UNKNOWN"
+
+
+async def test_a_token_to_pull_with_gives_one_organizations_images_for_a_while_and_nothing_else(served: Served) -> None:
+    await put_image(served.layout, "default/nodes:v1")
+    token, ends = served.pull_tokens.give("organizations/default", timedelta(hours=1))
+    assert ends == served.clock.now() + timedelta(hours=1)
+    assert (await served("/v2/default/nodes/manifests/v1", token=token))[0] == 200
+    assert await served.code("/v2/default/nodes/manifests/v1", 405, "PUT", token=token) == "UNSUPPORTED"
+    other, _ = served.pull_tokens.give("organizations/other")
+    assert await served.code("/v2/default/nodes/manifests/v1", 404, token=other) == "NAME_UNKNOWN"
+    for wrong in (f"{token[:-2]}AA", PullTokens("eks_another", served.clock).give("organizations/default")[0], "ekp_"):
+        assert await served.code("/v2/default/nodes/manifests/v1", 401, token=wrong) == "UNAUTHORIZED"
+    await served.clock.advance(3600)
+    assert await served.code("/v2/default/nodes/manifests/v1", 401, token=token) == "UNAUTHORIZED"
+    assert not any(token in repr(entry) for entry in served.tokens.written)
+    for lifetime in (timedelta(), timedelta(days=31)):
+        with pytest.raises(InvalidArgument, match="at most 30 days"):
+            served.pull_tokens.give("organizations/default", lifetime)

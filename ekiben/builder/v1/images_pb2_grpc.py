@@ -61,6 +61,11 @@ class ImagesStub:
                 request_serializer=ekiben_dot_builder_dot_v1_dot_images__pb2.CollectImagesRequest.SerializeToString,
                 response_deserializer=ekiben_dot_builder_dot_v1_dot_images__pb2.CollectImagesResponse.FromString,
                 _registered_method=True)
+        self.CreatePullToken = channel.unary_unary(
+                '/ekiben.builder.v1.Images/CreatePullToken',
+                request_serializer=ekiben_dot_builder_dot_v1_dot_images__pb2.CreatePullTokenRequest.SerializeToString,
+                response_deserializer=ekiben_dot_builder_dot_v1_dot_images__pb2.PullToken.FromString,
+                _registered_method=True)
 
 
 class ImagesServicer:
@@ -105,6 +110,14 @@ class ImagesServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreatePullToken(self, request, context):
+        """Gives a token with which `/v2/` lets images of the caller's organization be pulled, and which does nothing else. For
+        the services of the suite: a cluster's nodes pull with it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ImagesServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -132,6 +145,11 @@ def add_ImagesServicer_to_server(servicer, server):
                     servicer.CollectImages,
                     request_deserializer=ekiben_dot_builder_dot_v1_dot_images__pb2.CollectImagesRequest.FromString,
                     response_serializer=ekiben_dot_builder_dot_v1_dot_images__pb2.CollectImagesResponse.SerializeToString,
+            ),
+            'CreatePullToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreatePullToken,
+                    request_deserializer=ekiben_dot_builder_dot_v1_dot_images__pb2.CreatePullTokenRequest.FromString,
+                    response_serializer=ekiben_dot_builder_dot_v1_dot_images__pb2.PullToken.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -270,6 +288,33 @@ class Images:
             '/ekiben.builder.v1.Images/CollectImages',
             ekiben_dot_builder_dot_v1_dot_images__pb2.CollectImagesRequest.SerializeToString,
             ekiben_dot_builder_dot_v1_dot_images__pb2.CollectImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreatePullToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ekiben.builder.v1.Images/CreatePullToken',
+            ekiben_dot_builder_dot_v1_dot_images__pb2.CreatePullTokenRequest.SerializeToString,
+            ekiben_dot_builder_dot_v1_dot_images__pb2.PullToken.FromString,
             options,
             channel_credentials,
             insecure,

@@ -49,6 +49,10 @@ class ImagesStub:
     `EKIBEN_BUILDER_IMAGES_KEEP_…`) and removes blobs that no image has. With `dry_run` it says what a round would do
     now, and changes nothing.
     """
+    CreatePullToken: _grpc.UnaryUnaryMultiCallable[_images_pb2.CreatePullTokenRequest, _images_pb2.PullToken]
+    """Gives a token with which `/v2/` lets images of the caller's organization be pulled, and which does nothing else. For
+    the services of the suite: a cluster's nodes pull with it.
+    """
 
 @_typing.type_check_only
 class ImagesAsyncStub(ImagesStub):
@@ -69,6 +73,10 @@ class ImagesAsyncStub(ImagesStub):
     """Runs a round of what a loop of the builder does by itself: deletes images that are kept no longer (see the settings
     `EKIBEN_BUILDER_IMAGES_KEEP_…`) and removes blobs that no image has. With `dry_run` it says what a round would do
     now, and changes nothing.
+    """
+    CreatePullToken: _aio.UnaryUnaryMultiCallable[_images_pb2.CreatePullTokenRequest, _images_pb2.PullToken]  # type: ignore[assignment]
+    """Gives a token with which `/v2/` lets images of the caller's organization be pulled, and which does nothing else. For
+    the services of the suite: a cluster's nodes pull with it.
     """
 
 class ImagesServicer(metaclass=_abc_1.ABCMeta):
@@ -117,6 +125,16 @@ class ImagesServicer(metaclass=_abc_1.ABCMeta):
         """Runs a round of what a loop of the builder does by itself: deletes images that are kept no longer (see the settings
         `EKIBEN_BUILDER_IMAGES_KEEP_…`) and removes blobs that no image has. With `dry_run` it says what a round would do
         now, and changes nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def CreatePullToken(
+        self,
+        request: _images_pb2.CreatePullTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_images_pb2.PullToken, _abc.Awaitable[_images_pb2.PullToken]]:
+        """Gives a token with which `/v2/` lets images of the caller's organization be pulled, and which does nothing else. For
+        the services of the suite: a cluster's nodes pull with it.
         """
 
 def add_ImagesServicer_to_server(servicer: ImagesServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

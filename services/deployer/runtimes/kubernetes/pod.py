@@ -38,8 +38,9 @@ def pod_of(spec: SetSpec, where: Where) -> Object:
         "containers": [_container(spec, mounts)],
         "volumes": [{"name": "temporary", "emptyDir": {}}, *volumes],
     }
-    if where.pull_secret:
-        pod["imagePullSecrets"] = [{"name": where.pull_secret}]
+    named = [*([where.pull_secret] if where.pull_secret else []), *spec.pull_secrets]
+    if named:
+        pod["imagePullSecrets"] = [{"name": name} for name in dict.fromkeys(named)]
     return pod
 
 

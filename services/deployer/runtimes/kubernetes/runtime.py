@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from ekiben.errors import EkibenError, NotFound
+from ekiben.errors import EkibenError, NotFound, Unavailable
 from services.deployer.runtimes import Event, Line, SetSpec, SetStatus
 from services.deployer.runtimes.kubernetes import events, objects
 from services.deployer.runtimes.kubernetes.api import Api, Cache, open_api
@@ -34,6 +34,7 @@ from services.deployer.runtimes.kubernetes.names import (
     name_of,
 )
 from services.deployer.runtimes.kubernetes.pods import not_made, replica_of
+from services.deployer.runtimes.kubernetes.pulling import Logins, PullSecret
 from services.deployer.runtimes.kubernetes.slices import endpoints_of, placed
 from services.kernel.clock import SYSTEM, Clock
 from services.kernel.watches import Signal
@@ -66,8 +67,11 @@ class KubernetesRuntime:
 
     outlives = True
 
-    def __init__(self, api: Api, where: Where, *, pull_host: str = "", clock: Clock = SYSTEM) -> None:
-        """`pull_host`: the registry, as nodes call it, that has the images of a builder with a layout on disk."""
+    def __init__(
+        self, api: Api, where: Where, *, pull_host: str = "", logins: Logins | None = None, clock: Clock = SYSTEM
+    ) -> None:
+        """`pull_host`: the registry, as nodes call it, that has the images of a builder with a layout on disk; `logins`
+        gives what nodes log in there with, where `where` names no Secret that has it."""
         self._api, self._where, self._pull_host, self._clock = api, where, pull_host, clock
         self._asked: dict[str, _Asked] = {}
         self._ending: set[str] = set()
@@ -78,6 +82,9 @@ class KubernetesRuntime:
         # Nothing waits for these: without them (a role that does not allow it yet) pods are as they say themselves.
         self._slices = Cache(api, "EndpointSlice", selector, self._heard, clock)
         self._explainer, self._pods_moved = Explainer(api, clock), Signal()
+        self._pulling: PullSecret | None = None
+        if pull_host and logins is not None and not where.pull_secret:
+            self._pulling = PullSecret(api, where, pull_host, logins, self._heard, clock)
 
     # The port
 
@@ -86,7 +93,7 @@ class KubernetesRuntime:
         asked = self._asked.setdefault(spec.key, _Asked(spec, replicas))
         asked.spec, asked.again_at, asked.fault = spec, 0.0, ""
         try:
-            asked.spec = replace(spec, image=objects.image_of(spec, self._pull_host))
+            asked.spec = self._pulled(replace(spec, image=objects.image_of(spec, self._pull_host)))
         except EkibenError as exc:
             asked.fault, asked.again_at = exc.message, math.inf
         await self.scale(spec.key, replicas)
@@ -197,17 +204,16 @@ class KubernetesRuntime:
         """Watch, and apply what is asked; for ever."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._explain())
-            for cache in (*self._caches.values(), self._slices):
+            for cache in (*self._all_caches(), self._slices):
                 tasks.create_task(cache.run())
-            for cache in self._caches.values():
-                await cache.filled.wait()
+            await self.filled()
             while True:
                 await self._turn()
                 await self._signal.wait(at_most_s=self._pause_s())
 
     async def filled(self) -> None:
         """Return once it is known what is in the cluster."""
-        for cache in self._caches.values():
+        for cache in self._all_caches():
             await cache.filled.wait()
 
     async def settled(self) -> None:
@@ -225,10 +231,12 @@ class KubernetesRuntime:
                 # The Deployment by itself: an owner that is gone takes it away only after a while.
                 await self._api.delete("Deployment", name_of(key))
                 await self._api.delete("ServiceAccount", name_of(key))
+        await self._log_in()
         for key, asked in list(self._asked.items()):
             if asked.again_at > self._clock.monotonic() or not self._differs(key, asked):
                 continue
             try:
+                self._check_login(asked)
                 await self._apply(key, asked)
                 asked.fault, asked.failures, asked.again_at = "", 0, 0.0
             except EkibenError as exc:
@@ -265,6 +273,36 @@ class KubernetesRuntime:
         self._caches["Deployment"].objects[name_of(key)] = applied
         self._caches["ServiceAccount"].objects[name_of(key)] = anchor
 
+    # Logins
+
+    def _pulled(self, spec: SetSpec) -> SetSpec:
+        """The spec with our own login, where its image is in our own registry."""
+        if self._pulling is None or not self._pulling.organization_of(spec.image):
+            return spec
+        return replace(spec, pull_secrets=(*spec.pull_secrets, self._pulling.name))
+
+    async def _log_in(self) -> None:
+        if self._pulling is None:
+            return
+        images = [asked.spec.image for asked in self._asked.values() if not asked.fault]
+        organizations = {self._pulling.organization_of(image) for image in images} - {""}
+        await self._pulling.look(organizations)
+        if not self._asked and not self._caches["Deployment"].objects:
+            await self._pulling.remove()
+
+    def _check_login(self, asked: _Asked) -> None:
+        """Raises Unavailable (IMAGE_LOGIN_MISSING): pods would fail to pull, and wait ever longer to try again."""
+        if self._pulling is None:
+            return
+        organization = self._pulling.organization_of(asked.spec.image)
+        if organization and not self._pulling.serves(organization):
+            raise Unavailable(self._pulling.fault or "Nodes have no login yet.", reason="IMAGE_LOGIN_MISSING")
+
+    def _all_caches(self) -> Iterable[Cache]:
+        yield from self._caches.values()
+        if self._pulling is not None:
+            yield self._pulling.cache
+
     def _lives(self, key: str) -> bool:
         name = name_of(key)
         return any(
@@ -276,6 +314,8 @@ class KubernetesRuntime:
     def _pause_s(self) -> float:
         now = self._clock.monotonic()
         waiting = [asked.again_at - now for asked in self._asked.values() if asked.again_at > now]
+        if self._pulling is not None and (due_s := self._pulling.due_s()) is not None:
+            waiting.append(due_s)
         return max(0.05, min([*waiting, _LOOK_S])) if not self._ending else 1.0
 
     def _note(self, key: str) -> str:
@@ -395,6 +435,7 @@ async def open_kubernetes_runtime(
     where: Where,
     *,
     pull_host: str = "",
+    logins: Logins | None = None,
     clock: Clock = SYSTEM,
 ) -> AsyncIterator[KubernetesRuntime]:
     """A runtime on a cluster. At the end everything there goes on.
@@ -403,7 +444,7 @@ async def open_kubernetes_runtime(
         SettingsError: there is no way to a cluster.
     """
     async with open_api(kubeconfig, context, where.namespace) as api:
-        runtime = KubernetesRuntime(api, where, pull_host=pull_host, clock=clock)
+        runtime = KubernetesRuntime(api, where, pull_host=pull_host, logins=logins, clock=clock)
         running = asyncio.create_task(runtime.run())
         try:
             yield runtime
