@@ -64,6 +64,14 @@ class Builds:
             lambda: self._stub.WatchBuild(request), until=lambda build: build.state in ENDED, timeout_s=timeout_s
         )
 
+    async def stats(self) -> pb.CacheStats:
+        """How much lies in the builder's folder that builds find again."""
+        return await self._stub.GetCacheStats(pb.GetCacheStatsRequest())
+
+    async def prune(self, *, dry_run: bool = False) -> pb.PruneCachesResponse:
+        """Take away of that what nobody used for long; with `dry_run` say how much."""
+        return await self._stub.PruneCaches(pb.PruneCachesRequest(dry_run=dry_run))
+
     async def log(self, name: str, *, follow: bool = False, tail_lines: int = 0) -> AsyncIterator[pb.BuildLogLine]:
         """The build's log; with `follow` on to its end, each line once even where the stream breaks."""
         next_index = 0

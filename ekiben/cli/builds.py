@@ -5,7 +5,7 @@ import asyncio
 import click
 
 from ekiben.builder.v1 import builder_pb2 as pb
-from ekiben.cli import short
+from ekiben.cli import builder_caches, short
 from ekiben.cli.groups import NounGroup
 from ekiben.cli.options import DURATION, limit_option, output_option
 from ekiben.cli.output import age, collect, last, moment, nanoseconds, print_item, print_items, said, size, tag
@@ -239,3 +239,7 @@ async def print_failure(client: Client, build: pb.Build) -> None:
         said(f"  {line.text}")
     said(click.style("Build failed: ", fg="red", bold=True) + build.failure.message)
     said(f"The whole log: ekiben builds logs {last(build.name)}")
+
+
+builds.add_command(builder_caches.stats)
+builds.add_command(builder_caches.gc)

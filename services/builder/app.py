@@ -22,6 +22,7 @@ from ekiben.registry.v1 import lineage_pb2_grpc, registry_pb2_grpc
 from services.builder.access import Access
 from services.builder.attesting import Attestor
 from services.builder.buildah import BuildahEngine
+from services.builder.caches import Caches
 from services.builder.collection import Collection
 from services.builder.compression import Rules
 from services.builder.distribution import Distribution, listen
@@ -36,6 +37,7 @@ from services.builder.interpreters import Interpreters
 from services.builder.locks import Locks
 from services.builder.logs import BuildLogs
 from services.builder.places import Place
+from services.builder.pruning import Pruning
 from services.builder.pull_tokens import PullTokens
 from services.builder.pulls import Pulls
 from services.builder.queue import Queue
@@ -109,6 +111,7 @@ async def open_builder(
             work = ImageWork(place, rows, workshop, bentos, models, fetch, clock, failpoint, compression)
             usage = Usage(store, lineage_pb2_grpc.LineageStub(peers.registry))
             collection = Collection(place, store, rows, usage, settings, clock)
+            pruning = Pruning(Caches(data_dir), store, usage, programs, settings, clock)
             queue = Queue(store, rows, environments, logs, bentos, models, changes, clock, place, settings.bases)
             worker = Worker(
                 store,
@@ -130,7 +133,7 @@ async def open_builder(
                 Servicer(
                     "ekiben.builder.v1.Builds",
                     builder_pb2_grpc.add_BuildsServicer_to_server,
-                    Builds(queue, environments),
+                    Builds(queue, environments, pruning),
                 ),
                 Servicer(
                     "ekiben.builder.v1.Images",
@@ -142,7 +145,7 @@ async def open_builder(
                 yield Component(
                     "builder",
                     servicers=servicers,
-                    loops=[worker.run, changes.run, collection.run, *loops],
+                    loops=[worker.run, changes.run, collection.run, pruning.run, *loops],
                     ready=store.ping,
                 )
 

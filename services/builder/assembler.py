@@ -31,7 +31,7 @@ from services.builder.layers import USER, Entry, entries_of, tar
 from services.builder.runs import Runs
 from services.builder.tally import TALLY
 from services.content.digest import Digest
-from services.content.files import make_folder, write_whole
+from services.content.files import make_folder, touch, write_whole
 from services.content.images import Again, Descriptor, ImageStore, Platform, Readable
 from services.content.images.copying import beside, copy_blob, together
 
@@ -158,6 +158,7 @@ class Assembler:
         return self._layers / f"{hashed}.json"
 
     async def _known(self, into: ImageStore, remembered: Path, what: str) -> Layer | None:
+        touch(remembered)
         try:
             known = json.loads(await asyncio.to_thread(remembered.read_text))
             layer = Layer(Descriptor.from_json(known["descriptor"]), Digest.parse(known["diff_id"]), what)

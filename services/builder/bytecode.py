@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from services.builder.images import VENV
-from services.content.files import make_folder
+from services.content.files import make_folder, touch
 from services.kernel import processes
 
 _FORMAT = 2
@@ -109,6 +109,8 @@ class Bytecode:
             content = [_FORMAT, compiler.version, inside, [(name, digest) for name, digest in modules]]
             key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
             found[key] = [name for name, _ in modules]
+        for key in found:
+            touch(self._folder / key)
         missing = [key for key in found if not (self._folder / key).is_dir()]
         if missing:
             with tempfile.TemporaryDirectory(prefix=".", dir=self._folder) as fresh:

@@ -24,7 +24,7 @@ from services.builder.base_files import below, members, opened, spooled
 from services.builder.bases import BaseImage, Python
 from services.builder.bytecode import Compiler
 from services.builder.interpreters import Interpreters
-from services.content.files import make_folder, write_whole
+from services.content.files import make_folder, touch, write_whole
 
 _LIBRARIES = re.compile(
     r"(?:usr/|usr/local/)?lib(?:64)?/(?:[a-z0-9_]+-linux-[a-z]+/)?"
@@ -77,6 +77,7 @@ async def _of_base(base: BaseImage, python: Python, remembered: Path) -> Compile
 async def _own(base: BaseImage, python: Python, remembered: Path) -> Compiler | None:
     """The base's interpreter below `remembered`, if it answers here."""
     folder = remembered / f"{base.key}-{python.path.strip('/').replace('/', '-')}"
+    touch(folder)
     try:
         known = json.loads(await asyncio.to_thread((folder / "compiler.json").read_text))
         return Compiler(known["argv"], known["version"], known["env"]) if known["version"] else None

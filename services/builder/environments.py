@@ -23,7 +23,7 @@ from services.builder.interpreters import Interpreter
 from services.builder.locks import Lock, Locks, Work, flags, run_uv
 from services.builder.recipe import Recipe, environment_digest
 from services.builder.uv import Outcome, Programs
-from services.content.files import write_whole
+from services.content.files import touch, write_whole
 
 MARKER = "complete.json"
 _POLL_S = 0.25
@@ -76,8 +76,9 @@ class Environments:
         return (self._environments / digest.removeprefix("sha256:")).absolute()
 
     def find(self, digest: str) -> Environment | None:
-        """The environment, if it is there and its interpreter too. A few file system calls."""
+        """The environment, if it is there and its interpreter too: then it counts as used now. A few system calls."""
         path = self.path(digest)
+        touch(path)  # before it is looked at: see `caches`
         try:
             found = json.loads((path / MARKER).read_text())
             (path / "bin" / "python").stat()  # follows the link to the interpreter, which may be gone

@@ -22,7 +22,7 @@ from services.builder.locks import Lock, Locks, Work, flags, run_uv
 from services.builder.recipe import Recipe, environment_digest
 from services.builder.targets import Target
 from services.builder.uv import Outcome, Programs
-from services.content.files import make_folder, sync_folder, write_whole
+from services.content.files import make_folder, sync_folder, touch, write_whole
 
 MARKER = "complete.json"
 _POLL_S = 0.1
@@ -78,6 +78,7 @@ class ImageEnvironments:
         version = version if version and "://" not in version and "shipped:" not in version else recipe.bentoml_version
         found = ImageEnvironment(path, digest, target, lock, version)
         async with self._turn(digest):
+            await asyncio.to_thread(touch, path)
             if not (path / MARKER).is_file():
                 await work.report(Step.INSTALLING, 0, 0)
                 made = work.directory / f"image-environment-{target.platform.architecture}"

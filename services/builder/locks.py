@@ -23,7 +23,7 @@ from services.builder.interpreters import Interpreter
 from services.builder.recipe import Recipe
 from services.builder.targets import Target
 from services.builder.uv import Outcome, Programs
-from services.content.files import write_whole
+from services.content.files import touch, write_whole
 
 _TRY_WITHOUT = ("REQUIREMENT_UNSATISFIABLE", "REQUIREMENT_NOT_FOUND", "BUILD_BACKEND_FAILED", "WHEEL_NOT_FOUND")
 _LIKE = "like.txt"
@@ -101,9 +101,9 @@ class Locks:
         inputs = recipe.digest(*_parts(python), *_index_settings(work.env), scope=work.scope(recipe))
         path = self._locks / f"{inputs}.txt"
         locations = await asyncio.to_thread(self._keep_shipped, recipe, bento, work.directory)
-        if not fresh and path.exists():
+        if not fresh and (known := await asyncio.to_thread(_known, path)) is not None:
             work.say("The lock of an equal recipe is used.")
-            return Lock(await asyncio.to_thread(path.read_text))
+            return Lock(known)
         if like is not None:
             await asyncio.to_thread((work.directory / _LIKE).write_text, self.located(like))
         text = await self._resolve(recipe, python, work, locations)
@@ -127,6 +127,7 @@ class Locks:
 
     def has_file(self, name: str) -> bool:
         """Whether it is there."""
+        touch(self.file(name).parent)
         return self.file(name).exists()
 
     def keep_file(self, path: Path, directory: Path) -> str:
@@ -202,6 +203,7 @@ class Locks:
     def _keep(self, digest: str, source: Path, directory: Path) -> Path:
         """A file or folder by its content and its name: other bentos may have the same under another one."""
         target = (self._shipped / digest / source.name).absolute()
+        touch(target.parent)
         if not target.exists():
             with tempfile.TemporaryDirectory(dir=directory) as making:
                 made = Path(making) / source.name
@@ -213,6 +215,14 @@ class Locks:
                     if not target.exists():  # else another build was first
                         raise
         return target
+
+
+def _known(path: Path) -> str | None:
+    touch(path)
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return None
 
 
 def _parts(python: Interpreter | Target) -> tuple[str, ...]:

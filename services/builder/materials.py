@@ -12,7 +12,7 @@ from typing import Any
 from packaging.requirements import InvalidRequirement, Requirement
 
 from services.content.digest import Digest
-from services.content.files import make_folder, write_whole
+from services.content.files import make_folder, touch, write_whole
 from services.content.images import Descriptor, Platform
 
 
@@ -99,6 +99,7 @@ def packages_of(environment: Path, digest: str, lock: str, remembered: Path) -> 
     Reads a file for each package, the first time; then what is remembered by the environment's digest.
     """
     known = remembered / f"{digest.removeprefix('sha256:')}.v1.json"
+    touch(known)
     try:
         return [
             Package(**{key: _frozen(value) for key, value in each.items()}) for each in json.loads(known.read_text())

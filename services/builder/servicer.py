@@ -13,6 +13,7 @@ from ekiben.errors import InvalidArgument
 from services.builder import messages
 from services.builder.domain import Build, Output
 from services.builder.environments import Environments
+from services.builder.pruning import Pruning
 from services.builder.queue import Queue, Wanted
 from services.kernel import pages
 from services.kernel.identity import current_principal
@@ -23,8 +24,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class Builds(builder_pb2_grpc.BuildsServicer):
     """ekiben.builder.v1.Builds."""
 
-    def __init__(self, queue: Queue, environments: Environments) -> None:
+    def __init__(self, queue: Queue, environments: Environments, pruning: Pruning) -> None:
         self._queue = queue
+        self._pruning = pruning
         self._environments = environments
 
     async def GetBuild(self, request: pb.GetBuildRequest, context: Context) -> pb.Build:
@@ -83,6 +85,24 @@ class Builds(builder_pb2_grpc.BuildsServicer):
         lines = self._queue.read_log(current_principal(), name, follow=request.follow, tail_lines=request.tail_lines)
         async for line in lines:
             yield messages.line_to_proto(line)
+
+    async def GetCacheStats(self, request: pb.GetCacheStatsRequest, context: Context) -> pb.CacheStats:
+        """See the proto."""
+        found = await self._pruning.amounts()
+        kinds = [
+            pb.CacheAmount(kind=str(kind), count=amount.count, size_bytes=amount.size_bytes)
+            for kind, amount in found.items()
+        ]
+        return pb.CacheStats(kinds=kinds, location=str(self._environments.path("").parent))
+
+    async def PruneCaches(self, request: pb.PruneCachesRequest, context: Context) -> pb.PruneCachesResponse:
+        """See the proto."""
+        found = await self._pruning.prune(dry_run=request.dry_run)
+        kinds = [
+            pb.CacheAmount(kind=str(kind), count=count, size_bytes=found.size_bytes[kind])
+            for kind, count in sorted(found.counts.items())
+        ]
+        return pb.PruneCachesResponse(kinds=kinds)
 
     def _message(self, build: Build) -> pb.Build:
         here = self._queue.is_here(build)

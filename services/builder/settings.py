@@ -65,6 +65,18 @@ class Settings(DatabaseSettings):
     minutes more than `build_timeout_s` is taken."""
     images_collect_interval_s: float = 3600.0
     """How often images that are kept no longer, and such blobs, are looked for."""
+    caches_keep_days: float = 30.0
+    """What can be made again the same way (environments, bytecode, downloads) is taken away when no build used it for
+    so long. Environments that deployments run from count as used."""
+    caches_most_bytes: int = 0
+    """Bound on the bytes of all that: where it is more, the longest unused goes first, however young it is, but for
+    what a build may be using and what deployments run from. 0 for none."""
+    locks_keep_days: float = 365.0
+    """How long what requirements resolved to is kept after its last use: resolved anew, an image may become another."""
+    logs_keep_days: float = 90.0
+    """How long the logs of builds are kept."""
+    caches_prune_interval_s: float = 21_600.0
+    """How often all this is looked through. It reads every folder: a second of CPU for 100,000 files."""
     compile_bytecode: bool = False
     """Compile every module at build time. Off: what starting BentoML imports is compiled when the environment is
     checked. Measured with BentoML 1.4.39 on two cores: a replica's first start takes 3.3 s without any of it, 1.7 s
@@ -100,6 +112,11 @@ class Settings(DatabaseSettings):
             faults.append("images_keep_newest and images_keep_days must not be negative.")
         if self.images_grace_s <= 0 or self.images_collect_interval_s <= 0:
             faults.append("images_grace_s and images_collect_interval_s must be positive.")
+        for name in ("caches_keep_days", "caches_most_bytes", "locks_keep_days", "logs_keep_days"):
+            if getattr(self, name) < 0:
+                faults.append(f"{name} must not be negative.")
+        if self.caches_prune_interval_s <= 0:
+            faults.append("caches_prune_interval_s must be positive.")
         if self.build_timeout_s <= 0 or self.python_download_timeout_s <= 0:
             faults.append("build_timeout_s and python_download_timeout_s must be positive.")
         if faults:

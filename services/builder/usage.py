@@ -1,4 +1,4 @@
-"""Who uses an image: deployments tell the registry from which builds they run, and a build gave the image."""
+"""Who uses an image or an environment: deployments tell the registry from which builds they run."""
 
 from typing import TYPE_CHECKING
 
@@ -30,9 +30,23 @@ class Usage:
             Unavailable: the registry cannot be asked now.
         """
         found: set[str] = set()
-        with on_behalf_of(Principal("services/builder", image.organization, Role.ROLE_VIEWER)):
-            for build in await self._store.builds_of_image(image.organization, image.id, _MOST_BUILDS):
-                request = lineage_pb2.GetLineageRequest(name=f"builds/{build}", live_only=True)
-                graph = await self._lineage.GetLineage(request)
-                found |= {use.consumer for use in graph.uses if use.resource == f"builds/{build}"}
+        for build in await self._store.builds_of_image(image.organization, image.id, _MOST_BUILDS):
+            found |= await self._users_of(image.organization, build)
         return sorted(found)
+
+    async def runs_from(self, environment: str) -> bool:
+        """Whether replicas may run from an environment of this folder, by its digest.
+
+        Raises:
+            Unavailable: the registry cannot be asked now.
+        """
+        for organization, build in await self._store.builds_of_environment(environment):
+            if await self._users_of(organization, build):
+                return True
+        return False
+
+    async def _users_of(self, organization: str, build: str) -> set[str]:
+        with on_behalf_of(Principal("services/builder", organization, Role.ROLE_VIEWER)):
+            request = lineage_pb2.GetLineageRequest(name=f"builds/{build}", live_only=True)
+            graph = await self._lineage.GetLineage(request)
+        return {use.consumer for use in graph.uses if use.resource == f"builds/{build}"}

@@ -90,15 +90,16 @@ class Programs:
         env: Mapping[str, str] | None = None,
         without: Collection[str] = (),
         scope: str = "",
+        cache_dir: Path | None = None,
         line: Callable[[str], None] | None = None,
     ) -> Outcome:
         """Run uv to its end, with the builder's own `UV_…` variables but those in `without`; see `run`.
 
-        `scope` says whose cache it works with.
+        `scope` says whose cache it works with, unless `cache_dir` is one.
         """
         own = {name: value for name, value in os.environ.items() if name.startswith("UV_") and name not in without}
         fixed = {
-            "UV_CACHE_DIR": str(self.cache_dir(scope)),
+            "UV_CACHE_DIR": str(cache_dir or self.cache_dir(scope)),
             "UV_PYTHON_INSTALL_DIR": str(self._pythons_dir),
             "UV_NO_PROGRESS": "1",
             "NO_COLOR": "1",

@@ -4,6 +4,7 @@ A name counts only once the folder that holds it is synced, and a folder may rea
 of a file in it; so bytes first, then the rename, then the folder.
 """
 
+import contextlib
 import errno
 import os
 import secrets
@@ -30,6 +31,12 @@ def make_folder(folder: Path, mode: int = 0o700) -> None:
     make_folder(folder.parent, mode)
     folder.mkdir(mode=mode, exist_ok=True)
     sync_folder(folder.parent)
+
+
+def touch(path: Path) -> None:
+    """Say that something is used now, by its time. What is gone, or another's, is left alone."""
+    with contextlib.suppress(OSError):
+        os.utime(path)
 
 
 def write_whole(path: Path, content: bytes, mode: int = 0o600, *, durable: bool = True) -> None:

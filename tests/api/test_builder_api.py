@@ -1,6 +1,7 @@
 """The builder over real gRPC, with a real registry and the real uv."""
 
 import asyncio
+import os
 import time
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from tests.fixtures_builder import (
     running_builder,
 )
 from tests.fixtures_kernel import until
+from tests.fixtures_lineage import use
 
 __all__ = ["builder", "index", "registry"]
 
@@ -283,3 +285,29 @@ def processes_with(text: str) -> list[str]:
         if text in line and "pytest" not in line:
             found.append(line)
     return found
+
+
+async def test_what_the_builder_keeps_is_told_and_pruned_but_for_what_deployments_run_from(
+    registry: Registry, index: PackageIndex, tmp_path: Path
+) -> None:
+    no_time = {"caches_keep_days": 0.0, "images_grace_s": 0.001, "build_timeout_s": 60.0}
+    async with running_builder(registry, tmp_path / "builder", **no_time) as builder:
+        used = await builder.build(await registry.push(bento_folder(tmp_path / "one")))
+        unused = await builder.build(
+            await registry.push(bento_folder(tmp_path / "two", "cattrs\nbentoml==1.4.39\n"), "v2")
+        )
+        await use(registry, used.name)
+        stats = await builder.builds.GetCacheStats(pb.GetCacheStatsRequest())
+        found = {each.kind: each for each in stats.kinds}
+        assert found["environments"].count == 2 and found["environments"].size_bytes > 0
+        assert found["locks"].count == found["logs"].count == 2 and stats.location == str(tmp_path / "builder")
+        assert not (await builder.builds.PruneCaches(pb.PruneCachesRequest())).kinds, "a build may be using all that"
+        for build in (used, unused):
+            os.utime(build.environment.path, (0, 0))
+        would = await builder.builds.PruneCaches(pb.PruneCachesRequest(dry_run=True))
+        assert Path(unused.environment.path).exists()
+        done = await builder.builds.PruneCaches(pb.PruneCachesRequest())
+        assert done == would and {each.kind: each.count for each in done.kinds} == {"environments": 1}
+        assert Path(used.environment.path).exists() and not Path(unused.environment.path).exists()
+        again = await builder.build(unused.bento)
+        assert again.name != unused.name and again.environment == unused.environment

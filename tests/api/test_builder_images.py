@@ -10,15 +10,13 @@ import pytest
 
 from ekiben.builder.v1 import builder_pb2 as pb
 from ekiben.builder.v1 import images_pb2
-from ekiben.channel import open_channel
 from ekiben.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound
-from ekiben.registry.v1 import lineage_pb2
-from ekiben.registry.v1.lineage_pb2_grpc import LineageStub
 from services.builder.platforms import here
 from services.content import open_images
 from services.content.images import REF_NAME, Platform
 from services.content.images.layout import LayoutImageStore
 from tests.fixtures_builder import Builder, PackageIndex, Registry, bento_folder, index, registry, running_builder
+from tests.fixtures_lineage import use
 from tests.oci_registry import OciRegistry
 from tests.small_base import small_base
 
@@ -174,17 +172,6 @@ async def test_an_image_that_is_used_is_kept_and_one_that_was_deleted_leaves_not
         await builder.images.DeleteImage(images_pb2.DeleteImageRequest(name=first.image, force=True))
         with pytest.raises(NotFound):
             await get(builder, first.image)
-
-
-async def use(registry: Registry, build: str) -> None:
-    """Say that a deployment runs from a build, as the deployer does."""
-    owner = lineage_pb2.UseOwner(organization="organizations/default", name="deployments/demo", uid="u1")
-    consumer = "deployments/demo/revisions/1"
-    live = lineage_pb2.Use(consumer=consumer, consumer_uid="r1", resource=build, live=True)
-    token = (registry.folder / "service-token").read_text()
-    async with open_channel(f"unix:{registry.run_dir}/registry", token=token) as channel:
-        request = lineage_pb2.ReportUsesRequest(owner=owner, generation=1, uses=[live])
-        await LineageStub(channel).ReportUses(request)
 
 
 async def test_what_a_crash_left_in_the_layout_is_put_right(builder: Builder, tmp_path: Path) -> None:

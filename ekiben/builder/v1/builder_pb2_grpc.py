@@ -70,6 +70,16 @@ class BuildsStub:
                 request_serializer=ekiben_dot_builder_dot_v1_dot_builder__pb2.ReadBuildLogRequest.SerializeToString,
                 response_deserializer=ekiben_dot_builder_dot_v1_dot_builder__pb2.BuildLogLine.FromString,
                 _registered_method=True)
+        self.GetCacheStats = channel.unary_unary(
+                '/ekiben.builder.v1.Builds/GetCacheStats',
+                request_serializer=ekiben_dot_builder_dot_v1_dot_builder__pb2.GetCacheStatsRequest.SerializeToString,
+                response_deserializer=ekiben_dot_builder_dot_v1_dot_builder__pb2.CacheStats.FromString,
+                _registered_method=True)
+        self.PruneCaches = channel.unary_unary(
+                '/ekiben.builder.v1.Builds/PruneCaches',
+                request_serializer=ekiben_dot_builder_dot_v1_dot_builder__pb2.PruneCachesRequest.SerializeToString,
+                response_deserializer=ekiben_dot_builder_dot_v1_dot_builder__pb2.PruneCachesResponse.FromString,
+                _registered_method=True)
 
 
 class BuildsServicer:
@@ -127,6 +137,22 @@ class BuildsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetCacheStats(self, request, context):
+        """Says how much lies in the folder of the builder that answers, besides images: what builds find again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PruneCaches(self, request, context):
+        """Runs a round of what a loop of the builder does by itself: takes away what nobody used for long (see the settings
+        `EKIBEN_BUILDER_CACHES_…`). What a build may be using or a deployment runs from stays. With `dry_run` it says what a
+        round would do now, and changes nothing. Beside another builder's round: UNAVAILABLE (CACHES_BUSY).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_BuildsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -164,6 +190,16 @@ def add_BuildsServicer_to_server(servicer, server):
                     servicer.ReadBuildLog,
                     request_deserializer=ekiben_dot_builder_dot_v1_dot_builder__pb2.ReadBuildLogRequest.FromString,
                     response_serializer=ekiben_dot_builder_dot_v1_dot_builder__pb2.BuildLogLine.SerializeToString,
+            ),
+            'GetCacheStats': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCacheStats,
+                    request_deserializer=ekiben_dot_builder_dot_v1_dot_builder__pb2.GetCacheStatsRequest.FromString,
+                    response_serializer=ekiben_dot_builder_dot_v1_dot_builder__pb2.CacheStats.SerializeToString,
+            ),
+            'PruneCaches': grpc.unary_unary_rpc_method_handler(
+                    servicer.PruneCaches,
+                    request_deserializer=ekiben_dot_builder_dot_v1_dot_builder__pb2.PruneCachesRequest.FromString,
+                    response_serializer=ekiben_dot_builder_dot_v1_dot_builder__pb2.PruneCachesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -356,6 +392,60 @@ class Builds:
             '/ekiben.builder.v1.Builds/ReadBuildLog',
             ekiben_dot_builder_dot_v1_dot_builder__pb2.ReadBuildLogRequest.SerializeToString,
             ekiben_dot_builder_dot_v1_dot_builder__pb2.BuildLogLine.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCacheStats(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ekiben.builder.v1.Builds/GetCacheStats',
+            ekiben_dot_builder_dot_v1_dot_builder__pb2.GetCacheStatsRequest.SerializeToString,
+            ekiben_dot_builder_dot_v1_dot_builder__pb2.CacheStats.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PruneCaches(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ekiben.builder.v1.Builds/PruneCaches',
+            ekiben_dot_builder_dot_v1_dot_builder__pb2.PruneCachesRequest.SerializeToString,
+            ekiben_dot_builder_dot_v1_dot_builder__pb2.PruneCachesResponse.FromString,
             options,
             channel_credentials,
             insecure,

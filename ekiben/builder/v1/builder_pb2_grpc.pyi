@@ -53,6 +53,13 @@ class BuildsStub:
     """Gives the build now and after each change, until it has ended."""
     ReadBuildLog: _grpc.UnaryStreamMultiCallable[_builder_pb2.ReadBuildLogRequest, _builder_pb2.BuildLogLine]
     """Gives the build's log from its beginning, and with `follow` on to its end."""
+    GetCacheStats: _grpc.UnaryUnaryMultiCallable[_builder_pb2.GetCacheStatsRequest, _builder_pb2.CacheStats]
+    """Says how much lies in the folder of the builder that answers, besides images: what builds find again."""
+    PruneCaches: _grpc.UnaryUnaryMultiCallable[_builder_pb2.PruneCachesRequest, _builder_pb2.PruneCachesResponse]
+    """Runs a round of what a loop of the builder does by itself: takes away what nobody used for long (see the settings
+    `EKIBEN_BUILDER_CACHES_…`). What a build may be using or a deployment runs from stays. With `dry_run` it says what a
+    round would do now, and changes nothing. Beside another builder's round: UNAVAILABLE (CACHES_BUSY).
+    """
 
 @_typing.type_check_only
 class BuildsAsyncStub(BuildsStub):
@@ -77,6 +84,13 @@ class BuildsAsyncStub(BuildsStub):
     """Gives the build now and after each change, until it has ended."""
     ReadBuildLog: _aio.UnaryStreamMultiCallable[_builder_pb2.ReadBuildLogRequest, _builder_pb2.BuildLogLine]  # type: ignore[assignment]
     """Gives the build's log from its beginning, and with `follow` on to its end."""
+    GetCacheStats: _aio.UnaryUnaryMultiCallable[_builder_pb2.GetCacheStatsRequest, _builder_pb2.CacheStats]  # type: ignore[assignment]
+    """Says how much lies in the folder of the builder that answers, besides images: what builds find again."""
+    PruneCaches: _aio.UnaryUnaryMultiCallable[_builder_pb2.PruneCachesRequest, _builder_pb2.PruneCachesResponse]  # type: ignore[assignment]
+    """Runs a round of what a loop of the builder does by itself: takes away what nobody used for long (see the settings
+    `EKIBEN_BUILDER_CACHES_…`). What a build may be using or a deployment runs from stays. With `dry_run` it says what a
+    round would do now, and changes nothing. Beside another builder's round: UNAVAILABLE (CACHES_BUSY).
+    """
 
 class BuildsServicer(metaclass=_abc_1.ABCMeta):
     """Builds holds builds: work with a state, a log and an output."""
@@ -140,5 +154,24 @@ class BuildsServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_builder_pb2.BuildLogLine], _abc.AsyncIterator[_builder_pb2.BuildLogLine]]:
         """Gives the build's log from its beginning, and with `follow` on to its end."""
+
+    @_abc_1.abstractmethod
+    def GetCacheStats(
+        self,
+        request: _builder_pb2.GetCacheStatsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_builder_pb2.CacheStats, _abc.Awaitable[_builder_pb2.CacheStats]]:
+        """Says how much lies in the folder of the builder that answers, besides images: what builds find again."""
+
+    @_abc_1.abstractmethod
+    def PruneCaches(
+        self,
+        request: _builder_pb2.PruneCachesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_builder_pb2.PruneCachesResponse, _abc.Awaitable[_builder_pb2.PruneCachesResponse]]:
+        """Runs a round of what a loop of the builder does by itself: takes away what nobody used for long (see the settings
+        `EKIBEN_BUILDER_CACHES_…`). What a build may be using or a deployment runs from stays. With `dry_run` it says what a
+        round would do now, and changes nothing. Beside another builder's round: UNAVAILABLE (CACHES_BUSY).
+        """
 
 def add_BuildsServicer_to_server(servicer: BuildsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

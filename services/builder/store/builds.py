@@ -231,6 +231,16 @@ class Store:
         async with self._database.read() as connection:
             return list((await connection.execute(query)).scalars())
 
+    async def builds_of_environment(self, environment: str) -> Sequence[tuple[str, str]]:
+        """Organization and id of each build here that gave an environment, the newest first."""
+        query = (
+            sa.select(builds.c.organization, builds.c.id)
+            .where(builds.c.environment == environment, self._here)
+            .order_by(builds.c.create_time.desc())
+        )
+        async with self._database.read() as connection:
+            return [(row.organization, row.id) for row in await connection.execute(query)]
+
     async def unfinished(self) -> set[str]:
         """Ids of the builds that have not ended, anywhere."""
         query = sa.select(builds.c.id).where(builds.c.state.in_(_ACTIVE))
