@@ -3,7 +3,7 @@
 import argparse
 import importlib
 
-NAMES = ("dataplane", "transfer", "deploy", "startup", "getmodel", "registry.transfer", "images")
+NAMES = ("dataplane", "transfer", "deploy", "startup", "getmodel", "registry.transfer", "images", "kubernetes.deploy")
 
 
 def main() -> None:

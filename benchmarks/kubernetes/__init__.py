@@ -1,0 +1,1 @@
+"""Kubernetes: what the platform costs beside Kubernetes alone."""
