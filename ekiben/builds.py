@@ -35,14 +35,17 @@ class Builds:
         force: bool = False,
         secrets: Sequence[str] = (),
         image: bool = False,
+        models_apart: bool = False,
         platforms: Sequence[str] = (),
         priority: "pb.Build.Priority.ValueType" = pb.Build.NORMAL,
     ) -> pb.Build:
         """Start a build, or get the one that is there already; returns at once.
 
-        With `image` it makes an image too, for `platforms` (`linux/amd64`; none for the builder's own).
+        With `image` it makes an image too, for `platforms` (`linux/amd64`; none for the builder's own); with
+        `models_apart` one whose models are images of their own, for a cluster to mount.
         """
         output = pb.Build.IMAGE if image else pb.Build.ENVIRONMENT
+        output = pb.Build.IMAGE_AND_MODELS if models_apart else output
         return await self._stub.CreateBuild(
             pb.CreateBuildRequest(
                 bento=bento, force=force, secrets=secrets, output=output, platforms=platforms, priority=priority

@@ -94,12 +94,13 @@ async def get(client: Client, build: str, output: str) -> None:
 @builds.command()
 @click.argument("bento")
 @click.option("--image", is_flag=True, help="Make an OCI image of it too.")
+@click.option("--models-apart", is_flag=True, help="Make an OCI image without its models, and one of each model.")
 @click.option(
     "--platform",
     "platforms",
     multiple=True,
     metavar="OS/ARCH",
-    help="What the image runs on. Repeatable.  [needs --image]",
+    help="What the image runs on. Repeatable.  [needs --image or --models-apart]",
 )
 @click.option("--force", is_flag=True, help="Build anew even where there is a good build.")
 @click.option("--secret", "secrets", multiple=True, metavar="SECRET", help="Give it to the build. Repeatable.")
@@ -119,6 +120,7 @@ async def create(
     client: Client,
     bento: str,
     image: bool,
+    models_apart: bool,
     platforms: tuple[str, ...],
     force: bool,
     secrets: tuple[str, ...],
@@ -142,6 +144,7 @@ async def create(
         force=force,
         secrets=named,
         image=image,
+        models_apart=models_apart,
         platforms=platforms,
         priority=pb.Build.Priority.Value(priority.upper()),
     )

@@ -40,7 +40,8 @@ def fields(image: pb.Image) -> list[tuple[str, str]]:
 
 
 def _layer(layer: pb.Image.Layer) -> str:
-    return f"{layer.digest}  {size(layer.size_bytes)}  {layer.content or 'base'}"
+    apart = f" (image {layer.image})" if layer.image else ""
+    return f"{layer.digest}  {size(layer.size_bytes)}  {layer.content or 'base'}{apart}"
 
 
 @click.command("list")

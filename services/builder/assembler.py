@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from services.builder.runs import Runs
 from services.builder.tally import TALLY
 from services.content.digest import Digest
 from services.content.files import make_folder, touch, write_whole
-from services.content.images import Again, Descriptor, ImageStore, Platform, Readable
+from services.content.images import INDEX, MANIFEST, Again, Descriptor, ImageStore, Platform, Readable
 from services.content.images.copying import beside, copy_blob, together
 
 _PLACES = 8
@@ -62,6 +62,8 @@ class Parts:
     manifest: Mapping[str, Any]
     """bento.yaml."""
     models: Sequence[Model] = ()
+    apart: bool = False
+    """Whether models stay out of the image, which has places for them; see `Assembler.models`."""
     runs: Runs | None = None
     """Of the bento's commands, if it has any."""
 
@@ -106,7 +108,9 @@ class Assembler:
                 lambda: environment_layers.entries(environment, python, parts.compiler, self._bytecode),
             )
         )
-        bento = await self._layer(into, f"bento {_looks(parts.bento)}", f"bento {parts.tag}", _of_bento(parts.bento))
+        apart = sorted(model.tag for model in parts.models) if parts.apart else []
+        key = " ".join([f"bento {_looks(parts.bento)}", *(["for", *apart] if apart else [])])
+        bento = await self._layer(into, key, f"bento {parts.tag}", _of_bento(parts.bento, apart))
         on_bento = parts.runs is not None and parts.runs.commands.on_bento
         configuration = images.configuration_of(base.image, images.envs_of(parts.manifest))
         after: list[Layer] = []
@@ -115,7 +119,7 @@ class Assembler:
             after, source, configuration = await parts.runs.after(below, Stores(into, rest=base.store), configuration)
             for made in after:
                 await self._copy(made.descriptor, source, into)
-        models = [await self._model(into, model) for model in sorted(parts.models, key=lambda model: model.tag)]
+        models = [await self._model(into, model) for model in _sorted(parts.models) if not parts.apart]
         layers += [*models, bento, *after] if on_bento else [*after, *models, bento]
         names = Names(
             parts.tag,
@@ -129,6 +133,30 @@ class Assembler:
         digest, size_bytes = await into.write(_of([config]))
         content = images.manifest_of(image, images.config_descriptor(digest, size_bytes))
         return content, images.platform_of(base.image)
+
+    async def models(
+        self, models: Sequence[Model], platforms: Sequence[Platform], into: ImageStore
+    ) -> list[Descriptor]:
+        """Have each model in `into` as an image that is mounted into a bento's; what names each in the bento's index.
+
+        Its layer is the same as in an image that has the model.
+        """
+        made = []
+        for model in _sorted(models):
+            layer = await self._model(into, model)
+            manifests = []
+            for platform in platforms:
+                config, manifest_of = images.model_of(layer, platform)
+                digest, size_bytes = await into.write(_of([config]))
+                manifest = manifest_of(images.config_descriptor(digest, size_bytes))
+                manifests.append((await into.keep(manifest, MANIFEST), platform))
+            named, media_type = manifests[0][0], MANIFEST
+            if len(manifests) > 1:
+                index = images.index_of([replace(each, platform=platform) for each, platform in manifests])
+                named, media_type = await into.keep(index, INDEX), INDEX
+            annotations = {images.MODEL: model.tag}
+            made.append(Descriptor(media_type, named.digest, named.size_bytes, annotations, images.NOWHERE))
+        return made
 
     async def _copy(self, layer: Descriptor, source: Readable, into: ImageStore) -> None:
         if await copy_blob(layer, source, into):
@@ -212,6 +240,10 @@ async def _of(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
             ahead.exception()  # whoever left early has an error of his own
 
 
+def _sorted(models: Sequence[Model]) -> Sequence[Model]:
+    return sorted(models, key=lambda model: model.tag)
+
+
 def _of_model(tag: str, folder: Path) -> Callable[[], Iterable[Entry]]:
     repository, _, version = tag.partition(":")
     at = f"{BENTO_PATH.strip('/')}/models/{repository}"
@@ -225,12 +257,22 @@ def _of_model(tag: str, folder: Path) -> Callable[[], Iterable[Entry]]:
     return entries
 
 
-def _of_bento(bento: Path) -> Callable[[], Iterable[Entry]]:
+def _of_bento(bento: Path, apart: Sequence[str] = ()) -> Callable[[], Iterable[Entry]]:
+    """The bento's own files; and of models that are mounted, the places, and which is the latest."""
+
     def entries() -> Iterator[Entry]:
         yield Entry(HOME.strip("/"), owner=USER)
         for entry in entries_of(bento, BENTO_PATH.strip("/"), owner=USER, without=("models",)):
             script = f"/{entry.name}" == images.ENTRYPOINT
             yield Entry(entry.name, entry.path, entry.data, entry.link, entry.executable or script, entry.owner)
+        at, latest = f"{BENTO_PATH.strip('/')}/models", {tag.partition(":")[0]: tag.partition(":")[2] for tag in apart}
+        if apart:
+            yield Entry(at, owner=USER)
+        for repository, version in latest.items():
+            yield Entry(f"{at}/{repository}", owner=USER)
+            yield Entry(f"{at}/{repository}/latest", data=version.encode(), owner=USER)
+        for tag in apart:
+            yield Entry(f"{at}/{tag.replace(':', '/', 1)}", owner=USER)
 
     return entries
 

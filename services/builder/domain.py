@@ -35,6 +35,13 @@ class Output(StrEnum):
 
     ENVIRONMENT = "ENVIRONMENT"
     IMAGE = "IMAGE"
+    IMAGE_AND_MODELS = "IMAGE_AND_MODELS"
+    """The bento's image without its models, and of each model an image to be mounted there."""
+
+    @property
+    def is_image(self) -> bool:
+        """Whether it is one that containers run."""
+        return self is not Output.ENVIRONMENT
 
 
 class Priority(IntEnum):
@@ -116,6 +123,10 @@ class ImageLayer:
     content: str = ""
     """What it holds, in words; empty for a layer of the base image."""
     platform: str = ""
+    model: str = ""
+    """Resource name of the model, for one of an image that is mounted."""
+    image: str = ""
+    """Digest of that image."""
 
 
 @dataclass(frozen=True)
@@ -219,7 +230,7 @@ MOST_ATTEMPTS = 5
 
 def progress(step: Step, done: int = 0, of: int = 0, output: Output = Output.ENVIRONMENT) -> int:
     """Percent for `done` of `of` parts of a step; never reaches the next step's beginning."""
-    begins_at = IMAGE_BEGINS_AT if output is Output.IMAGE else BEGINS_AT
+    begins_at = IMAGE_BEGINS_AT if output.is_image else BEGINS_AT
     steps = list(begins_at)
     begin = begins_at.get(step, 0)
     if step is Step.DONE or of <= 0 or step not in begins_at:
@@ -235,8 +246,9 @@ def dedup_key(build: Build) -> str:
     pushed again while they are built: what a build can answer that succeeded goes by what it found.
     """
     lines = [f"recipe {RECIPE_VERSION}", build.bento_digest, *sorted(set(build.secrets))]
-    if build.output is Output.IMAGE:
+    if build.output.is_image:
         lines += [f"image {ASSEMBLER_VERSION}", build.bento, build.base, *sorted(build.platforms)]
+        lines += ["models apart"] if build.output is Output.IMAGE_AND_MODELS else []
         lines += sorted(build.models)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 

@@ -49,6 +49,8 @@ class Source:
 
     from_source: Sequence[str] = ()
     """Packages that are built from source, besides those that the bento's requirements name (`--no-binary`)."""
+    models_apart: bool = False
+    """Whether each model is an image of its own, listed in the image's index, instead of a layer of the image."""
 
     @property
     def tag(self) -> str:
@@ -101,8 +103,8 @@ async def build_image(
 ) -> Descriptor:
     """Make the image, and have `reference` in `into` name it, last of all; what names it there.
 
-    One platform gives an image, several give an index of images. A crash leaves blobs that nothing names; the next
-    build takes them for its own and gives the same digest.
+    One platform gives an image, several give an index of images; so does one whose models are apart. A crash leaves
+    blobs that nothing names; the next build takes them for its own and gives the same digest.
 
     Args:
         base: the image to put layers on, or a rule for it; see `base_rules.choose`.
@@ -147,15 +149,17 @@ async def _build(
         content, runs_on = await Assembler(workshop.cache, work.say, compression).assemble(parts, found, into)
         made.append((_part(content, parts.environment, found.about.packages), runs_on))
     content, media_type, named = made[0][0].manifest, MANIFEST, made[0][0].image
-    if len(made) > 1 or workshop.attestor is not None:
+    models = source.models if source.models_apart else ()
+    mounted = await Assembler(workshop.cache, work.say, compression).models(models, [each for _, each in made], into)
+    if len(made) > 1 or mounted or workshop.attestor is not None:
         for part, _ in made:
             await into.keep(part.manifest, MANIFEST)
-    if len(made) > 1:
-        content = images.index_of([replace(part.image, platform=runs_on) for part, runs_on in made])
+    if len(made) > 1 or mounted:
+        content = images.index_of([*(replace(part.image, platform=runs_on) for part, runs_on in made), *mounted])
         named, media_type = await into.keep(content, INDEX), INDEX
     if workshop.attestor is not None:
         await workshop.attestor.attest(into, named, [part for part, _ in made], source.tag, work.say)
-    return await into.tag(reference, content, media_type, made[0][1] if len(made) == 1 else None)
+    return await into.tag(reference, content, media_type, made[0][1] if media_type == MANIFEST else None)
 
 
 def _part(manifest: bytes, environment: ImageEnvironment, system: Sequence[str]) -> Part:
@@ -198,4 +202,5 @@ async def _parts(
     builds = Sources(cache, workshop.engine, locks, recipe, manifest, base, python.path, target, work)
     environment = await workshop.environments.make(recipe, target, source.bento, work, like=like, build=builds.build)
     compiler = await compilers.find(trusted, python, cache, workshop.interpreters, work.say)
-    return Parts(source.tag, source.bento, environment, compiler, source.files.manifest, source.models)
+    manifest = source.files.manifest
+    return Parts(source.tag, source.bento, environment, compiler, manifest, source.models, source.models_apart)

@@ -1,6 +1,7 @@
 """A build's second half: from a bento's environment to its image in the platform's place, and what to tell of it."""
 
 import asyncio
+import json
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -12,17 +13,18 @@ from ekiben import names
 from ekiben.api.v1.annotations_pb2 import Role
 from ekiben.errors import FailedPrecondition
 from ekiben.registry.v1 import registry_pb2
-from services.builder import base_rules, image_builds
+from services.builder import base_rules, image_builds, images
 from services.builder.assembler import Model
 from services.builder.compression import Method
-from services.builder.domain import Build, Image, ImageLayer, model_of
+from services.builder.domain import Build, Image, ImageLayer, Output, model_of
 from services.builder.image_builds import Source, Workshop
 from services.builder.locks import Work
-from services.builder.places import Place, build_tag, id_of, pin_of, repository_of
+from services.builder.places import Place, build_tag, id_of, pin_of, repository_of, tag_of
 from services.builder.store import ImageRows
+from services.content.images import Descriptor, ImageStore, Platform
 from services.content.images import Image as Content
-from services.content.images import Platform
 from services.content.images.layout import LayoutImageStore
+from services.content.images.resolving import read_json
 from services.kernel.clock import Clock
 from services.kernel.identity import Principal
 from services.kernel.peers import on_behalf_of
@@ -75,13 +77,15 @@ class ImageWork:
         organization = names.Organization.parse(build.organization).organization
         base_rules.check_own(build.base, source.files, self.place.url, organization)
         models = await self._models_of(build, work)
+        apart = bool(models) and build.output is Output.IMAGE_AND_MODELS
         build = replace(build, models=[model_of(name, model.key) for name, model in models])
-        source = replace(source, models=[model for _, model in models])
+        source = replace(source, models=[model for _, model in models], models_apart=apart)
         bento = names.Bento.parse(build.bento)
         repository = repository_of(build.organization, bento)
         platforms = [Platform.parse(each) for each in build.platforms]
         async with self.place.open(repository) as (store, _):
-            made_as = build_tag(build.id) if self.place.layout is not None else bento.bento
+            tag = tag_of(bento.bento, models_apart=apart)
+            made_as = build_tag(build.id) if self.place.layout is not None else tag
             descriptor = await image_builds.build_image(
                 source,
                 platforms,
@@ -98,12 +102,13 @@ class ImageWork:
             manifest = b"".join([chunk async for chunk in store.read(descriptor)])
             await self._failpoint("tag")
             if isinstance(store, LayoutImageStore):
-                named = [pin, self.place.reference(repository, bento.bento)]
+                named = [pin, self.place.reference(repository, tag)]
                 await store.move(named, descriptor, away=[self.place.reference(repository, made_as)])
             else:
                 await store.tag(pin, manifest, descriptor.media_type, descriptor.platform)
             content = [(platform, (await store.resolve(pin, platform))[1]) for platform in platforms]
-        layers = [layer for where, one in content for layer in layers_of(where, one)]
+            mounted = await mounted_in(store, manifest)
+        layers = [*(layer for where, one in content for layer in layers_of(where, one)), *mounted]
         now = self._clock.now()
         made = Image(
             id=image,
@@ -114,7 +119,7 @@ class ImageWork:
             bento=build.bento,
             bento_digest=build.bento_digest,
             repository=repository,
-            tag=bento.bento,
+            tag=tag,
             platforms=tuple(build.platforms),
             size_bytes=sum({layer.digest: layer.size_bytes for layer in layers}.values()) + len(manifest),
             layers=layers,
@@ -178,6 +183,22 @@ def layers_of(platform: Platform, image: Content) -> list[ImageLayer]:
         ImageLayer(str(layer.digest), layer.size_bytes, layer.media_type, content, str(platform))
         for layer, content in zip(image.layers, contents[-len(image.layers) :], strict=False)
     ]
+
+
+async def mounted_in(store: ImageStore, index: bytes) -> list[ImageLayer]:
+    """The layers of images that an image's index lists to be mounted into it."""
+    found = []
+    for entry in map(Descriptor.from_json, json.loads(index).get("manifests") or ()):
+        if not (tag := entry.annotations.get(images.MODEL)):
+            continue
+        manifest = await read_json(store, entry)
+        if manifest.get("manifests"):
+            manifest = await read_json(store, Descriptor.from_json(manifest["manifests"][0]))
+        layer = Descriptor.from_json(manifest["layers"][0])
+        model = str(names.Model(*tag.split(":", 1)))
+        about = (str(layer.digest), layer.size_bytes, layer.media_type, f"model {tag}")
+        found.append(ImageLayer(*about, model=model, image=str(entry.digest)))
+    return found
 
 
 def base_of(image: Content) -> str:

@@ -6,7 +6,7 @@ same paths, user, entry point and variables. Source: BentoML 1.4's base_v2 Docke
 
 import posixpath
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,10 @@ HOME = "/home/bentoml"
 VENV = "/app/.venv"
 ENTRYPOINT = f"{BENTO_PATH}/env/docker/entrypoint.sh"
 PORTS = ("3000/tcp", "3001/tcp")
+MODEL = "dev.ekiben.model"
+"""Annotation in an index of what is mounted into the image that the index is of: the model's tag."""
+NOWHERE = Platform("unknown", "unknown")
+"""What such an entry runs on, so that no engine takes it for the image; as BuildKit does for its attestations."""
 EVERY_BENTO = re.compile(
     r"apt-get update && apt-get install -q -y --no-install-recommends --allow-remove-essential\s+"
     r"ca-certificates gnupg2 bash build-essential( git)?"
@@ -104,7 +108,7 @@ def manifest_of(image: Image, config: Descriptor) -> bytes:
             "mediaType": MANIFEST,
             "config": config.to_json(),
             "layers": [layer.to_json() for layer in image.layers],
-            "annotations": dict(image.annotations),
+            **({"annotations": dict(image.annotations)} if image.annotations else {}),
         }
     )
 
@@ -113,6 +117,26 @@ def index_of(manifests: Sequence[Descriptor]) -> bytes:
     """The bytes of an index of one image for several platforms, in the same order whoever asked for them."""
     listed = sorted((each.to_json() for each in manifests), key=lambda each: str(each["platform"]))
     return canonical({"schemaVersion": 2, "mediaType": INDEX, "manifests": listed})
+
+
+def model_of(layer: Layer, platform: Platform) -> tuple[bytes, Callable[[Descriptor], bytes]]:
+    """The configuration of an image that has a model's layer and runs nothing; and its manifest, by what names that.
+
+    Engines unpack only layers of images for their own platform, so there is one for each: the layer is the same.
+    """
+    config = {
+        "architecture": platform.architecture,
+        "os": platform.os,
+        **({"variant": platform.variant} if platform.variant else {}),
+        "config": {},
+        "rootfs": {"type": "layers", "diff_ids": [str(layer.diff_id)]},
+        "history": [{"created_by": layer.created_by, "comment": "ekiben"}],
+    }
+
+    def manifest(named: Descriptor) -> bytes:
+        return manifest_of(Image(config, [layer.descriptor]), named)
+
+    return canonical(config), manifest
 
 
 def config_descriptor(digest: Digest, size_bytes: int) -> Descriptor:

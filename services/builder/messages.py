@@ -22,6 +22,12 @@ _STATES: Mapping[State, "pb.Build.State.ValueType"] = {
     State.CANCELLED: pb.Build.CANCELLED,
 }
 
+_OUTPUTS: Mapping[Output, "pb.Build.Output.ValueType"] = {
+    Output.ENVIRONMENT: pb.Build.ENVIRONMENT,
+    Output.IMAGE: pb.Build.IMAGE,
+    Output.IMAGE_AND_MODELS: pb.Build.IMAGE_AND_MODELS,
+}
+
 _PRIORITIES: Mapping[Priority, "pb.Build.Priority.ValueType"] = {
     Priority.BATCH: pb.Build.BATCH,
     Priority.NORMAL: pb.Build.NORMAL,
@@ -41,7 +47,7 @@ def build_to_proto(build: Build, environment_path: Path | None) -> pb.Build:
         cached=build.cached,
         create_time=_timestamp(build.create_time),
         creator=build.creator,
-        output=pb.Build.IMAGE if build.output is Output.IMAGE else pb.Build.ENVIRONMENT,
+        output=_OUTPUTS[build.output],
         platforms=build.platforms,
         image=f"images/{build.image}" if build.image else "",
         priority=_PRIORITIES[build.priority],
@@ -55,6 +61,21 @@ def build_to_proto(build: Build, environment_path: Path | None) -> pb.Build:
     if build.environment is not None and environment_path is not None:
         message.environment.CopyFrom(environment_to_proto(build.environment, environment_path))
     return message
+
+
+def output_of(value: int) -> Output:
+    """The output that a request names. Raises InvalidArgument (OUTPUT_INVALID) for one of another release."""
+    if not value:
+        return Output.ENVIRONMENT
+    for output, number in _OUTPUTS.items():
+        if number == value:
+            return output
+    raise errors.InvalidArgument(
+        f"There is no output {value} here.",
+        reason="OUTPUT_INVALID",
+        violations=[("output", "must be ENVIRONMENT, IMAGE or IMAGE_AND_MODELS")],
+        output=value,
+    )
 
 
 def priority_of(value: int) -> Priority:
@@ -100,6 +121,8 @@ def image_to_proto(image: Image, location: str) -> images_pb2.Image:
                 media_type=layer.media_type,
                 content=layer.content,
                 platform=layer.platform,
+                model=layer.model,
+                image=layer.image,
             )
             for layer in image.layers
         ],

@@ -1,8 +1,9 @@
 """Where the platform keeps its images, and what they are called there.
 
 An image has two references in the repository of its bento, `ORGANIZATION/BENTO_REPOSITORY`: the bento's version, which
-moves when the bento gets another image, and `IMAGE-<id>`, which never moves. While it is made it is `BUILD-<build>`. No
-version has capital letters, so they never meet.
+moves when the bento gets another image, and `IMAGE-<id>`, which never moves. While it is made it is `BUILD-<build>`.
+One that leaves its models to images of their own is `CODE-<version>`. No version has capital letters, so they never
+meet.
 """
 
 import hashlib
@@ -35,6 +36,12 @@ def id_of(digest: Digest | str) -> str:
 def pin_of(image: str) -> str:
     """The tag of an image that never moves, by its id."""
     return f"IMAGE-{image}"
+
+
+def tag_of(bento: str, *, models_apart: bool) -> str:
+    """What the newest image of a bento's version is called; of one without its models `CODE-<version>`, since whoever
+    names a version means all of it."""
+    return f"CODE-{bento}" if models_apart else bento
 
 
 def build_tag(build: str) -> str:

@@ -118,9 +118,9 @@ class Queue:
             traceparent=telemetry.current_traceparent(),
             output=wanted.output,
             platforms=platforms,
-            base=self._bases if wanted.output is Output.IMAGE else "",
+            base=self._bases if wanted.output.is_image else "",
             priority=wanted.priority,
-            models=await self._models_of(caller, found) if wanted.output is Output.IMAGE else (),
+            models=await self._models_of(caller, found) if wanted.output.is_image else (),
         )
         while True:
             if not build.force and (good := await self._reusable(build)) is not None:
@@ -227,13 +227,13 @@ class Queue:
         return models
 
     async def _is_there(self, build: Build) -> bool:
-        if build.output is Output.IMAGE:
+        if build.output.is_image:
             image = await self._images.get(build.organization, build.image)
             return image is not None and await self._place.has(image.repository, image.id)
         return build.environment is not None and self._environments.find(build.environment.digest) is not None
 
     def _platforms(self, wanted: Wanted) -> Sequence[str]:
-        if wanted.output is not Output.IMAGE:
+        if not wanted.output.is_image:
             return ()
         if not self._bases:
             raise FailedPrecondition(

@@ -11,7 +11,7 @@ from ekiben.builder.v1 import builder_pb2 as pb
 from ekiben.builder.v1 import builder_pb2_grpc
 from ekiben.errors import InvalidArgument
 from services.builder import messages
-from services.builder.domain import Build, Output
+from services.builder.domain import Build
 from services.builder.environments import Environments
 from services.builder.pruning import Pruning
 from services.builder.queue import Queue, Wanted
@@ -49,7 +49,8 @@ class Builds(builder_pb2_grpc.BuildsServicer):
         """See the proto."""
         bento = names.Bento.parse(request.bento)
         secrets = [str(names.Secret.parse(secret)) for secret in request.secrets]
-        if request.platforms and request.output != pb.Build.IMAGE:
+        output = messages.output_of(request.output)
+        if request.platforms and not output.is_image:
             raise InvalidArgument(
                 "Only an image is for platforms; ask for output IMAGE.",
                 reason="PLATFORMS_WITHOUT_IMAGE",
@@ -58,7 +59,7 @@ class Builds(builder_pb2_grpc.BuildsServicer):
         wanted = Wanted(
             secrets,
             request.force,
-            Output.IMAGE if request.output == pb.Build.IMAGE else Output.ENVIRONMENT,
+            output,
             request.platforms,
             messages.priority_of(request.priority),
         )

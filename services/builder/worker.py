@@ -15,7 +15,7 @@ from ekiben.api.v1.annotations_pb2 import Role
 from ekiben.errors import Aborted, DeadlineExceeded, EkibenError, ResourceExhausted, Unavailable
 from ekiben.identity.v1 import identity_pb2, identity_pb2_grpc
 from services.builder import bento, failures, image_builds
-from services.builder.domain import MOST_ATTEMPTS, Build, Environment, Failure, Image, Lease, Output, Step, progress
+from services.builder.domain import MOST_ATTEMPTS, Build, Environment, Failure, Image, Lease, Step, progress
 from services.builder.engine import Secret
 from services.builder.environments import Environments
 from services.builder.image_builds import Source
@@ -247,14 +247,14 @@ class Worker:
                 if not await self._store.found(build, lease.token):
                     raise _lost()
             files = await asyncio.to_thread(bento.read, content)
-        if build.output is Output.IMAGE:
+        if build.output.is_image:
             image_builds.check(files, self._image_work.engine, [Platform.parse(each) for each in build.platforms])
         recipe = make_recipe(files)
         for note in recipe.notes:
-            if build.output is not Output.IMAGE or note not in recipe.skipped:
+            if not build.output.is_image or note not in recipe.skipped:
                 written.write(note)
         work = Work(directory, written.write, report, env, build.organization)
-        if build.output is Output.IMAGE:
+        if build.output.is_image:
             secrets = [Secret(name, value) for name, value in env.items()]
             source = Source(content, files, recipe, secrets=secrets, refresh_commands=build.force)
             return await self._make_image(build, source, work)

@@ -76,6 +76,10 @@ class Build(_message.Message):
         """The locked Python environment that local replicas run in."""
         IMAGE: Build._Output.ValueType  # 2
         """An OCI image with the bento, its models and a Python environment for the image's own Python and platforms."""
+        IMAGE_AND_MODELS: Build._Output.ValueType  # 3
+        """The same without the models, and of each model an image of its own, which a cluster mounts into the bento's (see
+        `Image.Layer.image`). Of a bento without models it is the same as IMAGE.
+        """
 
     class Output(_Output, metaclass=_OutputEnumTypeWrapper):
         """Output is what a build makes."""
@@ -86,6 +90,10 @@ class Build(_message.Message):
     """The locked Python environment that local replicas run in."""
     IMAGE: Build.Output.ValueType  # 2
     """An OCI image with the bento, its models and a Python environment for the image's own Python and platforms."""
+    IMAGE_AND_MODELS: Build.Output.ValueType  # 3
+    """The same without the models, and of each model an image of its own, which a cluster mounts into the bento's (see
+    `Image.Layer.image`). Of a bento without models it is the same as IMAGE.
+    """
 
     class _Priority:
         ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -152,7 +160,7 @@ class Build(_message.Message):
     output: Global___Build.Output.ValueType
     """Output only. What it makes."""
     image: _builtins.str
-    """Output only. With output IMAGE, the image once SUCCEEDED: `images/{image}`. It may have been deleted since."""
+    """Output only. With an image as output, the image once SUCCEEDED: `images/{image}`. It may have been deleted since."""
     priority: Global___Build.Priority.ValueType
     """Output only. Which place it has in the queue."""
     @_builtins.property
@@ -177,7 +185,7 @@ class Build(_message.Message):
 
     @_builtins.property
     def platforms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Output only. With output IMAGE, what the image runs on: `linux/amd64`."""
+        """Output only. With an image as output, what it runs on: `linux/amd64`."""
 
     def __init__(
         self,
@@ -388,7 +396,7 @@ class CreateBuildRequest(_message.Message):
 
     @_builtins.property
     def platforms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Optional. With output IMAGE, what the image runs on, as `linux/amd64` or `linux/arm64/v8`; empty for the builder's own
+        """Optional. With an image as output, what it runs on, as `linux/amd64` or `linux/arm64/v8`; empty for the builder's own
         platform. Others are FAILED_PRECONDITION (PLATFORM_UNSUPPORTED); with another output INVALID_ARGUMENT
         (PLATFORMS_WITHOUT_IMAGE).
         """

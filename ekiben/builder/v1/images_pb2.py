@@ -31,7 +31,7 @@ from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x65kiben/builder/v1/images.proto\x12\x11\x65kiben.builder.v1\x1a\x1f\x65kiben/api/v1/annotations.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe0\x04\n\x05Image\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x13\n\x05\x62\x65nto\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1a\n\x0c\x62\x65nto_digest\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x14\n\x06\x64igest\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03\x12\x17\n\tplatforms\x18\x05 \x03(\tB\x04\xe2\x41\x01\x03\x12\x18\n\nsize_bytes\x18\x06 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x34\n\x06layers\x18\x07 \x03(\x0b\x32\x1e.ekiben.builder.v1.Image.LayerB\x04\xe2\x41\x01\x03\x12\x18\n\nreferences\x18\x08 \x03(\tB\x04\xe2\x41\x01\x03\x12\x16\n\x08location\x18\t \x01(\tB\x04\xe2\x41\x01\x03\x12\x12\n\x04\x62\x61se\x18\n \x01(\tB\x04\xe2\x41\x01\x03\x12\x14\n\x06models\x18\x0b \x03(\tB\x04\xe2\x41\x01\x03\x12\x13\n\x05\x62uild\x18\x0c \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x32\n\x08use_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x1a\x80\x01\n\x05Layer\x12\x14\n\x06\x64igest\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x18\n\nsize_bytes\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x18\n\nmedia_type\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x15\n\x07\x63ontent\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03\x12\x16\n\x08platform\x18\x05 \x01(\tB\x04\xe2\x41\x01\x03:4\xea\x41\x31\n\x10\x65kiben.dev/Image\x12\x0eimages/{image}*\x06images2\x05image\"%\n\x0fGetImageRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"[\n\x11ListImagesRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x13\n\x05\x62\x65nto\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"W\n\x12ListImagesResponse\x12(\n\x06images\x18\x01 \x03(\x0b\x32\x18.ekiben.builder.v1.Image\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"=\n\x12\x44\x65leteImageRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05\x66orce\x18\x02 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\x16\n\x14GetImageStatsRequest\"\xb7\x02\n\nImageStats\x12\x19\n\x0bimage_count\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x18\n\nblob_count\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x18\n\nsize_bytes\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1a\n\x0cshared_bytes\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1b\n\rgarbage_count\x18\x05 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1b\n\rgarbage_bytes\x18\x06 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x19\n\x0blayers_made\x18\x07 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x18\n\nmade_bytes\x18\x08 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1b\n\rlayers_reused\x18\t \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1a\n\x0creused_bytes\x18\n \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x16\n\x08location\x18\x0b \x01(\tB\x04\xe2\x41\x01\x03\"-\n\x14\x43ollectImagesRequest\x12\x15\n\x07\x64ry_run\x18\x01 \x01(\x08\x42\x04\xe2\x41\x01\x01\"i\n\x15\x43ollectImagesResponse\x12(\n\x06images\x18\x01 \x03(\x0b\x32\x18.ekiben.builder.v1.Image\x12\x12\n\nblob_count\x18\x02 \x01(\x03\x12\x12\n\nblob_bytes\x18\x03 \x01(\x03\"K\n\x16\x43reatePullTokenRequest\x12\x31\n\x08lifetime\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\"K\n\tPullToken\x12\r\n\x05token\x18\x01 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xc8\x05\n\x06Images\x12k\n\x08GetImage\x12\".ekiben.builder.v1.GetImageRequest\x1a\x18.ekiben.builder.v1.Image\"!\xb2\xa2\x19\x02\x08\x02\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/{name=images/*}\x12s\n\nListImages\x12$.ekiben.builder.v1.ListImagesRequest\x1a%.ekiben.builder.v1.ListImagesResponse\"\x18\xb2\xa2\x19\x02\x08\x02\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/images\x12q\n\x0b\x44\x65leteImage\x12%.ekiben.builder.v1.DeleteImageRequest\x1a\x16.google.protobuf.Empty\"#\xb2\xa2\x19\x04\x08\x03\x10\x01\x82\xd3\xe4\x93\x02\x15*\x13/v1/{name=images/*}\x12w\n\rGetImageStats\x12\'.ekiben.builder.v1.GetImageStatsRequest\x1a\x1d.ekiben.builder.v1.ImageStats\"\x1e\xb2\xa2\x19\x02\x08\x02\x82\xd3\xe4\x93\x02\x12\x12\x10/v1/images:stats\x12\x89\x01\n\rCollectImages\x12\'.ekiben.builder.v1.CollectImagesRequest\x1a(.ekiben.builder.v1.CollectImagesResponse\"%\xb2\xa2\x19\x04\x08\x04\x10\x01\x82\xd3\xe4\x93\x02\x17\"\x12/v1/images:collect:\x01*\x12\x64\n\x0f\x43reatePullToken\x12).ekiben.builder.v1.CreatePullTokenRequest\x1a\x1c.ekiben.builder.v1.PullToken\"\x08\xb2\xa2\x19\x04\x08\x05\x10\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x65kiben/builder/v1/images.proto\x12\x11\x65kiben.builder.v1\x1a\x1f\x65kiben/api/v1/annotations.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8a\x05\n\x05Image\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x13\n\x05\x62\x65nto\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1a\n\x0c\x62\x65nto_digest\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x14\n\x06\x64igest\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03\x12\x17\n\tplatforms\x18\x05 \x03(\tB\x04\xe2\x41\x01\x03\x12\x18\n\nsize_bytes\x18\x06 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x34\n\x06layers\x18\x07 \x03(\x0b\x32\x1e.ekiben.builder.v1.Image.LayerB\x04\xe2\x41\x01\x03\x12\x18\n\nreferences\x18\x08 \x03(\tB\x04\xe2\x41\x01\x03\x12\x16\n\x08location\x18\t \x01(\tB\x04\xe2\x41\x01\x03\x12\x12\n\x04\x62\x61se\x18\n \x01(\tB\x04\xe2\x41\x01\x03\x12\x14\n\x06models\x18\x0b \x03(\tB\x04\xe2\x41\x01\x03\x12\x13\n\x05\x62uild\x18\x0c \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x32\n\x08use_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x1a\xaa\x01\n\x05Layer\x12\x14\n\x06\x64igest\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x18\n\nsize_bytes\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x18\n\nmedia_type\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x15\n\x07\x63ontent\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03\x12\x16\n\x08platform\x18\x05 \x01(\tB\x04\xe2\x41\x01\x03\x12\x13\n\x05model\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03\x12\x13\n\x05image\x18\x07 \x01(\tB\x04\xe2\x41\x01\x03:4\xea\x41\x31\n\x10\x65kiben.dev/Image\x12\x0eimages/{image}*\x06images2\x05image\"%\n\x0fGetImageRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"[\n\x11ListImagesRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x13\n\x05\x62\x65nto\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"W\n\x12ListImagesResponse\x12(\n\x06images\x18\x01 \x03(\x0b\x32\x18.ekiben.builder.v1.Image\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"=\n\x12\x44\x65leteImageRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05\x66orce\x18\x02 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\x16\n\x14GetImageStatsRequest\"\xb7\x02\n\nImageStats\x12\x19\n\x0bimage_count\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x18\n\nblob_count\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x18\n\nsize_bytes\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1a\n\x0cshared_bytes\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1b\n\rgarbage_count\x18\x05 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1b\n\rgarbage_bytes\x18\x06 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x19\n\x0blayers_made\x18\x07 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x18\n\nmade_bytes\x18\x08 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1b\n\rlayers_reused\x18\t \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1a\n\x0creused_bytes\x18\n \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x16\n\x08location\x18\x0b \x01(\tB\x04\xe2\x41\x01\x03\"-\n\x14\x43ollectImagesRequest\x12\x15\n\x07\x64ry_run\x18\x01 \x01(\x08\x42\x04\xe2\x41\x01\x01\"i\n\x15\x43ollectImagesResponse\x12(\n\x06images\x18\x01 \x03(\x0b\x32\x18.ekiben.builder.v1.Image\x12\x12\n\nblob_count\x18\x02 \x01(\x03\x12\x12\n\nblob_bytes\x18\x03 \x01(\x03\"K\n\x16\x43reatePullTokenRequest\x12\x31\n\x08lifetime\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\"K\n\tPullToken\x12\r\n\x05token\x18\x01 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xc8\x05\n\x06Images\x12k\n\x08GetImage\x12\".ekiben.builder.v1.GetImageRequest\x1a\x18.ekiben.builder.v1.Image\"!\xb2\xa2\x19\x02\x08\x02\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/{name=images/*}\x12s\n\nListImages\x12$.ekiben.builder.v1.ListImagesRequest\x1a%.ekiben.builder.v1.ListImagesResponse\"\x18\xb2\xa2\x19\x02\x08\x02\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/images\x12q\n\x0b\x44\x65leteImage\x12%.ekiben.builder.v1.DeleteImageRequest\x1a\x16.google.protobuf.Empty\"#\xb2\xa2\x19\x04\x08\x03\x10\x01\x82\xd3\xe4\x93\x02\x15*\x13/v1/{name=images/*}\x12w\n\rGetImageStats\x12\'.ekiben.builder.v1.GetImageStatsRequest\x1a\x1d.ekiben.builder.v1.ImageStats\"\x1e\xb2\xa2\x19\x02\x08\x02\x82\xd3\xe4\x93\x02\x12\x12\x10/v1/images:stats\x12\x89\x01\n\rCollectImages\x12\'.ekiben.builder.v1.CollectImagesRequest\x1a(.ekiben.builder.v1.CollectImagesResponse\"%\xb2\xa2\x19\x04\x08\x04\x10\x01\x82\xd3\xe4\x93\x02\x17\"\x12/v1/images:collect:\x01*\x12\x64\n\x0f\x43reatePullToken\x12).ekiben.builder.v1.CreatePullTokenRequest\x1a\x1c.ekiben.builder.v1.PullToken\"\x08\xb2\xa2\x19\x04\x08\x05\x10\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,6 +48,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMAGE_LAYER'].fields_by_name['content']._serialized_options = b'\342A\001\003'
   _globals['_IMAGE_LAYER'].fields_by_name['platform']._loaded_options = None
   _globals['_IMAGE_LAYER'].fields_by_name['platform']._serialized_options = b'\342A\001\003'
+  _globals['_IMAGE_LAYER'].fields_by_name['model']._loaded_options = None
+  _globals['_IMAGE_LAYER'].fields_by_name['model']._serialized_options = b'\342A\001\003'
+  _globals['_IMAGE_LAYER'].fields_by_name['image']._loaded_options = None
+  _globals['_IMAGE_LAYER'].fields_by_name['image']._serialized_options = b'\342A\001\003'
   _globals['_IMAGE'].fields_by_name['name']._loaded_options = None
   _globals['_IMAGE'].fields_by_name['name']._serialized_options = b'\342A\001\010'
   _globals['_IMAGE'].fields_by_name['bento']._loaded_options = None
@@ -129,29 +133,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMAGES'].methods_by_name['CreatePullToken']._loaded_options = None
   _globals['_IMAGES'].methods_by_name['CreatePullToken']._serialized_options = b'\262\242\031\004\010\005\020\001'
   _globals['_IMAGE']._serialized_start=271
-  _globals['_IMAGE']._serialized_end=879
+  _globals['_IMAGE']._serialized_end=921
   _globals['_IMAGE_LAYER']._serialized_start=697
-  _globals['_IMAGE_LAYER']._serialized_end=825
-  _globals['_GETIMAGEREQUEST']._serialized_start=881
-  _globals['_GETIMAGEREQUEST']._serialized_end=918
-  _globals['_LISTIMAGESREQUEST']._serialized_start=920
-  _globals['_LISTIMAGESREQUEST']._serialized_end=1011
-  _globals['_LISTIMAGESRESPONSE']._serialized_start=1013
-  _globals['_LISTIMAGESRESPONSE']._serialized_end=1100
-  _globals['_DELETEIMAGEREQUEST']._serialized_start=1102
-  _globals['_DELETEIMAGEREQUEST']._serialized_end=1163
-  _globals['_GETIMAGESTATSREQUEST']._serialized_start=1165
-  _globals['_GETIMAGESTATSREQUEST']._serialized_end=1187
-  _globals['_IMAGESTATS']._serialized_start=1190
-  _globals['_IMAGESTATS']._serialized_end=1501
-  _globals['_COLLECTIMAGESREQUEST']._serialized_start=1503
-  _globals['_COLLECTIMAGESREQUEST']._serialized_end=1548
-  _globals['_COLLECTIMAGESRESPONSE']._serialized_start=1550
-  _globals['_COLLECTIMAGESRESPONSE']._serialized_end=1655
-  _globals['_CREATEPULLTOKENREQUEST']._serialized_start=1657
-  _globals['_CREATEPULLTOKENREQUEST']._serialized_end=1732
-  _globals['_PULLTOKEN']._serialized_start=1734
-  _globals['_PULLTOKEN']._serialized_end=1809
-  _globals['_IMAGES']._serialized_start=1812
-  _globals['_IMAGES']._serialized_end=2524
+  _globals['_IMAGE_LAYER']._serialized_end=867
+  _globals['_GETIMAGEREQUEST']._serialized_start=923
+  _globals['_GETIMAGEREQUEST']._serialized_end=960
+  _globals['_LISTIMAGESREQUEST']._serialized_start=962
+  _globals['_LISTIMAGESREQUEST']._serialized_end=1053
+  _globals['_LISTIMAGESRESPONSE']._serialized_start=1055
+  _globals['_LISTIMAGESRESPONSE']._serialized_end=1142
+  _globals['_DELETEIMAGEREQUEST']._serialized_start=1144
+  _globals['_DELETEIMAGEREQUEST']._serialized_end=1205
+  _globals['_GETIMAGESTATSREQUEST']._serialized_start=1207
+  _globals['_GETIMAGESTATSREQUEST']._serialized_end=1229
+  _globals['_IMAGESTATS']._serialized_start=1232
+  _globals['_IMAGESTATS']._serialized_end=1543
+  _globals['_COLLECTIMAGESREQUEST']._serialized_start=1545
+  _globals['_COLLECTIMAGESREQUEST']._serialized_end=1590
+  _globals['_COLLECTIMAGESRESPONSE']._serialized_start=1592
+  _globals['_COLLECTIMAGESRESPONSE']._serialized_end=1697
+  _globals['_CREATEPULLTOKENREQUEST']._serialized_start=1699
+  _globals['_CREATEPULLTOKENREQUEST']._serialized_end=1774
+  _globals['_PULLTOKEN']._serialized_start=1776
+  _globals['_PULLTOKEN']._serialized_end=1851
+  _globals['_IMAGES']._serialized_start=1854
+  _globals['_IMAGES']._serialized_end=2566
 # @@protoc_insertion_point(module_scope)

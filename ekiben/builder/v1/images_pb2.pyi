@@ -37,6 +37,8 @@ class Image(_message.Message):
         MEDIA_TYPE_FIELD_NUMBER: _builtins.int
         CONTENT_FIELD_NUMBER: _builtins.int
         PLATFORM_FIELD_NUMBER: _builtins.int
+        MODEL_FIELD_NUMBER: _builtins.int
+        IMAGE_FIELD_NUMBER: _builtins.int
         digest: _builtins.str
         """Output only. `sha256:<hex>` of the layer as it is stored."""
         size_bytes: _builtins.int
@@ -47,6 +49,14 @@ class Image(_message.Message):
         """Output only. What it holds, in words: `model iris:v1`; empty for a layer of the base image."""
         platform: _builtins.str
         """Output only. The platform whose image has it."""
+        model: _builtins.str
+        """Output only. For a layer that is no part of the image but in one of its own, to be mounted into it: the model,
+        `modelRepositories/{repository}/models/{model}`.
+        """
+        image: _builtins.str
+        """Output only. `sha256:<hex>` of the image that it is in, which is in the same repository. Its files lie at the same
+        paths as they would in the bento's image.
+        """
         def __init__(
             self,
             *,
@@ -55,10 +65,12 @@ class Image(_message.Message):
             media_type: _builtins.str = ...,
             content: _builtins.str = ...,
             platform: _builtins.str = ...,
+            model: _builtins.str = ...,
+            image: _builtins.str = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "digest", b"digest", "media_type", b"media_type", "platform", b"platform", "size_bytes", b"size_bytes"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "digest", b"digest", "image", b"image", "media_type", b"media_type", "model", b"model", "platform", b"platform", "size_bytes", b"size_bytes"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -102,7 +102,7 @@ async def put_image(connection: AsyncConnection, dialect: str, image: Image) -> 
         "tag": image.tag,
         "platforms": json.dumps(list(image.platforms)),
         "size_bytes": image.size_bytes,
-        "layers": json.dumps([asdict(layer) for layer in image.layers]),
+        "layers": json.dumps([_layer(layer) for layer in image.layers]),
         "base": image.base,
         "models": json.dumps(list(image.models)),
         "build": image.build,
@@ -114,6 +114,12 @@ async def put_image(connection: AsyncConnection, dialect: str, image: Image) -> 
     await connection.execute(
         insert.on_conflict_do_update(index_elements=[images.c.organization, images.c.id, images.c.place], set_=again)
     )
+
+
+def _layer(layer: ImageLayer) -> dict[str, Any]:
+    found = asdict(layer)
+    # A release from before there were these knows no layer that has them.
+    return {name: value for name, value in found.items() if value or name not in ("model", "image")}
 
 
 def _image(row: Any) -> Image:

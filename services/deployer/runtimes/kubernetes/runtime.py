@@ -284,8 +284,7 @@ class KubernetesRuntime:
     async def _log_in(self) -> None:
         if self._pulling is None:
             return
-        images = [asked.spec.image for asked in self._asked.values() if not asked.fault]
-        organizations = {self._pulling.organization_of(image) for image in images} - {""}
+        organizations = {self._pulling.organization_of(asked.spec.image) for asked in self._asked.values()} - {""}
         await self._pulling.look(organizations)
         if not self._asked and not self._caches["Deployment"].objects:
             await self._pulling.remove()
