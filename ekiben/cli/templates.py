@@ -10,7 +10,7 @@ import click
 from google.protobuf import json_format
 from google.protobuf.struct_pb2 import Struct
 
-from ekiben.cli import short
+from ekiben.cli import exposures, short
 from ekiben.cli.options import PAIR
 from ekiben.deployer.v1 import deployer_pb2 as pb
 from ekiben.errors import InvalidArgument
@@ -18,7 +18,7 @@ from ekiben.registry.v1 import registry_pb2
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-WRITABLE = ("labels", "template", "scaling", "capture", "access_authorization")
+WRITABLE = ("labels", "template", "scaling", "capture", "access_authorization", "exposure")
 """The fields of a deployment that a file and flags say; the others are the server's."""
 
 
@@ -39,10 +39,12 @@ class Flags:
     capture_body_bytes: int | None = None
     redact: tuple[str, ...] = ()
     access_authorization: bool | None = None
+    exposure: exposures.ExposureFlags = exposures.NONE_GIVEN
 
     @classmethod
     def take(cls, arguments: dict[str, Any]) -> "Flags":
         """Take the flags out of a command's arguments."""
+        arguments["exposure"] = exposures.ExposureFlags.take(arguments)
         return cls(**{field.name: arguments.pop(field.name) for field in fields(cls) if field.name in arguments})
 
 
@@ -81,7 +83,7 @@ def flag_options(function: F) -> F:
     ]
     for option in reversed(options):
         function = option(function)
-    return function
+    return exposures.exposure_options(function)
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,8 @@ def apply(deployment: pb.Deployment, flags: Flags, services: Services) -> list[s
     _set_capture(deployment.capture, flags)
     if not before.HasField("capture") and deployment.capture == pb.CapturePolicy():
         deployment.ClearField("capture")
+    if flags.exposure != exposures.NONE_GIVEN:
+        exposures.apply(deployment.exposure, flags.exposure)
     if flags.access_authorization is not None:
         deployment.access_authorization = flags.access_authorization
     return changed_paths(before, deployment)

@@ -20,6 +20,7 @@ from ekiben.registry.v1 import lineage_pb2_grpc, registry_pb2_grpc
 from services.content.archives import fetch_content
 from services.content.attestations import keyless, keys
 from services.deployer import domain
+from services.deployer.addresses import Addresses
 from services.deployer.builds import Builds, Output
 from services.deployer.deployments import Deployments
 from services.deployer.gate import Gate
@@ -86,6 +87,7 @@ async def open_deployer(settings: Settings, peers: Peers, *, clock: Clock = SYST
             logins = _logins(settings, images_pb2_grpc.ImagesStub(peers.builder))
             runtime = await stack.enter_async_context(_kubernetes(settings, cluster[0], logins, clock))
         vault = identity_pb2_grpc.SecretsStub(peers.registry)
+        addresses = Addresses(settings)
         instance_types = {one.name: one for one in map(domain.InstanceType.parse, settings.instance_types)}
         owner = await asyncio.to_thread(id_kept_in, data_dir / "owner")
         ownership = Ownership(store, domain.DEFAULT_CLUSTER, owner, clock, lease_s=settings.owner_lease_s)
@@ -101,7 +103,7 @@ async def open_deployer(settings: Settings, peers: Peers, *, clock: Clock = SYST
             _gate(settings, clock),
         )
         reconciler = Reconciler(
-            store, runtime, builds, vault, uses, ownership, changes, settings, instance_types, clock
+            store, runtime, builds, vault, uses, ownership, changes, settings, instance_types, clock, addresses
         )
         deployments = Deployments(
             store,
@@ -112,6 +114,8 @@ async def open_deployer(settings: Settings, peers: Peers, *, clock: Clock = SYST
             settings,
             clock,
             reconciler.wake,
+            addresses,
+            runtime.check_exposure,
         )
 
         async def ready() -> None:
@@ -124,7 +128,7 @@ async def open_deployer(settings: Settings, peers: Peers, *, clock: Clock = SYST
                 Servicer(
                     "ekiben.deployer.v1.Deployments",
                     deployer_pb2_grpc.add_DeploymentsServicer_to_server,
-                    DeploymentsServicer(deployments, reconciler, runtime, settings.host),
+                    DeploymentsServicer(deployments, reconciler, runtime, addresses),
                 ),
                 Servicer(
                     "ekiben.deployer.v1.Events",
@@ -182,6 +186,7 @@ def _kubernetes(
         where,
         pull_host=settings.kubernetes_pull_host,
         logins=logins,
+        gateway_service=settings.kubernetes_gateway_service,
         clock=clock,
     )
 

@@ -1,21 +1,32 @@
 """Use cases over deployments and their revisions. Each checks everything before it writes anything."""
 
+import contextlib
 import logging
 import re
 import secrets
 import socket
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from ekiben import names
 from ekiben.deployer.v1 import deployer_pb2 as pb
-from ekiben.errors import Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
+from ekiben.errors import (
+    Aborted,
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
 from ekiben.identity.v1 import identity_pb2
 from ekiben.registry.v1 import registry_pb2
 from services.deployer import domain, messages
+from services.deployer.addresses import Addresses
 from services.deployer.domain import MAIN, Bento, BentoManifest, Deployment, Revision, Status
+from services.deployer.runtimes.exposures import Exposed
 from services.deployer.settings import Settings
 from services.deployer.store import Store
 from services.deployer.uses import Uses
@@ -36,6 +47,7 @@ CHANGEABLE = (
     "scaling",
     "capture",
     "access_authorization",
+    "exposure",
 )
 MAX_BODY_BYTES = 1 << 20
 MAX_FILTER_CHARS = 4096
@@ -57,8 +69,12 @@ class Deployments:
         settings: Settings,
         clock: Clock,
         changed: Callable[[str], None],
+        addresses: Addresses,
+        check_exposure: Callable[[Exposed], Awaitable[None]],
     ) -> None:
+        """`check_exposure` asks the cluster whether it would take it."""
         self._store, self._settings, self._clock, self._changed = store, settings, clock, changed
+        self._addresses, self._check_exposure = addresses, check_exposure
         self._bentos, self._models, self._vault, self._uses = bentos, models, vault, uses
         self.instance_types = {
             one.name: one for one in (domain.InstanceType.parse(text) for text in settings.instance_types)
@@ -106,6 +122,7 @@ class Deployments:
         if cluster != domain.DEFAULT_CLUSTER:
             raise NotFound(f"Cluster {cluster!r} does not exist.", reason="CLUSTER_NOT_FOUND", cluster=cluster)
         template, bentos = await self._checked(sent)
+        exposure = sent.exposure if sent.HasField("exposure") else None
         if given and await self._store.get_deployment(caller.organization, given) is not None:
             raise _taken(given)
         now, uid = self._clock.now(), str(uuid.uuid4())
@@ -132,7 +149,10 @@ class Deployments:
                 create_time=now,
                 update_time=now,
                 status=Status("DEPLOYING"),
+                exposure=messages.exposure_json(exposure),
+                exposed_host=(sent.exposure.host or None),
             )
+            await self._check_exposed(deployment)
             if validate_only:
                 break
             await self._uses.claim(deployment, revision)
@@ -153,7 +173,7 @@ class Deployments:
         """Change what is desired. Another template makes a revision; a terminated deployment starts again."""
         before, latest = await self._changeable(caller.organization, sent.name)
         paths = updates.paths(sent, mask, CHANGEABLE)
-        current = messages.deployment(before, latest, self._settings.host)
+        current = messages.deployment(before, latest, self._addresses.urls(before))
         updates.check_etag(sent.etag, current.etag)
         wanted = pb.Deployment()
         wanted.CopyFrom(current)
@@ -177,7 +197,11 @@ class Deployments:
             scaling=messages.scaling_json(wanted.scaling),
             capture=messages.capture_json(wanted.capture if wanted.HasField("capture") else None),
             access_authorization=wanted.access_authorization,
+            exposure=messages.exposure_json(wanted.exposure if wanted.HasField("exposure") else None),
+            exposed_host=wanted.exposure.host or None,
         )
+        if after.exposure != before.exposure:
+            await self._check_exposed(after)
         return await self._write(before, after, latest, new, validate_only=validate_only)
 
     async def rollback(self, organization: str, name: str, to: str, caller: Principal) -> tuple[Deployment, Revision]:
@@ -227,8 +251,9 @@ class Deployments:
         before, latest = await self.get(organization, name)
         if before.deleting:
             return before, latest
-        updates.check_etag(etag, messages.deployment(before, latest, self._settings.host).etag)
-        return await self._write(before, replace(before, deleting=True), latest, starts=False)
+        updates.check_etag(etag, messages.deployment(before, latest, ()).etag)
+        # Its host is another's to take from now on.
+        return await self._write(before, replace(before, deleting=True, exposed_host=None), latest, starts=False)
 
     # Below
 
@@ -355,6 +380,23 @@ class Deployments:
                     instance_type=kind,
                 )
         return found
+
+    async def _check_exposed(self, deployment: Deployment) -> None:
+        """Raises for an exposure that the platform or its cluster would not take."""
+        sent = messages.exposure(deployment.exposure)
+        if sent is None:
+            return
+        self._addresses.check(sent)
+        domain.refuse(self._addresses.violations(sent, deployment.name))
+        host = deployment.exposed_host
+        if host is not None and await self._store.host_taken(host, deployment.uid):
+            raise AlreadyExists(
+                f"Another deployment has the host {host}; choose another one.", reason="HOST_TAKEN", host=host
+            )
+        exposed = self._addresses.exposed(deployment)
+        if exposed is not None:
+            with contextlib.suppress(Unavailable):  # What comes of it is seen later.
+                await self._check_exposure(exposed)
 
     async def _resolve(self, name: str) -> Bento:
         names.Bento.parse(name)

@@ -254,3 +254,7 @@ class Deployment:
     create_time: datetime
     update_time: datetime
     status: Status
+    exposure: str = ""
+    """JSON of Exposure; empty for none."""
+    exposed_host: str | None = None
+    """The host that the exposure names, which no other deployment may have; None where it names none."""

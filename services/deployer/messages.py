@@ -1,13 +1,13 @@
 """Protos to domain and back. Plain functions."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from google.protobuf import json_format
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from ekiben.deployer.v1 import deployer_pb2 as pb
-from ekiben.deployer.v1 import events_pb2
+from ekiben.deployer.v1 import events_pb2, exposure_pb2
 from services.deployer.domain import Condition, Deployment, InstanceType, Revision, Status
 from services.deployer.runtimes import Event, Line, ReplicaStatus, SetStatus
 from services.kernel.updates import etag_of
@@ -49,8 +49,20 @@ def capture(text: str) -> pb.CapturePolicy | None:
     return json_format.Parse(text, pb.CapturePolicy(), ignore_unknown_fields=True) if text else None
 
 
-def deployment(of: Deployment, latest: Revision, host: str) -> pb.Deployment:
-    """The resource. `latest` is its newest revision, `host` where its own port is reached."""
+def exposure_json(exposure: exposure_pb2.Exposure | None) -> str:
+    """An exposure as text; empty for none."""
+    if exposure is None:
+        return ""
+    return json.dumps(json_format.MessageToDict(exposure, preserving_proto_field_name=True), sort_keys=True)
+
+
+def exposure(text: str) -> exposure_pb2.Exposure | None:
+    """An exposure from its text."""
+    return json_format.Parse(text, exposure_pb2.Exposure(), ignore_unknown_fields=True) if text else None
+
+
+def deployment(of: Deployment, latest: Revision, urls: Sequence[str]) -> pb.Deployment:
+    """The resource. `latest` is its newest revision, `urls` where it is reached."""
     name = f"deployments/{of.name}"
     status = of.status
     result = pb.Deployment(
@@ -61,11 +73,12 @@ def deployment(of: Deployment, latest: Revision, host: str) -> pb.Deployment:
         template=template(latest.template),
         scaling=scaling(of.scaling),
         capture=capture(of.capture),
+        exposure=exposure(of.exposure),
         access_authorization=of.access_authorization,
         dev=of.dev,
         state=pb.Deployment.State.Value(status.state),
         conditions=[condition(one) for one in status.conditions],
-        urls=[f"http://{host}:{of.port}"] if of.port else [],
+        urls=urls,
         latest_revision=f"{name}/revisions/{of.latest_revision}",
         serving_revision=f"{name}/revisions/{status.serving_revision}" if status.serving_revision else "",
         generation=of.generation,

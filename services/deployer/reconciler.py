@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
-from urllib.parse import urlsplit
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -15,6 +14,7 @@ from ekiben.deployer.v1 import deployer_pb2 as pb
 from ekiben.errors import EkibenError, NotFound
 from ekiben.identity.v1 import identity_pb2
 from services.deployer import gate, messages, rollout, specs, status
+from services.deployer.addresses import CONDITION, Addresses
 from services.deployer.builds import Builds, Made, Progress
 from services.deployer.domain import MAIN, Condition, Deployment, InstanceType, Revision
 from services.deployer.ownership import Ownership
@@ -82,9 +82,11 @@ class Reconciler:
         settings: Settings,
         instance_types: dict[str, InstanceType],
         clock: Clock,
+        addresses: Addresses,
     ) -> None:
         self._store, self._runtime, self._vault, self._uses = store, runtime, vault, uses
         self._settings, self._instance_types, self._clock = settings, instance_types, clock
+        self._addresses = addresses
         self._signal = Signal()
         self.ownership = ownership
         ownership.changed = self._signal.notify
@@ -146,6 +148,7 @@ class Reconciler:
             return
         self.routes.close()
         self._observed = await self._runtime.observe()
+        await self._runtime.expose(None)
         if self._runtime.outlives:
             return
         for one in self._observed:
@@ -214,6 +217,9 @@ class Reconciler:
         routes = [await self._route(view) for view in views if view is not None and not view.deployment.deleting]
         await self.routes.publish(routes)
         await self._release(observed)
+        # Of the rows, not of the views: what could not be looked at now must not lose its way in.
+        living = [self._addresses.exposed(one) for one in deployments if not one.deleting]
+        await self._runtime.expose([one for one in living if one is not None])
         self._builds.prune()
         for phase in Phase:
             _replicas.labels(phase.value).set(sum(one.count(phase) for one in observed))
@@ -485,7 +491,8 @@ class Reconciler:
             ),
             crashes_until_failed=self._settings.crashes_until_failed,
             refused_port=deployment.port if self.routes.refused(deployment.port) else 0,
-            url_by_name=self._url_by_name(deployment),
+            url_by_name=self._addresses.by_name(deployment.name),
+            exposed=self._exposed(deployment),
         )
         after = status.summarize(facts, before, self._clock.now())
         if view.build and view.build != deployment.build:
@@ -529,13 +536,13 @@ class Reconciler:
 
     # Routes
 
-    def _host(self, deployment: Deployment) -> str:
-        return f"{deployment.name}-{self._settings.namespace}.{self._settings.domain}"
-
-    def _url_by_name(self, deployment: Deployment) -> str:
-        public = urlsplit(self._settings.public_url)
-        port = f":{public.port}" if public.port else ""
-        return f"{public.scheme}://{self._host(deployment)}{port}"
+    def _exposed(self, deployment: Deployment) -> Condition | None:
+        """What came of its exposure."""
+        exposed = self._addresses.exposed(deployment)
+        if exposed is None:
+            return None
+        came = self._runtime.exposure(exposed)
+        return Condition(CONDITION, came.done, came.reason, came.message)
 
     async def _route(self, view: _View) -> pb.Route:
         deployment = view.deployment
@@ -543,7 +550,7 @@ class Reconciler:
             deployment=f"deployments/{deployment.name}",
             uid=deployment.uid,
             organization=deployment.organization,
-            hosts=[self._host(deployment)],
+            hosts=self._addresses.hosts(deployment),
             port=deployment.port,
             access_authorization=deployment.access_authorization,
             capture=messages.capture(deployment.capture),

@@ -14,6 +14,7 @@ from ekiben.deployer.v1 import events_pb2
 from ekiben.deployer.v1 import events_pb2_grpc as event_stubs
 from ekiben.errors import InvalidArgument, NotFound
 from services.deployer import domain, messages
+from services.deployer.addresses import Addresses
 from services.deployer.deployments import Deployments
 from services.deployer.domain import Deployment, Revision
 from services.deployer.reconciler import Reconciler
@@ -28,11 +29,14 @@ WATCH_S = 5.0
 class DeploymentsServicer(stubs.DeploymentsServicer):
     """ekiben.deployer.v1.Deployments."""
 
-    def __init__(self, deployments: Deployments, reconciler: Reconciler, runtime: Runtime, host: str) -> None:
-        self._deployments, self._reconciler, self._runtime, self._host = deployments, reconciler, runtime, host
+    def __init__(
+        self, deployments: Deployments, reconciler: Reconciler, runtime: Runtime, addresses: Addresses
+    ) -> None:
+        self._deployments, self._reconciler, self._runtime = deployments, reconciler, runtime
+        self._addresses = addresses
 
     def _formatted(self, found: tuple[Deployment, Revision]) -> pb.Deployment:
-        return messages.deployment(*found, self._host)
+        return messages.deployment(*found, self._addresses.urls(found[0]))
 
     async def GetDeployment(self, request: pb.GetDeploymentRequest, context: Any) -> pb.Deployment:
         """One deployment."""

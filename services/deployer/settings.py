@@ -45,6 +45,15 @@ class Settings(DatabaseSettings):
     where none is needed, as for the platform's own `/v2/`, whose login the deployer makes and renews."""
     kubernetes_pull_token_s: float = 86400.0
     """How long a login for `/v2/` lives that the deployer made; it is renewed when half of that has gone."""
+    kubernetes_gateway_service: str = ""
+    """`NAME:PORT` of the gateway's Service in the namespace of the pods (PORT its number or name), to which Ingresses
+    and HTTPRoutes of deployments lead. Empty where deployments are not exposed; then nobody needs rights for these."""
+    exposure: str = ""
+    """JSON of the `exposure` of deployments that have none of their own, without a host:
+    `{"kind": "INGRESS", "tls": {"clusterIssuer": "letsencrypt"}}`. Empty exposes none."""
+    exposure_domains: tuple[str, ...] = ()
+    """Domains in or below which the host of an exposure must be, beside the deployment's own host name; empty for
+    any."""
     host: str = "127.0.0.1"
     """Host in the URLs of deployments: where the gateway's own ports for them are reached."""
     port_range: str = "7500-7999"
@@ -99,6 +108,9 @@ class Settings(DatabaseSettings):
         faults += self._policy_faults()
         if self.runtime not in ("process", "podman", "kubernetes"):
             faults.append(f"runtime is {self.runtime!r}; it must be process, podman or kubernetes.")
+        service, _, port = self.kubernetes_gateway_service.partition(":")
+        if self.kubernetes_gateway_service and not (service and port):
+            faults.append(f"kubernetes_gateway_service is {self.kubernetes_gateway_service!r}; it must be NAME:PORT.")
         if len(str(self.run_dir)) > 64:
             faults.append(f"run_dir has {len(str(self.run_dir))} characters; sockets in it need it to have at most 64.")
         if self.owner_lease_s < 1:

@@ -47,6 +47,8 @@ class Facts:
     """The own port, where a gateway cannot listen at it."""
     url_by_name: str = ""
     """Where it is reached by its host name."""
+    exposed: Condition | None = None
+    """What came of its exposure; None where it has none."""
 
 
 def summarize(facts: Facts, before: Status, now: datetime) -> Status:
@@ -77,6 +79,7 @@ def summarize(facts: Facts, before: Status, now: datetime) -> Status:
         _progressing(facts, state, crashed, told=available.status is False),
         *_verified(facts),
         *_reachable(facts),
+        *((facts.exposed,) if facts.exposed is not None else ()),
     )
     counts = {
         fact.service: _counts(fact)

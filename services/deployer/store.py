@@ -37,8 +37,11 @@ deployments = sa.Table(
     sa.Column("create_time", UtcDateTime, nullable=False),
     sa.Column("update_time", UtcDateTime, nullable=False),
     sa.Column("status", sa.Text, nullable=False),
+    sa.Column("exposure", sa.Text, nullable=False, server_default=""),
+    sa.Column("exposed_host", sa.String(253), nullable=True),
     sa.UniqueConstraint("organization", "name", name="deployments_name"),
     sa.UniqueConstraint("port", name="deployments_port"),
+    sa.Index("deployments_exposed_host", "exposed_host", unique=True),
 )
 revisions = sa.Table(
     "revisions",
@@ -92,7 +95,7 @@ class Store:
         return None if row is None else _deployment(row)
 
     async def add_deployment(self, deployment: Deployment, revision: Revision) -> bool:
-        """Insert both; False when the name is taken or the port is."""
+        """Insert both; False when the name, the port or the exposed host is taken."""
         async with self._database.transaction() as connection:
             taken = sa.select(deployments.c.uid).where(
                 sa.or_(
@@ -100,6 +103,7 @@ class Store:
                         deployments.c.organization == deployment.organization, deployments.c.name == deployment.name
                     ),
                     deployments.c.port == (deployment.port or -1),
+                    deployments.c.exposed_host == (deployment.exposed_host or "-"),
                 )
             )
             if (await connection.execute(taken)).first() is not None:
@@ -116,18 +120,21 @@ class Store:
         """Write what is desired, where the generation still is `before`; status and build are left.
 
         Raises:
-            Aborted: it has changed meanwhile (DEPLOYMENT_CHANGED).
+            Aborted: it has changed meanwhile (DEPLOYMENT_CHANGED), or somebody else has just taken its host.
         """
         values = _values(deployment)
         for observed in ("status", "build", "uid"):
             values.pop(observed)
         async with self._database.transaction() as connection:
-            changed = await connection.execute(
-                sa.update(deployments)
-                .where(deployments.c.uid == deployment.uid, deployments.c.generation == before)
-                .values(**values)
+            change = sa.update(deployments).where(
+                deployments.c.uid == deployment.uid, deployments.c.generation == before
             )
-            if changed.rowcount != 1:
+            try:
+                changed = (await connection.execute(change.values(**values))).rowcount
+            except sa.exc.IntegrityError:
+                await connection.rollback()
+                changed = 0
+            if changed != 1:
                 raise Aborted("The deployment changed meanwhile; try again.", reason="DEPLOYMENT_CHANGED")
             if revision is not None:
                 await _insert_revision(connection, revision)
@@ -161,6 +168,12 @@ class Store:
         query = query.order_by(revisions.c.number.desc()).limit(limit)
         async with self._database.read() as connection:
             return [_revision(row) for row in (await connection.execute(query)).mappings()]
+
+    async def host_taken(self, host: str, uid: str) -> bool:
+        """Whether a deployment other than `uid` has this exposed host."""
+        query = sa.select(deployments.c.uid).where(deployments.c.exposed_host == host, deployments.c.uid != uid)
+        async with self._database.read() as connection:
+            return (await connection.execute(query)).first() is not None
 
     async def ports(self) -> set[int]:
         """Ports that deployments have."""

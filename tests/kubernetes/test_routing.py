@@ -39,7 +39,9 @@ def platform(cluster: Cluster, namespace: str, tmp_path_factory: pytest.TempPath
             "EKIBEN_DEPLOYER_KUBERNETES_NAMESPACE": namespace,
             "EKIBEN_DEPLOYER_KUBERNETES_PULL_HOST": passage.name,
             "EKIBEN_DEPLOYER_KUBERNETES_PULL_SECRET": "images",
+            "EKIBEN_DEPLOYER_KUBERNETES_GATEWAY_SERVICE": "gateway:80",
             "EKIBEN_DEPLOYER_DRAIN_S": "5",
+            "EKIBEN_GATEWAY_TRUSTED_HOPS": "1",
         }
         up = Platform(tmp_path_factory.mktemp("routing") / "data", env=env)
         try:
@@ -110,3 +112,58 @@ def test_requests_follow_what_the_service_selects(
     assert "its Service does not list it" in replica["message"]
     select({"nobody": None})
     wait_for("it answers again", lambda: describe(chain["urls"][0]).status == 200, 30)
+
+
+def test_behind_an_ingress_a_deployment_has_an_https_url_of_its_own_that_is_true(
+    cluster: Cluster, namespace: str, platform: Platform, chain: dict[str, Any]
+) -> None:
+    own_port = chain["urls"][0]
+
+    def exposed() -> dict[str, Any]:
+        found = platform.ekiben_json("deployments", "get", "chain")
+        (condition,) = [each for each in found["conditions"] if each["type"] == "Exposed"]
+        return {"reason": condition["reason"], "urls": found["urls"]}
+
+    flags = ("--expose", "ingress", "--expose-host", "chain.example.com", "--expose-tls-secret", "certificate")
+    platform.ekiben("deployments", "update", "chain", *flags)
+    wait_for("the Ingress", lambda: exposed()["reason"] == "INGRESS_WITHOUT_ADDRESS", 30)
+    assert exposed()["urls"] == [own_port, "https://chain.example.com"], "nobody leads there yet"
+    (ingress,) = cluster.get("ingress", "-n", namespace)["items"]
+    assert ingress["spec"]["tls"] == [{"hosts": ["chain.example.com"], "secretName": "certificate"}]
+    url = f"/apis/networking.k8s.io/v1/namespaces/{namespace}/ingresses/{ingress['metadata']['name']}/status"
+    status = ingress | {"status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.1"}]}}}
+    cluster.kubectl("replace", "--raw", url, "-f", "-", input=json.dumps(status))
+    wait_for("the address", lambda: exposed()["urls"][0] == "https://chain.example.com", 30)
+
+    # What a controller sends on: the host as it is, and how its client came.
+    trace = "5" * 31 + "a"
+    from_ingress = {
+        "host": "chain.example.com",
+        "x-forwarded-proto": "https",
+        "x-forwarded-for": "203.0.113.9",
+        "traceparent": f"00-{trace}-00f067aa0ba902b7-01",
+    }
+    answer = describe(platform.url, **from_ingress)
+    assert (answer.status, answer.json()) == (200, {"words": 2, "letters": 9})
+
+    def captured() -> list[Any]:
+        found: list[Any] = platform.ekiben_json("predictions", "list", "--trace", trace)
+        return found
+
+    (row,) = wait_for("the capture", captured, 30)
+    assert row["deployment"] == "deployments/chain"
+    spans = wait_for("the trace", lambda: platform.ekiben_json("traces", "show", trace)["spans"], 30)
+    assert any("https://chain.example.com/describe" in json.dumps(span) for span in spans), spans
+
+    taken = platform.api(
+        "POST",
+        "/v1/deployments",
+        {"template": {"bento": chain["template"]["bento"]}}
+        | {"exposure": {"kind": "INGRESS", "host": "chain.example.com"}},
+    )
+    assert (taken.status, taken.json()["reason"]) == (409, "HOST_TAKEN")
+    refused = platform.ekiben("deployments", "update", "chain", "--expose-class", "a..b", check=False)
+    assert refused.returncode and "ingressClassName: Invalid value" in refused.stderr
+    platform.ekiben("deployments", "update", "chain", "--expose", "none")
+    wait_for("no Ingress", lambda: not cluster.get("ingress", "-n", namespace)["items"], 30)
+    assert describe(platform.url, host="chain.example.com").status == 404, "the host means the API again"

@@ -4,6 +4,7 @@ isort:skip_file
 The deployer: from a bento to running replicas. Deployments, their revisions and replicas, and the routes to them."""
 
 from collections import abc as _abc
+from ekiben.deployer.v1 import exposure_pb2 as _exposure_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
@@ -162,6 +163,7 @@ class Deployment(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     TERMINATED_FIELD_NUMBER: _builtins.int
     BUILD_FIELD_NUMBER: _builtins.int
+    EXPOSURE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Identifier. `deployments/{deployment}`, the id matching `[a-z]([a-z0-9-]{0,61}[a-z0-9])?`;
     made up by the server from the bento's name when a create leaves it empty.
@@ -212,8 +214,8 @@ class Deployment(_message.Message):
 
     @_builtins.property
     def conditions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Condition]:
-        """Output only. What is right and wrong, in words. Types: `Built`, `Available`, `Progressing`, and
-        `Verified` where signatures of images are asked for.
+        """Output only. What is right and wrong, in words. Types: `Built`, `Available`, `Progressing`,
+        `Verified` where signatures of images are asked for, and `Exposed` where there is an exposure.
         """
 
     @_builtins.property
@@ -231,6 +233,12 @@ class Deployment(_message.Message):
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """Output only. When what is desired last changed."""
+
+    @_builtins.property
+    def exposure(self) -> _exposure_pb2.Exposure:
+        """Optional. How it is reached from outside of its Kubernetes cluster, beside the gateway's own addresses; absent means
+        what the platform's settings say. Elsewhere FAILED_PRECONDITION (EXPOSURE_UNSUPPORTED).
+        """
 
     def __init__(
         self,
@@ -259,10 +267,11 @@ class Deployment(_message.Message):
         etag: _builtins.str = ...,
         terminated: _builtins.bool = ...,
         build: _builtins.str = ...,
+        exposure: _exposure_pb2.Exposure | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "create_time", b"create_time", "template", b"template", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "create_time", b"create_time", "exposure", b"exposure", "template", b"template", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_authorization", b"access_authorization", "build", b"build", "capture", b"capture", "cluster", b"cluster", "conditions", b"conditions", "create_time", b"create_time", "creator", b"creator", "dev", b"dev", "etag", b"etag", "generation", b"generation", "labels", b"labels", "latest_revision", b"latest_revision", "name", b"name", "observed_generation", b"observed_generation", "reconciling", b"reconciling", "replica_counts", b"replica_counts", "scaling", b"scaling", "serving_revision", b"serving_revision", "state", b"state", "template", b"template", "terminated", b"terminated", "uid", b"uid", "update_time", b"update_time", "urls", b"urls"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_authorization", b"access_authorization", "build", b"build", "capture", b"capture", "cluster", b"cluster", "conditions", b"conditions", "create_time", b"create_time", "creator", b"creator", "dev", b"dev", "etag", b"etag", "exposure", b"exposure", "generation", b"generation", "labels", b"labels", "latest_revision", b"latest_revision", "name", b"name", "observed_generation", b"observed_generation", "reconciling", b"reconciling", "replica_counts", b"replica_counts", "scaling", b"scaling", "serving_revision", b"serving_revision", "state", b"state", "template", b"template", "terminated", b"terminated", "uid", b"uid", "update_time", b"update_time", "urls", b"urls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1358,7 +1367,7 @@ class UpdateDeploymentRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Optional. `labels`, `template` and paths below it, `scaling`, `capture`, `access_authorization`;
+        """Optional. `labels`, `template` and paths below it, `scaling`, `capture`, `access_authorization`, `exposure`;
         absent means the populated fields, `*` all of them.
         """
 

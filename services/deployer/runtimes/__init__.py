@@ -10,11 +10,13 @@ that do not answer first and sets them DRAINING; it stops a draining replica onc
 routes to it (a runtime which has its own ways may stop it before).
 """
 
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 from typing import Any, Protocol
+
+from services.deployer.runtimes.exposures import Exposed, ExposureStatus
 
 
 class Phase(Enum):
@@ -191,6 +193,19 @@ class Runtime(Protocol):
 
     async def forget(self, deployment_uid: str) -> None:
         """Remove what is kept of a deployment without replicas: logs, homes."""
+        ...
+
+    async def check_exposure(self, wanted: Exposed) -> None:
+        """Raises InvalidArgument or FailedPrecondition, in the cluster's words, for one that it would not take."""
+        ...
+
+    async def expose(self, wanted: Sequence[Exposed] | None) -> None:
+        """These host names, and no others, should lead to the gateway; None leaves them alone, as another deployer's.
+        Returns at once, see `exposure`."""
+        ...
+
+    def exposure(self, wanted: Exposed) -> ExposureStatus:
+        """What came of one of them."""
         ...
 
     def logs(

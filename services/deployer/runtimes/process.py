@@ -21,7 +21,7 @@ import re
 import secrets
 import shutil
 from collections import deque
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -30,6 +30,7 @@ from typing import Any
 
 from ekiben.errors import FailedPrecondition
 from services.deployer.runtimes import Event, Line, Phase, SetSpec, SetStatus, logs
+from services.deployer.runtimes.exposures import Exposed, ExposureStatus
 from services.deployer.runtimes.replica import Limits, Replica
 from services.deployer.runtimes.starting import Folders, Starter
 from services.kernel import processes
@@ -146,6 +147,16 @@ class ProcessRuntime:
         """Remove the logs and homes of a deployment without replicas."""
         for folder in ("logs", "homes"):
             await asyncio.to_thread(shutil.rmtree, self._data / folder / deployment_uid, ignore_errors=True)
+
+    async def check_exposure(self, wanted: Exposed) -> None:
+        """Nothing: nobody exposes what runs on one machine, see Addresses."""
+
+    async def expose(self, wanted: Sequence[Exposed] | None) -> None:
+        """Nothing."""
+
+    def exposure(self, wanted: Exposed) -> ExposureStatus:
+        """Never there."""
+        return ExposureStatus(False, "EXPOSURE_UNSUPPORTED", "The runtime of this platform exposes nothing.")
 
     async def logs(
         self,

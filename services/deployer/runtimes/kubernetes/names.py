@@ -43,8 +43,8 @@ def labels_of(spec: SetSpec, where: Where) -> dict[str, str]:
     """Of all the objects of a set, its pods included."""
     return {
         "app.kubernetes.io/managed-by": "ekiben",
-        "app.kubernetes.io/name": _label(spec.deployment.partition("/")[2]),
-        "app.kubernetes.io/component": _label(spec.service),
+        "app.kubernetes.io/name": label_of(spec.deployment.partition("/")[2]),
+        "app.kubernetes.io/component": label_of(spec.service),
         "app.kubernetes.io/version": f"r{spec.revision}",
         INSTALLATION: where.installation,
         UID: spec.deployment_uid,
@@ -67,7 +67,7 @@ def facts_of(annotations: Mapping[str, str]) -> Mapping[str, Any]:
     return found
 
 
-def _label(text: str) -> str:
+def label_of(text: str) -> str:
     """The text as a label's value can be."""
     kept = "".join(char if (char.isalnum() and char.isascii()) or char in "-_." else "-" for char in text)[:63]
     return kept.strip("-_.") or "x"

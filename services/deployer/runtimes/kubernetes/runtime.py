@@ -11,7 +11,7 @@ gateways need to hear of it.
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -19,9 +19,11 @@ from pathlib import Path
 
 from ekiben.errors import EkibenError, NotFound, Unavailable
 from services.deployer.runtimes import Event, Line, SetSpec, SetStatus
+from services.deployer.runtimes.exposures import Exposed, ExposureStatus
 from services.deployer.runtimes.kubernetes import events, objects
 from services.deployer.runtimes.kubernetes.api import Api, Cache, open_api
 from services.deployer.runtimes.kubernetes.events import Explainer
+from services.deployer.runtimes.kubernetes.exposing import Exposures
 from services.deployer.runtimes.kubernetes.names import (
     APPLIED,
     CONTAINER,
@@ -68,10 +70,18 @@ class KubernetesRuntime:
     outlives = True
 
     def __init__(
-        self, api: Api, where: Where, *, pull_host: str = "", logins: Logins | None = None, clock: Clock = SYSTEM
+        self,
+        api: Api,
+        where: Where,
+        *,
+        pull_host: str = "",
+        logins: Logins | None = None,
+        gateway_service: str = "",
+        clock: Clock = SYSTEM,
     ) -> None:
         """`pull_host`: the registry, as nodes call it, that has the images of a builder with a layout on disk; `logins`
-        gives what nodes log in there with, where `where` names no Secret that has it."""
+        gives what nodes log in there with, where `where` names no Secret that has it. `gateway_service`: where
+        exposures lead to; empty for none."""
         self._api, self._where, self._pull_host, self._clock = api, where, pull_host, clock
         self._asked: dict[str, _Asked] = {}
         self._ending: set[str] = set()
@@ -85,6 +95,7 @@ class KubernetesRuntime:
         self._pulling: PullSecret | None = None
         if pull_host and logins is not None and not where.pull_secret:
             self._pulling = PullSecret(api, where, pull_host, logins, self._heard, clock)
+        self._exposures = Exposures(api, where, gateway_service, clock, self._changed.set)
 
     # The port
 
@@ -155,6 +166,18 @@ class KubernetesRuntime:
     async def forget(self, deployment_uid: str) -> None:
         """Nothing: logs go with the pods."""
 
+    async def check_exposure(self, wanted: Exposed) -> None:
+        """See Runtime."""
+        await self._exposures.check(wanted)
+
+    async def expose(self, wanted: Sequence[Exposed] | None) -> None:
+        """See Runtime."""
+        self._exposures.want(wanted)
+
+    def exposure(self, wanted: Exposed) -> ExposureStatus:
+        """See Runtime."""
+        return self._exposures.status(wanted)
+
     async def logs(
         self,
         deployment_uid: str,
@@ -206,6 +229,7 @@ class KubernetesRuntime:
             tasks.create_task(self._explain())
             for cache in (*self._all_caches(), self._slices):
                 tasks.create_task(cache.run())
+            tasks.create_task(self._exposures.run())
             await self.filled()
             while True:
                 await self._turn()
@@ -435,6 +459,7 @@ async def open_kubernetes_runtime(
     *,
     pull_host: str = "",
     logins: Logins | None = None,
+    gateway_service: str = "",
     clock: Clock = SYSTEM,
 ) -> AsyncIterator[KubernetesRuntime]:
     """A runtime on a cluster. At the end everything there goes on.
@@ -443,7 +468,9 @@ async def open_kubernetes_runtime(
         SettingsError: there is no way to a cluster.
     """
     async with open_api(kubeconfig, context, where.namespace) as api:
-        runtime = KubernetesRuntime(api, where, pull_host=pull_host, logins=logins, clock=clock)
+        runtime = KubernetesRuntime(
+            api, where, pull_host=pull_host, logins=logins, gateway_service=gateway_service, clock=clock
+        )
         running = asyncio.create_task(runtime.run())
         try:
             yield runtime
