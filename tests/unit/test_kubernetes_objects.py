@@ -12,6 +12,7 @@ from services.deployer.runtimes.kubernetes import objects
 from services.deployer.runtimes.kubernetes.names import UID, Where
 from services.deployer.runtimes.kubernetes.pod import command
 from services.deployer.runtimes.kubernetes.pods import replica_of
+from services.deployer.runtimes.kubernetes.sameness import digest_of
 
 DIGEST = f"sha256:{'ab' * 32}"
 WHERE = Where("installation", "models", pull_secret="pull")
@@ -86,8 +87,8 @@ def test_services_call_one_another_by_name_and_only_their_own_deployment_may() -
 def test_all_objects_are_owned_and_equal_input_gives_equal_objects() -> None:
     found = objects.objects(SPEC, 2, WHERE, "uid")
     assert all(each["metadata"]["ownerReferences"][0]["uid"] == "uid" for each in found)
-    assert objects.digest_of(found) == objects.digest_of(objects.objects(SPEC, 2, WHERE, "uid"))
-    assert objects.digest_of(found) != objects.digest_of(objects.objects(SPEC, 3, WHERE, "uid"))
+    assert digest_of(found) == digest_of(objects.objects(SPEC, 2, WHERE, "uid"))
+    assert digest_of(found) != digest_of(objects.objects(SPEC, 3, WHERE, "uid"))
 
 
 def test_an_image_is_named_by_its_digest_where_nodes_find_it() -> None:

@@ -1,15 +1,14 @@
-"""The Kubernetes API, as far as the runtime needs it: server-side apply, deletion, watches that keep a cache, logs.
+"""The Kubernetes API, as far as the runtime needs it: server-side apply, deletion, watches, logs.
 
-Nothing but `apply` writes fields, as the field manager `ekiben`, and never by force: a field that somebody else owns
-stays his, and is an error that names him.
+Nothing but `apply` writes fields, as the field manager `ekiben`: a field that somebody else owns stays his, and is an
+error that names him.
 
 Source: kubernetes.io/docs/reference/using-api: server-side-apply; api-concepts, "Efficient detection of changes".
 """
 
-import asyncio
 import contextlib
 import json
-import logging
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -30,10 +29,7 @@ from ekiben.errors import (
     Unavailable,
 )
 from services.deployer.runtimes.kubernetes.names import FIELD_MANAGER, Object
-from services.kernel.clock import Clock
 from services.kernel.settings import SettingsError
-
-log = logging.getLogger(__name__)
 
 _PATHS = {
     "ServiceAccount": "/api/v1/namespaces/{}/serviceaccounts",
@@ -47,11 +43,14 @@ _PATHS = {
     "HTTPRoute": "/apis/gateway.networking.k8s.io/v1/namespaces/{}/httproutes",
     "EndpointSlice": "/apis/discovery.k8s.io/v1/namespaces/{}/endpointslices",
     "NetworkPolicy": "/apis/networking.k8s.io/v1/namespaces/{}/networkpolicies",
+    "HorizontalPodAutoscaler": "/apis/autoscaling/v2/namespaces/{}/horizontalpodautoscalers",
 }
 _TIMEOUT = aiohttp.ClientTimeout(total=30, connect=5)
-_WATCH_S = 300
+_WATCH_S = 3600
 """The server ends a watch after so long; it goes on from where it was."""
-_PAUSES_S = (0.2, 1.0, 3.0, 10.0)
+_OWNER = re.compile(r'conflict with "([^"]*)"')
+_SILENT_S = 180
+"""A bookmark comes each minute, so a connection that is silent for longer is dead, or nothing was to be told."""
 
 
 class Api:
@@ -95,8 +94,11 @@ class Api:
             if not token:
                 return found, page["metadata"]["resourceVersion"]
 
-    async def watch(self, kind: str, selector: str, version: str) -> AsyncIterator[tuple[str, Object]]:
-        """What happens to them after a version: ADDED, MODIFIED, DELETED or BOOKMARK, and the object.
+    async def watch(
+        self, kind: str, selector: str, version: str, opened: Callable[[], None] = lambda: None
+    ) -> AsyncIterator[tuple[str, Object]]:
+        """What happens to them after a version: ADDED, MODIFIED, DELETED or BOOKMARK, and the object. `opened` is
+        called once the cluster has taken the watch, as it may be silent for long.
 
         Raises:
             Aborted: the cluster does not remember that version any more (WATCH_EXPIRED); list anew.
@@ -108,9 +110,10 @@ class Api:
             ("resourceVersion", version),
             ("timeoutSeconds", str(_WATCH_S)),
         ]
-        timeout = aiohttp.ClientTimeout(total=None, connect=5, sock_read=_WATCH_S + 30)
+        timeout = aiohttp.ClientTimeout(total=None, connect=5, sock_read=_SILENT_S)
         async with self._opened("GET", _PATHS[kind].format(self._namespace), query, timeout=timeout) as response:
-            async for line in response.content:
+            opened()
+            async for line in _lines(response):
                 event = json.loads(line)
                 if event["type"] == "ERROR":
                     if event["object"].get("code") == 410:
@@ -174,57 +177,6 @@ class Api:
             raise _away(exc) from exc
 
 
-class Cache:
-    """All objects of a kind with these labels, kept by a watch: asking it costs no call."""
-
-    def __init__(self, api: Api, kind: str, selector: str, changed: Callable[[], None], clock: Clock) -> None:
-        self._api, self._kind, self._selector = api, kind, selector
-        self._changed, self._clock = changed, clock
-        self.objects: dict[str, Object] = {}
-        """By name. Not to be changed by who reads them."""
-        self.filled = asyncio.Event()
-        """Set once the first list has come."""
-        self.fault = ""
-        """Why it is not up to date, in words; empty while it is."""
-
-    async def run(self) -> None:
-        """Keep it, for ever."""
-        version, failures = "", 0
-        while True:
-            try:
-                if not version:
-                    items, version = await self._api.listed(self._kind, self._selector)
-                    self.objects = {item["metadata"]["name"]: item for item in items}
-                    self.filled.set()
-                    self._changed()
-                async for event, item in self._api.watch(self._kind, self._selector, version):
-                    version, failures = item["metadata"]["resourceVersion"], 0
-                    if self.fault:
-                        self.fault = ""
-                        self._changed()
-                    self._take(event, item)
-                self.fault = ""
-            except Aborted:
-                version = ""
-            except EkibenError as exc:
-                if not self.fault:
-                    log.warning("a watch was lost", extra={"kind": self._kind, "error": exc.message})
-                self.fault = exc.message
-                self._changed()
-                await self._clock.sleep(_PAUSES_S[min(failures, len(_PAUSES_S) - 1)])
-                failures += 1
-
-    def _take(self, event: str, item: Object) -> None:
-        name = item["metadata"].get("name", "")
-        if event == "BOOKMARK":
-            return
-        if event == "DELETED":
-            self.objects.pop(name, None)
-        else:
-            self.objects[name] = item
-        self._changed()
-
-
 @asynccontextmanager
 async def open_api(kubeconfig: Path | None, context: str, namespace: str) -> AsyncIterator[Api]:
     """The API of the cluster that a kubeconfig names, or of the one in which this process is a pod.
@@ -253,6 +205,16 @@ def _selected(labels: str, fields: str) -> list[tuple[str, str]]:
     return [*([("labelSelector", labels)] if labels else []), *([("fieldSelector", fields)] if fields else [])]
 
 
+async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    """Lines until the server ends them or is silent. An object may be longer than the limit of a reader's line."""
+    rest = b""
+    with contextlib.suppress(aiohttp.SocketTimeoutError):
+        async for chunk in response.content.iter_any():
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                yield line
+
+
 def _error(status: int, text: str, body: Object | None) -> EkibenError:
     try:
         answer: Mapping[str, Any] = json.loads(text)
@@ -266,6 +228,12 @@ def _error(status: int, text: str, body: Object | None) -> EkibenError:
         )
     if status == 403 and "exceeded quota" in message:
         return ResourceExhausted(f"The cluster has no room for {what}: {message}", reason="KUBERNETES_QUOTA")
+    if status == 403 and "is being terminated" in message:
+        return FailedPrecondition(
+            f"Somebody deletes the namespace, so that {what} cannot be made; it is made once the namespace is there "
+            f"again: {message}",
+            reason="NAMESPACE_TERMINATING",
+        )
     if status == 403:
         return PermissionDenied(
             f"The cluster does not allow {what}: {message}. Give the deployer's role that right.",
@@ -274,12 +242,33 @@ def _error(status: int, text: str, body: Object | None) -> EkibenError:
     if status == 404:
         return NotFound(f"The cluster has no such thing: {message}", reason="KUBERNETES_NOT_FOUND")
     if status == 409:
-        return FailedPrecondition(f"A field of {what} is somebody else's: {message}", reason="FIELD_OWNED")
+        return _conflict(what, answer, message)
     if status == 410:
         return Aborted("The watch must begin anew.", reason="WATCH_EXPIRED")
     if status == 429 or status >= 500:
         return Unavailable(f"The cluster's API has trouble: {message}", reason="KUBERNETES_AWAY")
     return InvalidArgument(f"The cluster refuses {what}: {message}", reason="KUBERNETES_REFUSED")
+
+
+def _conflict(what: str, answer: Mapping[str, Any], message: str) -> EkibenError:
+    """Whose the fields are. `owners` and `fields` are words joined by commas."""
+    causes = [
+        each
+        for each in (answer.get("details") or {}).get("causes") or ()
+        if each.get("reason") == "FieldManagerConflict"
+    ]
+    if not causes:  # Of a version that is not the newest any more.
+        return Aborted(f"{what} changed meanwhile: {message}", reason="KUBERNETES_CHANGED")
+    fields = [str(each.get("field") or "") for each in causes]
+    owners = [found[1] for each in causes if (found := _OWNER.search(str(each.get("message") or "")))]
+    said = ", ".join(dict.fromkeys(f"{field} of {owner}" for field, owner in zip(fields, owners, strict=False)))
+    return FailedPrecondition(
+        f"A field of {what} is somebody else's: {said or message}. It is left to its owner; what is asked here is "
+        "applied again once he gives it up.",
+        reason="FIELD_OWNED",
+        owners=",".join(dict.fromkeys(owners)),
+        fields=",".join(dict.fromkeys(fields)),
+    )
 
 
 def _away(exc: BaseException) -> Unavailable:

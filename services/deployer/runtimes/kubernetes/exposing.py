@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from ekiben.errors import EkibenError, FailedPrecondition, NotFound, PermissionDenied
 from services.deployer.runtimes.exposures import Exposed, ExposureStatus
-from services.deployer.runtimes.kubernetes.api import Api, Cache
+from services.deployer.runtimes.kubernetes.api import Api
+from services.deployer.runtimes.kubernetes.caches import Cache
 from services.deployer.runtimes.kubernetes.exposure import KINDS, exposure_name, exposure_object, same, status_of
 from services.deployer.runtimes.kubernetes.names import INSTALLATION, Object, Where
 from services.kernel.clock import Clock
@@ -44,7 +45,9 @@ class Exposures:
         self._mine = False
         self._signal = Signal()
         self._selector = f"{INSTALLATION}={where.installation}"
-        self._caches = {kind: Cache(api, kind, self._selector, self._heard, clock) for kind in KINDS.values()}
+        self._caches = {
+            kind: Cache(api, kind, self._selector, lambda kind, item: self._heard(), clock) for kind in KINDS.values()
+        }
         self._missing: dict[str, ExposureStatus] = {}
         self._looks = {kind: Signal() for kind in self._caches}
 

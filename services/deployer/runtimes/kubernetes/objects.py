@@ -11,9 +11,6 @@ All have the name of the set. Source: the Kubernetes API of 1.30 and later; the 
 """
 
 import base64
-import hashlib
-import json
-from collections.abc import Sequence
 
 from ekiben.errors import FailedPrecondition
 from services.deployer.runtimes import SetSpec
@@ -81,11 +78,6 @@ def objects(spec: SetSpec, replicas: int, where: Where, owner_uid: str) -> list[
     for each in found:
         each["metadata"]["ownerReferences"] = [owner]
     return found
-
-
-def digest_of(made: Sequence[Object]) -> str:
-    """Equal for equal objects. Secret values are in it, so it is one-way."""
-    return hashlib.sha256(json.dumps(list(made), sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _head(version: str, kind: str, spec: SetSpec, where: Where) -> Object:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from ekiben.errors import EkibenError
-from services.deployer.runtimes.kubernetes.api import Api, Cache
+from services.deployer.runtimes.kubernetes.api import Api
+from services.deployer.runtimes.kubernetes.caches import Cache
 from services.deployer.runtimes.kubernetes.names import APPLIED, INSTALLATION, PREFIX, Object, Where
 from services.kernel.clock import Clock
 
@@ -54,7 +55,7 @@ class PullSecret:
         self._issue, self._lifetime = logins.issue, logins.lifetime
         self.name = f"ekiben-images-{where.installation[:8]}"
         selector = f"{INSTALLATION}={where.installation},{PURPOSE}=images"
-        self.cache = Cache(api, "Secret", selector, changed, clock)
+        self.cache = Cache(api, "Secret", selector, lambda kind, item: changed(), clock)
         """To be run by who has this."""
         self.fault = ""
         """Why a token is not there or not renewed, in words."""

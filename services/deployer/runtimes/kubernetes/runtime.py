@@ -1,19 +1,17 @@
 """KubernetesRuntime: replicas as pods of Deployments, one for each replica set.
 
-Level-triggered: what is asked is remembered, what is there is known by watches, and a loop applies the difference.
-While there is none, no call is made. A deployer that starts anew reads from the cluster which sets there are, and is
-told by the reconciler what they run; until then they are left as they are. Pods outlive every deployer.
+What is asked is kept by `keeping.py`, what is there is known by watches; while both agree, no call is made. A deployer
+that starts anew reads from the cluster which sets there are, and is told by the reconciler what they run; until then
+they are left as they are. Pods outlive every deployer.
 
 Pods are never stopped from here one by one: Kubernetes chooses, and each leaving pod answers a little longer than
 gateways need to hear of it.
 """
 
 import asyncio
-import contextlib
-import math
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -21,11 +19,12 @@ from ekiben.errors import EkibenError, NotFound, Unavailable
 from services.deployer.runtimes import Event, Line, SetSpec, SetStatus
 from services.deployer.runtimes.exposures import Exposed, ExposureStatus
 from services.deployer.runtimes.kubernetes import events, objects
-from services.deployer.runtimes.kubernetes.api import Api, Cache, open_api
+from services.deployer.runtimes.kubernetes.api import Api, open_api
+from services.deployer.runtimes.kubernetes.caches import Cache
 from services.deployer.runtimes.kubernetes.events import Explainer
 from services.deployer.runtimes.kubernetes.exposing import Exposures
+from services.deployer.runtimes.kubernetes.keeping import MADE, Keeper
 from services.deployer.runtimes.kubernetes.names import (
-    APPLIED,
     CONTAINER,
     INSTALLATION,
     SET,
@@ -41,27 +40,13 @@ from services.deployer.runtimes.kubernetes.slices import endpoints_of, placed
 from services.kernel.clock import SYSTEM, Clock
 from services.kernel.watches import Signal
 
-_KINDS = ("Pod", "Deployment", "ServiceAccount")
-_PAUSES_S = (1.0, 5.0, 15.0, 60.0)
-"""Before something is applied again that the cluster did not take."""
+_OBSERVED = ("Pod", "EndpointSlice")
+_UNAWAITED = ("EndpointSlice", "HorizontalPodAutoscaler")
+"""Nothing waits for these, which a role of before may not allow: without slices pods are as they say themselves."""
+_NO_LOGIN = "IMAGE_LOGIN_MISSING"
 _LOOK_S = 30.0
 _NEW_PODS_S = 1.0
 """How soon a followed log has the lines of a pod that is new."""
-
-
-@dataclass
-class _Asked:
-    """What the reconciler wants of one set."""
-
-    spec: SetSpec
-    replicas: int
-    applied: str = ""
-    """Digest of what this process applied last, besides the Deployment."""
-    generation: int = 0
-    """Of the Deployment when it was applied last: a higher one means that somebody else changed it."""
-    fault: str = ""
-    failures: int = 0
-    again_at: float = 0.0
 
 
 class KubernetesRuntime:
@@ -83,43 +68,37 @@ class KubernetesRuntime:
         gives what nodes log in there with, where `where` names no Secret that has it. `gateway_service`: where
         exposures lead to; empty for none."""
         self._api, self._where, self._pull_host, self._clock = api, where, pull_host, clock
-        self._asked: dict[str, _Asked] = {}
-        self._ending: set[str] = set()
-        self._signal = Signal()
         self._changed = asyncio.Event()
         selector = f"{INSTALLATION}={where.installation}"
-        self._caches = {kind: Cache(api, kind, selector, self._heard, clock) for kind in _KINDS}
-        # Nothing waits for these: without them (a role that does not allow it yet) pods are as they say themselves.
-        self._slices = Cache(api, "EndpointSlice", selector, self._heard, clock)
+        self._caches: dict[str, Cache] = {}
+        self._keeper = Keeper(api, where, self._caches, self._changed.set, clock, self._check_login)
+        for kind in (*_OBSERVED, *MADE):
+            self._caches[kind] = Cache(api, kind, selector, self._heard, clock)
         self._explainer, self._pods_moved = Explainer(api, clock), Signal()
         self._pulling: PullSecret | None = None
+        self._pulled_moved = Signal()
         if pull_host and logins is not None and not where.pull_secret:
-            self._pulling = PullSecret(api, where, pull_host, logins, self._heard, clock)
+            self._pulling = PullSecret(api, where, pull_host, logins, self._pulled_moved.notify, clock)
         self._exposures = Exposures(api, where, gateway_service, clock, self._changed.set)
 
     # The port
 
     async def apply(self, spec: SetSpec, replicas: int) -> None:
         """Make the set, or tell it its environment anew, and scale it."""
-        asked = self._asked.setdefault(spec.key, _Asked(spec, replicas))
-        asked.spec, asked.again_at, asked.fault = spec, 0.0, ""
+        if replicas == 0:
+            return await self.scale(spec.key, 0)
         try:
-            asked.spec = self._pulled(replace(spec, image=objects.image_of(spec, self._pull_host)))
+            spec = self._pulled(replace(spec, image=objects.image_of(spec, self._pull_host)))
+            self._keeper.ask(spec, replicas)
         except EkibenError as exc:
-            asked.fault, asked.again_at = exc.message, math.inf
-        await self.scale(spec.key, replicas)
+            self._keeper.ask(spec, replicas).refused(exc.reason, exc.message)
 
     async def scale(self, key: str, replicas: int) -> None:
         """Tell a set how many replicas to have; at 0 all of it is deleted, and its pods drain."""
         if replicas == 0:
-            if key in self._asked or self._lives(key):
-                self._ending.add(key)
-            self._asked.pop(key, None)
+            self._keeper.end(key)
         else:
-            self._ending.discard(key)
-            if key in self._asked:
-                self._asked[key].replicas = replicas
-        self._heard()
+            self._keeper.scale(key, replicas)
 
     async def release(self, replicas: Collection[str]) -> None:
         """Nothing: a leaving pod ends by itself."""
@@ -128,7 +107,7 @@ class KubernetesRuntime:
         """All sets."""
         self._changed.clear()
         found: dict[str, SetStatus] = {}
-        for key, asked in self._asked.items():
+        for key, asked in self._keeper.asked.items():
             spec = asked.spec
             found[key] = SetStatus(
                 key, spec.deployment, spec.deployment_uid, spec.revision, spec.target, spec.service, asked.replicas
@@ -138,10 +117,11 @@ class KubernetesRuntime:
                 key = _label(item, SET)
                 if key not in found and (seen := _status(item, key)) is not None:
                     found[key] = seen
-                if kind == "Deployment" and key in found and key not in self._asked and key not in self._ending:
+                adopted = key in found and key not in self._keeper.asked and key not in self._keeper.ending
+                if kind == "Deployment" and adopted:
                     found[key] = replace(found[key], asked=int(item["spec"].get("replicas", 1)))
         replicas: dict[str, list[Object]] = {key: [] for key in found}
-        places = endpoints_of(self._slices.objects.values())
+        places = endpoints_of(self._caches["EndpointSlice"].objects.values())
         for pod in self._caches["Pod"].objects.values():
             replicas.get(_label(pod, SET), []).append(pod)
         return [
@@ -227,75 +207,26 @@ class KubernetesRuntime:
         """Watch, and apply what is asked; for ever."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._explain())
-            for cache in (*self._all_caches(), self._slices):
+            for cache in self._all_caches():
                 tasks.create_task(cache.run())
             tasks.create_task(self._exposures.run())
             await self.filled()
-            while True:
-                await self._turn()
-                await self._signal.wait(at_most_s=self._pause_s())
+            tasks.create_task(self._log_in())
+            await self._keeper.run()
 
     async def filled(self) -> None:
         """Return once it is known what is in the cluster."""
-        for cache in self._all_caches():
-            await cache.filled.wait()
+        for kind, cache in self._caches.items():
+            if kind not in _UNAWAITED:
+                await cache.filled.wait()
+        if self._pulling is not None:
+            await self._pulling.cache.filled.wait()
 
     async def settled(self) -> None:
         """Return once the cluster has been told all that is asked so far, or refused it."""
-        while any(self._differs(key, asked) and not asked.fault for key, asked in self._asked.items()):
+        while not self._keeper.settled():
             self._changed.clear()
             await self._changed.wait()
-
-    async def _turn(self) -> None:
-        for key in list(self._ending):
-            if not self._lives(key):
-                self._ending.discard(key)
-                continue
-            with contextlib.suppress(EkibenError):
-                # The Deployment by itself: an owner that is gone takes it away only after a while.
-                await self._api.delete("Deployment", name_of(key))
-                await self._api.delete("ServiceAccount", name_of(key))
-        await self._log_in()
-        for key, asked in list(self._asked.items()):
-            if asked.again_at > self._clock.monotonic() or not self._differs(key, asked):
-                continue
-            try:
-                self._check_login(asked)
-                await self._apply(key, asked)
-                asked.fault, asked.failures, asked.again_at = "", 0, 0.0
-            except EkibenError as exc:
-                asked.fault = exc.message
-                asked.again_at = self._clock.monotonic() + _PAUSES_S[min(asked.failures, len(_PAUSES_S) - 1)]
-                asked.failures += 1
-            self._changed.set()
-
-    def _differs(self, key: str, asked: _Asked) -> bool:
-        live = self._caches["Deployment"].objects.get(name_of(key))
-        if live is None or name_of(key) not in self._caches["ServiceAccount"].objects:
-            return True
-        wanted = objects.digest_of(objects.objects(asked.spec, asked.replicas, self._where, ""))
-        if (live["metadata"].get("annotations") or {}).get(APPLIED) != wanted:
-            return True
-        if not asked.generation:  # Applied by a former deployer.
-            asked.generation = int(live["metadata"]["generation"])
-        return int(live["metadata"]["generation"]) > asked.generation
-
-    async def _apply(self, key: str, asked: _Asked) -> None:
-        spec, replicas = asked.spec, asked.replicas
-        wanted = objects.digest_of(objects.objects(spec, replicas, self._where, ""))
-        anchor = await self._api.apply(objects.anchor(spec, self._where))
-        *others, deployment = objects.objects(spec, replicas, self._where, anchor["metadata"]["uid"])
-        digest = objects.digest_of(others)
-        if digest != asked.applied:
-            for each in others:
-                await self._api.apply(each)
-            asked.applied = digest
-        deployment["metadata"]["annotations"][APPLIED] = wanted
-        applied = await self._api.apply(deployment)
-        asked.generation = int(applied["metadata"]["generation"])
-        # The watch may tell of it only later: without it, it would be applied once more.
-        self._caches["Deployment"].objects[name_of(key)] = applied
-        self._caches["ServiceAccount"].objects[name_of(key)] = anchor
 
     # Logins
 
@@ -303,54 +234,47 @@ class KubernetesRuntime:
         """The spec with our own login, where its image is in our own registry."""
         if self._pulling is None or not self._pulling.organization_of(spec.image):
             return spec
+        self._pulled_moved.notify()
         return replace(spec, pull_secrets=(*spec.pull_secrets, self._pulling.name))
 
     async def _log_in(self) -> None:
-        if self._pulling is None:
-            return
-        organizations = {self._pulling.organization_of(asked.spec.image) for asked in self._asked.values()} - {""}
-        await self._pulling.look(organizations)
-        if not self._asked and not self._caches["Deployment"].objects:
-            await self._pulling.remove()
+        """Keep what nodes log in with; for ever."""
+        while self._pulling is not None:
+            images = [asked.spec.image for asked in self._keeper.asked.values()]
+            organizations = {self._pulling.organization_of(image) for image in images} - {""}
+            await self._pulling.look(organizations)
+            if not self._keeper.asked and not self._caches["Deployment"].objects:
+                await self._pulling.remove()
+            if any(self._pulling.serves(organization) for organization in organizations):
+                self._keeper.mend(_NO_LOGIN)
+            due_s = self._pulling.due_s()
+            await self._pulled_moved.wait(at_most_s=_LOOK_S if due_s is None else max(0.05, due_s))
 
-    def _check_login(self, asked: _Asked) -> None:
+    def _check_login(self, spec: SetSpec) -> None:
         """Raises Unavailable (IMAGE_LOGIN_MISSING): pods would fail to pull, and wait ever longer to try again."""
         if self._pulling is None:
             return
-        organization = self._pulling.organization_of(asked.spec.image)
+        organization = self._pulling.organization_of(spec.image)
         if organization and not self._pulling.serves(organization):
-            raise Unavailable(self._pulling.fault or "Nodes have no login yet.", reason="IMAGE_LOGIN_MISSING")
+            raise Unavailable(self._pulling.fault or "Nodes have no login yet.", reason=_NO_LOGIN)
 
     def _all_caches(self) -> Iterable[Cache]:
         yield from self._caches.values()
         if self._pulling is not None:
             yield self._pulling.cache
 
-    def _lives(self, key: str) -> bool:
-        name = name_of(key)
-        return any(
-            name in self._caches[kind].objects
-            and not self._caches[kind].objects[name]["metadata"].get("deletionTimestamp")
-            for kind in ("Deployment", "ServiceAccount")
-        )
-
-    def _pause_s(self) -> float:
-        now = self._clock.monotonic()
-        waiting = [asked.again_at - now for asked in self._asked.values() if asked.again_at > now]
-        if self._pulling is not None and (due_s := self._pulling.due_s()) is not None:
-            waiting.append(due_s)
-        return max(0.05, min([*waiting, _LOOK_S])) if not self._ending else 1.0
-
     def _note(self, key: str) -> str:
-        asked, live = self._asked.get(key), self._caches["Deployment"].objects.get(name_of(key))
+        asked, live = self._keeper.asked.get(key), self._caches["Deployment"].objects.get(name_of(key))
         said = [asked.fault if asked else "", not_made(live) if live else ""]
-        faults = [cache.fault for cache in (*self._caches.values(), self._slices)]
+        faults = [cache.fault for cache in self._caches.values()]
         return "; ".join(dict.fromkeys(text for text in (*said, *faults) if text))
 
-    def _heard(self) -> None:
-        self._changed.set()
-        self._signal.notify()
-        self._pods_moved.notify()
+    def _heard(self, kind: str, item: Object | None) -> None:
+        self._keeper.heard(kind, item)
+        if kind == "Pod":
+            self._pods_moved.notify()
+        if kind == "Deployment":
+            self._pulled_moved.notify()
 
     async def _explain(self) -> None:
         """Ask for the events of pods in trouble; for ever."""

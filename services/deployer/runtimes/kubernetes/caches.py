@@ -1,0 +1,106 @@
+"""What is in the cluster, kept by watches: asking costs no call."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from ekiben.errors import Aborted, EkibenError
+from services.deployer.runtimes.kubernetes.api import Api
+from services.deployer.runtimes.kubernetes.names import Object
+from services.kernel.clock import Clock
+
+log = logging.getLogger(__name__)
+
+Heard = Callable[[str, Object | None], None]
+"""Called with the kind and the object that is another than before, or none when only the fault changed."""
+
+_PAUSES_S = (0.2, 1.0, 3.0, 10.0)
+_OF_PODS = ("nodeName", "readinessGates")
+"""What is kept of a pod's spec: it is the largest part, and there are many."""
+
+
+class Cache:
+    """All objects of a kind with these labels."""
+
+    def __init__(self, api: Api, kind: str, selector: str, heard: Heard, clock: Clock) -> None:
+        self._api, self._kind, self._selector = api, kind, selector
+        self._heard, self._clock = heard, clock
+        self.objects: dict[str, Object] = {}
+        """By name. Not to be changed by who reads them."""
+        self.filled = asyncio.Event()
+        """Set once the first list has come."""
+        self.fault = ""
+        """Why it is not up to date, in words; empty while it is."""
+
+    async def run(self) -> None:
+        """Keep it, for ever."""
+        version, failures = "", 0
+        while True:
+            try:
+                if not version:
+                    items, version = await self._api.listed(self._kind, self._selector)
+                    self._replace(items)
+                    failures = 0
+                    self._healed()
+                    self.filled.set()
+                async for event, item in self._api.watch(self._kind, self._selector, version, self._healed):
+                    version, failures = item["metadata"]["resourceVersion"], 0
+                    self._take(event, item)
+            except Aborted:
+                version = ""
+            except EkibenError as exc:
+                if not self.fault:
+                    log.warning("a watch was lost", extra={"kind": self._kind, "error": exc.message})
+                self.fault = exc.message
+                self._heard(self._kind, None)
+                await self._clock.sleep(_PAUSES_S[min(failures, len(_PAUSES_S) - 1)])
+                failures += 1
+
+    def put(self, item: Object) -> None:
+        """What a write has answered: the watch tells of it only later, and until then it would be written again."""
+        self.objects[item["metadata"]["name"]] = _trimmed(self._kind, item)
+
+    def _replace(self, items: list[Object]) -> None:
+        before, self.objects = self.objects, {}
+        for item in items:
+            item["kind"] = self._kind  # Which a list says only once.
+            self.objects[item["metadata"]["name"]] = _trimmed(self._kind, item)
+        for name, item in self.objects.items():
+            old = before.pop(name, None)
+            if old is None or old["metadata"]["resourceVersion"] != item["metadata"]["resourceVersion"]:
+                self._heard(self._kind, item)
+        for item in before.values():
+            self._heard(self._kind, item)
+
+    def _take(self, event: str, item: Object) -> None:
+        if event == "BOOKMARK":
+            return
+        name = item["metadata"]["name"]
+        known = self.objects.get(name)
+        if event == "DELETED":
+            if known is None or known["metadata"]["uid"] != item["metadata"]["uid"]:
+                return  # It was made anew meanwhile.
+            del self.objects[name]
+        else:
+            if known is not None and _older(item, known):
+                return
+            self.objects[name] = _trimmed(self._kind, item)
+        self._heard(self._kind, item)
+
+    def _healed(self) -> None:
+        if self.fault:
+            self.fault = ""
+            self._heard(self._kind, None)
+
+
+def _older(item: Object, known: Object) -> bool:
+    """Whether the news is of before what a write answered."""
+    one, other = item["metadata"]["resourceVersion"], known["metadata"]["resourceVersion"]
+    return bool(one.isdigit() and other.isdigit() and int(one) < int(other))
+
+
+def _trimmed(kind: str, item: Object) -> Object:
+    item["metadata"].pop("managedFields", None)
+    if kind == "Pod":
+        item["spec"] = {key: item["spec"][key] for key in _OF_PODS if key in item["spec"]}
+    return item

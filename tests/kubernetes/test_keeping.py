@@ -1,0 +1,304 @@
+"""What the Kubernetes runtime keeps, against the API of a real cluster behind a proxy that counts, cuts and goes away.
+
+The pods are too large for any node, so that they stay pending: all here is between the deployer and the API.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from services.deployer.runtimes import SetSpec, SetStatus
+from services.deployer.runtimes.kubernetes.api import open_api
+from services.deployer.runtimes.kubernetes.caches import Cache
+from services.deployer.runtimes.kubernetes.keeping import MADE
+from services.deployer.runtimes.kubernetes.names import INSTALLATION, Where, name_of
+from services.deployer.runtimes.kubernetes.runtime import KubernetesRuntime, open_kubernetes_runtime
+from services.kernel.clock import SYSTEM
+from tests.api_proxy import ApiProxy, api_proxy
+from tests.cluster import Cluster
+from tests.cluster_platform import new_namespace
+from tests.fixtures_kernel import until
+
+EACH = ("serviceaccount", "secret", "service", "networkpolicy", "poddisruptionbudget", "deployment")
+
+
+@pytest.fixture(scope="module")
+def namespace(cluster: Cluster) -> Iterator[str]:
+    """A namespace of this module's own."""
+    with new_namespace(cluster, "keeping") as name:
+        yield name
+
+
+@pytest.fixture
+def where(namespace: str) -> Where:
+    """An installation of each test's own."""
+    return Where(os.urandom(4).hex(), namespace)
+
+
+@asynccontextmanager
+async def running(proxy: ApiProxy, where: Where) -> AsyncIterator[KubernetesRuntime]:
+    async with open_kubernetes_runtime(proxy.kubeconfig, "", where) as runtime:
+        await asyncio.wait_for(runtime.filled(), 30)
+        yield runtime
+
+
+def a_set(**other: object) -> SetSpec:
+    spec = SetSpec(
+        key=f"called{os.urandom(4).hex()}",
+        deployment="deployments/iris",
+        deployment_uid=os.urandom(4).hex(),
+        revision=1,
+        target="main",
+        service="Iris",
+        entry=False,
+        legacy=False,
+        bento="bentoRepositories/iris/bentos/v1",
+        bento_digest=f"sha256:{'ab' * 32}",
+        models=(),
+        environment="",
+        image="localhost/pause:1",
+        image_digest=f"sha256:{'ab' * 32}",
+        envs={"GREETING": "hello"},
+        cpu_millicores=1000,
+        memory_bytes=1 << 50,
+        drain_s=1,
+    )
+    return replace(spec, **other)  # type: ignore[arg-type]
+
+
+async def status_of(runtime: KubernetesRuntime, key: str) -> SetStatus:
+    (found,) = [one for one in await runtime.observe() if one.key == key]
+    return found
+
+
+def objects_of(cluster: Cluster, where: Where, kinds: tuple[str, ...] = EACH) -> dict[str, str]:
+    """uid by kind and name of all that is there."""
+    listed = cluster.get(",".join(kinds), "-n", where.namespace, "-l", f"{INSTALLATION}={where.installation}")
+    return {f"{one['kind']}/{one['metadata']['name']}": one["metadata"]["uid"] for one in listed["items"]}
+
+
+async def pods(cluster: Cluster, where: Where, count: int) -> None:
+    async def there() -> bool:
+        return len(await asyncio.to_thread(objects_of, cluster, where, ("pod",))) == count
+
+    await until(there, f"{count} pods", 60)
+
+
+async def test_nothing_is_called_while_nothing_changes_and_a_change_costs_one_call(
+    cluster: Cluster, where: Where, tmp_path: Path
+) -> None:
+    specs = [a_set() for _ in range(3)]
+    async with api_proxy(cluster.kubeconfig, tmp_path) as proxy:
+        async with running(proxy, where) as runtime:
+            for spec in specs:
+                await runtime.apply(spec, 1)
+            await asyncio.wait_for(runtime.settled(), 30)
+            assert {name: count for name, count in proxy.calls().items() if name.startswith("apply")} == {
+                f"apply {kind}": 3
+                for kind in (
+                    "serviceaccounts",
+                    "secrets",
+                    "services",
+                    "networkpolicies",
+                    "poddisruptionbudgets",
+                    "deployments",
+                )
+            }
+            await pods(cluster, where, 3)
+            before = proxy.calls()
+            for spec in specs:
+                await runtime.apply(spec, 1)  # As after each start of the reconciler.
+            await asyncio.wait_for(runtime.settled(), 30)
+            await runtime.scale(specs[0].key, 2)
+            await pods(cluster, where, 4)
+            assert proxy.calls() - before == {"apply deployments": 1}
+        before = proxy.calls()
+        async with running(proxy, where) as runtime:
+            for spec in specs:
+                await runtime.apply(spec, 2 if spec is specs[0] else 1)
+            await asyncio.wait_for(runtime.settled(), 30)
+            assert {name.partition(" ")[0] for name in proxy.calls() - before} == {"list"}
+
+
+async def test_what_somebody_deletes_or_empties_comes_back(cluster: Cluster, where: Where, tmp_path: Path) -> None:
+    spec = a_set()
+    at = ("-n", where.namespace)
+    async with api_proxy(cluster.kubeconfig, tmp_path) as proxy, running(proxy, where) as runtime:
+        await runtime.apply(spec, 1)
+        await asyncio.wait_for(runtime.settled(), 30)
+        before = objects_of(cluster, where)
+        assert len(before) == len(EACH)
+        for kind in ("secret", "service", "networkpolicy", "poddisruptionbudget", "deployment"):
+            await asyncio.to_thread(cluster.kubectl, "delete", kind, name_of(spec.key), *at)
+
+        async def back() -> bool:
+            now = await asyncio.to_thread(objects_of, cluster, where)
+            changed = {name for name in before if now.get(name) not in (None, before[name])}
+            return len(changed) == len(EACH) - 1
+
+        await until(back, "all is back", 60)
+        # What was taken out has no owner now, so it is ours again.
+        empty = '[{"op": "remove", "path": "/data/env.GREETING"}]'
+        cluster.kubectl("patch", "secret", name_of(spec.key), *at, "--type=json", f"--patch={empty}")
+
+        async def filled() -> bool:
+            secret = await asyncio.to_thread(cluster.get, "secret", name_of(spec.key), *at)
+            return "env.GREETING" in (secret.get("data") or {})
+
+        await until(filled, "the variable is back", 60)
+
+
+async def test_whoever_owns_a_field_keeps_it_and_is_named(cluster: Cluster, where: Where, tmp_path: Path) -> None:
+    spec = a_set()
+    edit = '{"spec": {"ports": [{"name": "http", "port": 3000, "targetPort": 8080}]}}'
+    async with api_proxy(cluster.kubeconfig, tmp_path) as proxy, running(proxy, where) as runtime:
+        await runtime.apply(spec, 1)
+        await asyncio.wait_for(runtime.settled(), 30)
+        cluster.kubectl("patch", "service", name_of(spec.key), "-n", where.namespace, "--type=strategic", "-p", edit)
+
+        async def told() -> bool:
+            note = (await status_of(runtime, spec.key)).note
+            return "kubectl-patch" in note and "targetPort" in note
+
+        await until(told, "the owner is named", 60)
+        service = cluster.get("service", name_of(spec.key), "-n", where.namespace)
+        assert service["spec"]["ports"][0]["targetPort"] == 8080
+
+
+async def test_a_watch_whose_history_is_forgotten_begins_anew(cluster: Cluster, where: Where, tmp_path: Path) -> None:
+    spec = a_set()
+    async with api_proxy(cluster.kubeconfig, tmp_path) as proxy, open_api(proxy.kubeconfig, "", where.namespace) as api:
+        async with running(proxy, where) as runtime:
+            await runtime.apply(spec, 1)
+            await asyncio.wait_for(runtime.settled(), 30)
+
+        class Old(Cache):
+            """A cache that lists, and then watches from a version which the cluster forgot long ago."""
+
+        listed = api.listed
+
+        async def stale(kind: str, selector: str) -> tuple[list[dict[str, object]], str]:
+            items, version = await listed(kind, selector)
+            return items, version if proxy.seen["list deployments"] > 2 else "1"
+
+        api.listed = stale  # type: ignore[method-assign]
+        cache = Cache(api, "Deployment", f"{INSTALLATION}={where.installation}", lambda kind, item: None, SYSTEM)
+        keeping = asyncio.create_task(cache.run())
+        try:
+            await until(lambda: proxy.seen["list deployments"] > 2, "it is listed again", 30)
+            cluster.kubectl("delete", "deployment", name_of(spec.key), "-n", where.namespace)
+            await until(lambda: not cache.objects, "it hears of what comes", 30)
+        finally:
+            keeping.cancel()
+
+
+async def test_an_api_that_goes_away_within_a_change_is_waited_for(
+    cluster: Cluster, where: Where, tmp_path: Path
+) -> None:
+    spec = a_set()
+    async with api_proxy(cluster.kubeconfig, tmp_path) as proxy, running(proxy, where) as runtime:
+        await runtime.apply(spec, 1)
+        await pods(cluster, where, 1)
+
+        def leave(operation: str, count: int) -> str:
+            if operation == "apply secrets":
+                proxy.away(True)
+                return "after:cut"
+            return ""
+
+        proxy.choose = leave
+        await runtime.apply(replace(spec, envs={"GREETING": "goodbye"}), 2)
+
+        async def told() -> bool:
+            return "does not answer" in (await status_of(runtime, spec.key)).note
+
+        await until(told, "it is said", 60)
+        cluster.kubectl("delete", "service", name_of(spec.key), "-n", where.namespace)
+        proxy.choose = lambda operation, count: ""
+        proxy.away(False)
+        await pods(cluster, where, 2)
+
+        async def whole() -> bool:
+            return len(await asyncio.to_thread(objects_of, cluster, where)) == len(EACH)
+
+        await until(whole, "what was deleted meanwhile is back", 60)
+
+        async def forgotten() -> bool:
+            return (await status_of(runtime, spec.key)).note == ""
+
+        await until(forgotten, "nothing is said any more", 60)
+
+
+class Kill:
+    """The end of a deployer right after so many writes were carried out: it hears of no answer, and writes no more."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+        self.dead = asyncio.Event()
+
+    def __call__(self, operation: str, count: int) -> str:
+        if not operation.startswith(("apply", "delete")):
+            return ""
+        if self.dead.is_set():
+            return "cut"
+        self.left -= 1
+        if self.left:
+            return ""
+        self.dead.set()
+        return "after:cut"
+
+
+async def test_a_deployer_killed_after_any_write_is_taken_over(cluster: Cluster, where: Where, tmp_path: Path) -> None:
+    async with api_proxy(cluster.kubeconfig, tmp_path) as proxy:
+        for after in range(1, len(EACH) + 1):
+            spec = a_set()
+            proxy.choose = kill = Kill(after)
+            async with running(proxy, where) as runtime:
+                await runtime.apply(spec, 1)
+                await asyncio.wait_for(kill.dead.wait(), 30)
+            proxy.choose = lambda operation, count: ""
+            async with running(proxy, where) as runtime:
+                await runtime.apply(spec, 1)
+                await asyncio.wait_for(runtime.settled(), 30)
+                assert len(await asyncio.to_thread(objects_of, cluster, where)) == len(EACH)
+                proxy.choose = kill = Kill(1 + after % 2)
+                await runtime.scale(spec.key, 0)
+                await asyncio.wait_for(kill.dead.wait(), 30)
+            proxy.choose = lambda operation, count: ""
+            async with running(proxy, where) as runtime:
+                for one in await runtime.observe():  # As the reconciler does with what no deployment wants.
+                    await runtime.scale(one.key, 0)
+
+                async def nothing(runtime: KubernetesRuntime = runtime) -> bool:
+                    return not await runtime.observe() and not await asyncio.to_thread(objects_of, cluster, where)
+
+                await until(nothing, "it is gone", 60)
+
+
+async def test_a_namespace_that_somebody_deleted_is_filled_once_it_is_there_again(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    spec = a_set()
+    with new_namespace(cluster, "gone") as name:
+        where = Where(os.urandom(4).hex(), name)
+        async with api_proxy(cluster.kubeconfig, tmp_path) as proxy, running(proxy, where) as runtime:
+            await runtime.apply(spec, 1)
+            await pods(cluster, where, 1)
+            await asyncio.to_thread(cluster.kubectl, "delete", "namespace", name)
+
+            async def told() -> bool:
+                return name in (await status_of(runtime, spec.key)).note
+
+            await until(told, "it is said", 60)
+            cluster.kubectl("create", "namespace", name)
+            await pods(cluster, where, 1)
+            assert len(objects_of(cluster, where)) == len(EACH)
+
+
+def test_every_kind_that_is_made_is_watched() -> None:
+    assert {kind.lower() for kind in MADE} == {*EACH, "horizontalpodautoscaler"}
