@@ -82,3 +82,22 @@ async def test_what_does_not_come_to_a_tag_leaves_what_was_there(tmp_path: Path)
             await store.write(of(b"something"))
             await store.find("v1")
     assert [each.name for each in tmp_path.iterdir()] == ["image.tar"] and file.read_text() == "before"
+
+
+async def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(FailedPrecondition, match="no regular file") as refused:
+            async with open_archive(tmp_path / name):
+                pass
+        assert refused.value.reason == "OUTPUT_NOT_WRITABLE"
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink()
+
+
+async def test_what_a_link_leads_to_is_written(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link.tar").symlink_to("there/image.tar")
+    async with open_archive(tmp_path / "link.tar") as store:
+        await put(store, "app:v1", b"content")
+    assert (tmp_path / "link.tar").is_symlink() and (tmp_path / "there" / "image.tar").is_file()

@@ -203,13 +203,19 @@ class ArchiveImageStore:
 
 @asynccontextmanager
 async def open_archive(path: Path) -> AsyncIterator[ArchiveImageStore]:
-    """An archive to write at `path`, in place of what is there; as it was, if it does not come to a tag.
+    """An archive to write at `path`, in place of the file that is there; as it was, if it does not come to a tag.
+
+    A link stays, and what it leads to is written.
 
     Raises:
-        FailedPrecondition: there is no such folder, or it may not be written to (OUTPUT_NOT_WRITABLE).
+        FailedPrecondition: there is no such folder, it may not be written to, or there is something that is no file: a
+            device, say, would be taken away from all who use it (OUTPUT_NOT_WRITABLE).
     """
+    path = Path(os.path.realpath(path))
     if path.is_dir():
         raise _not_writable(path, os.strerror(errno.EISDIR))
+    if os.path.lexists(path) and not path.is_file():
+        raise _not_writable(path, "It is no regular file")
     part = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
     try:
         file = io.FileIO(os.fspath(part), "x+b")
