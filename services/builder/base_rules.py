@@ -20,6 +20,7 @@ from typing import Any
 from ekiben.errors import EkibenError, FailedPrecondition, InvalidArgument, NotFound, PermissionDenied
 from services.builder import containerfiles
 from services.builder.bases import BaseImage, open_base
+from services.builder.commands import images_named
 from services.builder.images import asks_for_system
 from services.builder.platforms import here
 from services.builder.recipe import BentoFiles
@@ -79,13 +80,15 @@ def check_own(base: str, files: BentoFiles, images: str, organization: str) -> N
             machine, or it cannot be said what it is (BASE_DENIED).
     """
     named = [_own(files)] if _PLACE in (base or USUAL) else []
-    if not isinstance(files.manifest.get("image"), Mapping):  # else nothing runs its Dockerfile
+    if isinstance(files.manifest.get("image"), Mapping):
+        named += images_named(files.manifest)
+    else:  # else nothing runs its Dockerfile
         named += containerfiles.copied_from(files.dockerfile)
     for each in filter(None, named):
         if _FILE.match(each) or "$" in each:
             raise PermissionDenied(
-                f"The bento's Dockerfile takes an image from {each!r}. Here it may name images in registries only, and "
-                "without variables.",
+                f"The bento's Dockerfile, or a command of it, takes an image from {each!r}. Here it may name images in "
+                "registries only, and without variables.",
                 reason="BASE_DENIED",
                 image=each,
             )

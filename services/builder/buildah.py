@@ -224,7 +224,8 @@ class _Execution(Storage):
                 "The disk is full, or its quota, where the engine keeps images. Free some space and build again.",
                 reason="STORAGE_FULL",
             )
-        error = next((each for each in reversed(text.splitlines()) if each.startswith(("Error:", "error "))), "")
+        begins = [each.start() for each in re.finditer(r"(?m)^(Error:|error )", text)]
+        error = text[begins[-1] :].strip() if begins else ""  # with the lines of a command that has several
         code = _EXIT.search(error)
         said = "\n".join(self._last)
         if code and "building at STEP" in error and "RUN" in error:

@@ -7,9 +7,10 @@ Python packages and copies the bento is left out, for layers take its place:
     before · [environment · models · bento] · after
 """
 
+import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,7 @@ _ENVIRONMENT_BEGINS = (
     re.compile(r"(COPY|ADD) (--\S+ )*\.?/?env/python \.?/?env/python/?"),
 )
 _BENTO_COPIED = re.compile(r"COPY (--\S+ )*\. \./?")
+_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _LASTING = ("ARG", "SHELL")
 """Instructions that hold for the rest of a stage and are not kept in an image."""
 
@@ -130,35 +132,61 @@ def _of_spec_2(manifest: Mapping[str, Any], there: Sequence[str], secrets: Seque
                 reason="BENTO_INCOMPLETE",
             )
     included = [f"src/{str(name).strip('/')}" for name in image.get("build_include") or ()]
-    settings = [*_SETTINGS, *(f"ENV {each}" for each in _variables(manifest))]
-    return Commands(_script(before, (), settings, secrets), _script(after, included, settings, secrets))
+    variables = _variables(manifest)
+    return Commands(_script(before, (), variables, secrets), _script(after, included, variables, secrets))
 
 
-def _variables(manifest: Mapping[str, Any]) -> Iterator[str]:
+def images_named(manifest: Mapping[str, Any]) -> list[str]:
+    """The images that commands of spec 2 read, by flags before them (`--mount=type=bind,from=…`)."""
+    image = manifest.get("image")
+    if not isinstance(image, Mapping):
+        return []
+    commands = [str(each) for name in ("commands", "post_commands") for each in image.get(name) or ()]
+    return containerfiles.copied_from("\n".join(["FROM x", *(containerfiles.run(each, (), {}) for each in commands)]))
+
+
+def _variables(manifest: Mapping[str, Any]) -> dict[str, str]:
     """The bento's variables that commands see: those for the time of running only are not among them."""
     envs = manifest.get("envs")
+    found = {}
     for each in envs if isinstance(envs, list) else ():
-        if isinstance(each, Mapping) and each.get("name") and each.get("stage", "all") == "all" and each.get("value"):
-            value = _escaped(str(each["value"])).replace("$", r"\$")
-            yield f'{each["name"]}="{value}"'
+        if isinstance(each, Mapping) and each.get("name") and each.get("stage", "all") in ("all", "build"):
+            if _NAME.fullmatch(str(each["name"])) is None:
+                raise FailedPrecondition(
+                    f"The bento has a variable {str(each['name'])[:80]!r}, and commands can be given none of that "
+                    "name: letters, digits and `_` make one. Rename it and build the bento again.",
+                    reason="BENTO_INCOMPLETE",
+                )
+            if each.get("stage", "all") == "all" and each.get("value"):
+                found[str(each["name"])] = str(each["value"])
+    return found
 
 
 def _script(
-    commands: Sequence[str], files: Sequence[str], settings: Sequence[str], secrets: Sequence[str]
+    commands: Sequence[str], files: Sequence[str], variables: Mapping[str, str], secrets: Sequence[str]
 ) -> Script | None:
     if not commands:
         return None
     scripts = re.findall(r"\./(env/docker/script__\w+)", " ".join(commands))
     copied = [*dict.fromkeys(scripts), *files]
-    runs = [f"RUN {containerfiles.with_secrets(command, secrets)}" for command in commands]
+    # An instruction ends with its line, so what has several is told by the shell.
+    long = {name: value for name, value in variables.items() if re.search(r"[\r\n]", value)}
+    settings = [f'{name}="{_escaped(value)}"' for name, value in variables.items() if name not in long]
+    runs = [containerfiles.run(command, secrets, long) for command in commands]
     instructions = [
-        *settings,
+        *_SETTINGS,
+        *(f"ENV {each}".replace("$", r"\$") for each in settings),
         f"WORKDIR {BENTO_PATH}",
-        *(f"COPY --chown=1034:1034 {shlex.quote(f'./{name}')} {shlex.quote(f'./{name}')}" for name in copied),
+        *(f"COPY --chown=1034:1034 {_both(f'./{name}')}" for name in copied),
         *runs,
     ]
     mounted = [name for run in runs for name in containerfiles.sources(Instruction(run))]
     return Script(tuple(instructions), files=tuple(dict.fromkeys([*copied, *mounted])))
+
+
+def _both(name: str) -> str:
+    """What is copied, to the same place."""
+    return f"{name} {name}" if shlex.quote(name) == name else json.dumps([name, name], ensure_ascii=False)
 
 
 def _of_dockerfile(dockerfile: str, docker: Mapping[str, Any], secrets: Sequence[str]) -> Commands:

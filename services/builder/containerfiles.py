@@ -3,12 +3,16 @@
 Source: the Dockerfile reference of BuildKit: line continuation, comments, here-documents, flags of RUN, COPY and ADD.
 """
 
+import json
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 _HERE = re.compile(r"<<-?[\"']?([A-Za-z_]\w*)[\"']?")
+_CONTINUED = re.compile(r"\\[ \t]*\n(?:[ \t]*(?:#[^\n]*)?\n)*")
+"""With the comments and empty lines that follow: they end nothing."""
+_HERE_SCRIPT = re.compile(r"<<-?[\"']?(?P<end>[A-Za-z_]\w*)[\"']?[ \t]*\n(?P<script>.*)\n\s*(?P=end)", re.DOTALL)
 _FLAGS = re.compile(r"(?:--[a-z]\S*\s+)*")
 
 
@@ -29,7 +33,7 @@ class Instruction:
         return " ".join(re.sub(r"\\\n", " ", self.text).split())
 
 
-def instructions(text: str) -> Iterator[Instruction]:
+def instructions(text: str, *, here_documents: bool = True) -> Iterator[Instruction]:
     """The instructions of a Containerfile; comments are left out."""
     found: list[str] = []
     ends: list[str] = []
@@ -42,7 +46,7 @@ def instructions(text: str) -> Iterator[Instruction]:
             continue
         else:
             found.append(line.rstrip())
-            if _keyword(found) in ("RUN", "COPY", "ADD"):
+            if here_documents and _keyword(found) in ("RUN", "COPY", "ADD"):
                 ends = _HERE.findall(line)
             if line.rstrip().endswith("\\"):
                 continue
@@ -53,10 +57,10 @@ def instructions(text: str) -> Iterator[Instruction]:
         yield Instruction("\n".join(found).rstrip("\\ \n"))
 
 
-def stages(text: str) -> list[list[Instruction]]:
+def stages(text: str, *, here_documents: bool = True) -> list[list[Instruction]]:
     """The stages of a Containerfile, each beginning with its FROM; what stands before the first is left out."""
     found: list[list[Instruction]] = []
-    for each in instructions(text):
+    for each in instructions(text, here_documents=here_documents):
         if each.keyword == "FROM":
             found.append([each])
         elif found:
@@ -77,22 +81,47 @@ def base_of(text: str) -> str:
 
 
 def copied_from(text: str) -> list[str]:
-    """Every image besides its base that a Containerfile names, as it is written: after FROM of earlier stages, and
-    after `from=` where that is no stage."""
-    *earlier, last = stages(text)
-    found: list[str] = []
+    """Every image besides its base that a Containerfile names: after FROM of earlier stages, and after `from=` where
+    that is no stage.
+
+    An engine that knows no here-documents takes their lines for instructions, and one that knows them may see none
+    where others do: both are looked at.
+    """
+    return list(dict.fromkeys([*_copied_from(stages(text)), *_copied_from(stages(text, here_documents=False))]))
+
+
+def _copied_from(stages: Sequence[Sequence[Instruction]]) -> Iterator[str]:
+    *earlier, last = stages
     own: set[str] = set()
     for each in (*(each for stage in earlier for each in stage), *last[1:]):
-        words = each.flat.split()[1:]
+        rest = _CONTINUED.sub("", each.text).split(None, 1)[1:]
         if each.keyword == "FROM":
-            words = [word for word in words if not word.startswith("--")]
-            found += [word for word in words[:1] if word.lower() not in own]
+            words = [re.sub(r"[\"'\\]", "", word) for word in "".join(rest).split() if not word.startswith("--")]
+            yield from (word for word in words[:1] if word.lower() not in own)
             own |= {word.lower() for word in words[2:3]}
-        elif copies_from_stage(each):
-            flags = _FLAGS.match(" ".join(words)).group()  # type: ignore[union-attr]
-            named = re.findall(r"(?:--|[=,])from=([^\s,]+)", flags)
-            found += [word for word in named if word.lower() not in own and not word.isdigit()]
-    return [each.strip("\"'") for each in found]
+        elif each.keyword in ("COPY", "ADD", "RUN"):
+            named = re.findall(r"\bfrom=\s*([^,]+)", " , ".join(_flags("".join(rest))), re.IGNORECASE)
+            yield from (
+                word.strip() for word in named if word.strip().lower() not in own and not word.strip().isdigit()
+            )
+
+
+def _flags(text: str) -> Iterator[str]:
+    """The flags before what an instruction does, as engines read them: quotes and backslashes mean as in a shell."""
+    text, word, quote = text.lstrip(), "", ""
+    while text.startswith("--"):
+        while text and (quote or not text[0].isspace()):
+            if text[0] == "\\":
+                word, text = word + text[1:2], text[2:]
+                continue
+            if quote or text[0] in "\"'":
+                word += text[0] if quote and text[0] != quote else ""
+                quote = "" if quote == text[0] else quote or text[0]
+            else:
+                word += text[0]
+            text = text[1:]
+        yield word
+        text, word, quote = text.lstrip(), "", ""
 
 
 def sources(instruction: Instruction) -> list[str]:
@@ -131,10 +160,31 @@ def with_secrets(command: str, secrets: Sequence[str]) -> str:
     return f"{mounts}{exports}{command}"
 
 
+def run(command: str, secrets: Sequence[str], variables: Mapping[str, str]) -> str:
+    """The instruction that runs a shell command with flags before it, and nothing else, however many lines it has.
+
+    Args:
+        variables: what it finds besides: values that no ENV can hold.
+    """
+    command = _CONTINUED.sub("", command.strip())
+    flags = _FLAGS.match(command).group()  # type: ignore[union-attr]
+    script = command[len(flags) :]
+    if (here := _HERE_SCRIPT.fullmatch(script)) is not None:
+        script = here["script"]
+    exports = "".join(f"export {name}={shlex.quote(value)}; " for name, value in variables.items())
+    given = with_secrets(f"{exports}{script}", secrets)
+    mounts = _FLAGS.match(given).group()  # type: ignore[union-attr]
+    shell = given[len(mounts) :] if secrets else given
+    if not re.search(r"[\r\n]", shell):
+        return f"RUN {flags}{given}"
+    mounts = mounts if secrets else ""
+    return f"RUN {flags}{mounts}{json.dumps(['/bin/sh', '-c', shell], ensure_ascii=False)}"
+
+
 def without_secrets(command: str) -> str:
     """What was given to `with_secrets`, for people."""
     command = re.sub(r"--mount=type=secret,id=\w+ ", "", command)
-    return re.sub(r'export (\w+)="\$\(cat /run/secrets/\1\)"; ', "", command)
+    return re.sub(r'export (\w+)=\\?"\$\(cat /run/secrets/\1\)\\?"; ', "", command)
 
 
 def give_secrets(instruction: Instruction, secrets: Sequence[str]) -> str:

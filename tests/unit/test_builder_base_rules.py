@@ -126,6 +126,12 @@ DENIED = "reg.example.com/ekiben/other/iris:v1"
         "FROM python:3.9-slim\nARG X=reg\nCOPY --from=$X /x /x",
         "FROM oci:/data/builder/images:other/iris:v1 AS theirs\nFROM python:3.9-slim",
         "FROM python:3.9-slim\nCOPY --from=containers-storage:[overlay@/x]theirs /x /x",
+        f"FROM python:3.9-slim\nRUN --mount=type=bind,fr\\om={DENIED},target=/x cp -r /x /y",
+        f"FROM python:3.9-slim\nRUN --network=none --mount='type=bind, from'={DENIED},target=/x cp -r /x /y",
+        f"FROM python:3.9-slim\nRUN --mount=type=bind,fr\\\nom={DENIED},target=/x cp -r /x /y",
+        f'FROM python:3.9-slim\nCOPY --"from"={DENIED} /x /x',
+        f'FROM "{DENIED}" AS theirs\nFROM python:3.9-slim',
+        f"FROM python:3.9-slim\nRUN true <<CMD\nCOPY --from={DENIED} /x /x\nCMD",
     ],
 )
 def test_a_dockerfile_copies_from_no_other_organizations_image(dockerfile: str) -> None:
@@ -145,3 +151,25 @@ def test_a_dockerfile_copies_from_its_stages_and_from_images_of_others() -> None
     files = BentoFiles({"docker": {"dockerfile_template": "t"}}, "", dockerfile=dockerfile)
     check_own("oci:/bases:mine", replace(files, dockerfile=f"FROM {DENIED}"), "docker://reg.example.com/ekiben", "acme")
     check_own(USUAL, files, "docker://reg.example.com/ekiben", "acme")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        f"--mount=type=bind,from={DENIED},target=/x cp -r /x /y",
+        f'--mount=type=cache,target=/c --mount=target=/x,"from={DENIED}" cp -r /x /y',
+        f"--mount=type=bind,\\\nfrom={DENIED},target=/x cp -r /x /y",
+        "--mount=from=oci:/data/builder/images:other/iris:v1,target=/x cp -r /x /y",
+    ],
+)
+@pytest.mark.parametrize("name", ["commands", "post_commands"])
+def test_a_command_reads_no_other_organizations_image(command: str, name: str) -> None:
+    files = BentoFiles({"image": {name: ["echo 1", command]}}, "")
+    with pytest.raises(PermissionDenied) as refused:
+        check_own(USUAL, files, "docker://reg.example.com/ekiben", "acme")
+    assert refused.value.reason == "BASE_DENIED"
+
+
+def test_what_a_command_itself_says_of_images_is_no_matter() -> None:
+    commands = [f"tool --from={DENIED}", f"true\nCOPY --from={DENIED} /x /x", "--mount=from=acme/x,target=/x ls /x"]
+    check_own(USUAL, BentoFiles({"image": {"commands": commands}}, ""), "docker://reg.example.com/ekiben", "acme")

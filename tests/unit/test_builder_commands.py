@@ -1,5 +1,8 @@
 """What a bento runs while its image is built, read from its files."""
 
+import json
+import subprocess
+
 import pytest
 
 from ekiben.errors import FailedPrecondition
@@ -179,3 +182,56 @@ def test_a_mount_shows_the_bento_unless_it_says_what_else_it_shows(flags: str, e
     assert containerfiles.sources(run) == expected
     before = make_commands(of_image([f"{flags} cat /r"])).before
     assert before is not None and list(before.files) == expected
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("a && \\\n  b", "RUN a &&   b"),
+        ("apt-get install \\\n  # why\n\n  sl", "RUN apt-get install   sl"),
+        ("a\nCOPY --from=x /a /b", 'RUN ["/bin/sh", "-c", "a\\nCOPY --from=x /a /b"]'),
+        ("--mount=type=tmpfs,target=/t a\nb", 'RUN --mount=type=tmpfs,target=/t ["/bin/sh", "-c", "a\\nb"]'),
+        ("cat > /x <<EOF\nü\nEOF", 'RUN ["/bin/sh", "-c", "cat > /x <<EOF\\nü\\nEOF"]'),
+        ("<<'END'\na\nb\nEND", 'RUN ["/bin/sh", "-c", "a\\nb"]'),
+        ("<<END\na\nEND", "RUN a"),
+        ("a\rUSER 0", 'RUN ["/bin/sh", "-c", "a\\rUSER 0"]'),
+    ],
+)
+def test_a_command_is_one_instruction_however_many_lines_it_has(command: str, expected: str) -> None:
+    before = make_commands(of_image([command])).before
+    assert before is not None and runs(before) == [expected]
+    assert not any("\n" in each for each in before.instructions)
+
+
+def test_what_no_instruction_can_hold_is_told_by_the_shell() -> None:
+    value = "a\"\nUSER nobody\n'b'"
+    files = of_image(["echo 1"], envs=[{"name": "MULTI", "value": value}, {"name": "A", "value": "1"}])
+    before = make_commands(files, ["TOKEN"]).before
+    assert before is not None and not any("\n" in each for each in before.instructions)
+    assert "USER" not in " ".join(each for each in before.instructions if not each.startswith("RUN"))
+    (run,) = runs(before)
+    flag, _, form = run.removeprefix("RUN ").partition(" ")
+    assert flag == "--mount=type=secret,id=TOKEN"
+    assert json.loads(form)[:2] == ["/bin/sh", "-c"]
+    script = (
+        json.loads(form)[2].replace('"$(cat /run/secrets/TOKEN)"', "t").replace("echo 1", 'printf %s "$TOKEN$MULTI"')
+    )
+    assert subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout == f"t{value}"
+
+
+@pytest.mark.parametrize("name", ["X=1\nRUN evil", "x,from=oci:/y", "a b", "$X"])
+@pytest.mark.parametrize("stage", ["all", "build"])
+def test_a_variable_whose_name_would_be_an_instruction_is_refused(name: str, stage: str) -> None:
+    with pytest.raises(FailedPrecondition, match="Rename it") as refused:
+        make_commands(of_image(["echo 1"], envs=[{"name": name, "value": "1", "stage": stage}]))
+    assert refused.value.reason == "BENTO_INCOMPLETE"
+
+
+def test_files_of_any_name_are_copied() -> None:
+    after = make_commands(_with_include("a b\nUSER 0")).after
+    assert after is not None
+    assert 'COPY --chown=1034:1034 ["./src/a b\\nUSER 0", "./src/a b\\nUSER 0"]' in after.instructions
+
+
+def _with_include(name: str) -> BentoFiles:
+    return BentoFiles({"image": {"post_commands": ["ls"], "build_include": [name]}}, "")
