@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import yaml
 
 from ekiben.errors import FailedPrecondition
 from services.builder.recipe import BentoFiles
+from services.builder.requirements import logical_lines, parse_option
 
 _MOST_BYTES = 32 << 20
 """Of bento.yaml or a requirements file; a bento.yaml carries its schema, some hundred kilobytes at most."""
@@ -21,6 +24,9 @@ _LISTS = {
     "python": ("index_url", "extra_index_url", "find_links", "trusted_host"),
 }
 """What is gone through, part by part, wherever it is read."""
+_MOST_FILES = 10
+"""Of requirements that name one another."""
+_NAMES_FILES = re.compile(r"(?m)^\s*(-[rc]|--requirement|--constraint)")
 _ARCHIVES = (".whl", ".tar.gz", ".zip", ".tgz")
 _PROJECT = ("pyproject.toml", "setup.py")
 
@@ -43,8 +49,11 @@ def read(bento: Path) -> BentoFiles:
     _check_lists(manifest)
     # The image of a bento installs requirements.lock.txt where an older client wrote one.
     lock, plain = python / "requirements.lock.txt", python / "requirements.txt"
+    constraints: list[str] = []
     try:
         requirements = _text(lock) if lock.is_file() else _text(plain) if plain.is_file() else _inline(manifest)
+        if _NAMES_FILES.search(requirements):
+            requirements = "\n".join(_with_files(requirements, python, bento, constraints))
         version = _text(python / "version.txt") if (python / "version.txt").is_file() else ""
     except (OSError, ValueError) as exc:
         raise _incomplete(f"its requirements cannot be read: {exc}") from exc
@@ -54,7 +63,37 @@ def read(bento: Path) -> BentoFiles:
     except (OSError, ValueError) as exc:
         raise _incomplete(f"its Dockerfile cannot be read: {exc}") from exc
     scripts = sorted(path.name for path in docker.glob("*") if path.name.startswith(("script__", "setup_script")))
-    return BentoFiles(manifest, requirements, version, _shipped(bento), tuple(scripts), dockerfile)
+    shipped = _shipped(bento)
+    return BentoFiles(manifest, requirements, version, shipped, tuple(scripts), dockerfile, "\n".join(constraints))
+
+
+def _with_files(
+    text: str, at: Path, bento: Path, constraints: list[str], above: tuple[Path, ...] = ()
+) -> Iterator[str]:
+    """The lines of a requirements file, with those of the files that it names by `-r`; those of `-c` are added to
+    `constraints`. A line whose file is not in the bento stays.
+
+    Files are looked for beside the one that names them, then where a bento's image runs the installer.
+    """
+    for line in logical_lines(text):
+        option = parse_option(line) if line.startswith("-") else None
+        named = option.value if option is not None and option.name in ("--requirement", "--constraint") else ""
+        found = [_inside(folder / named, bento) for folder in (at, bento / "src", bento / "env" / "python")]
+        path = next((each for each in found if each is not None and each.is_file()), None) if named else None
+        if option is None or path is None or path in above or len(above) > _MOST_FILES:
+            yield line
+            continue
+        lines = _with_files(_text(path), path.parent, bento, constraints, (*above, path))
+        if option.name == "--requirement":
+            yield from lines
+        else:
+            constraints += lines
+
+
+def _inside(path: Path, bento: Path) -> Path | None:
+    """Where a path of a bento leads to, if that is in the bento."""
+    real = Path(os.path.realpath(path))
+    return real if real.is_relative_to(os.path.realpath(bento)) else None
 
 
 def _check_lists(manifest: dict[str, Any]) -> None:
@@ -94,7 +133,8 @@ def _shipped(bento: Path) -> dict[str, str]:
             here = Path(folder)
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in names:
-                if name.endswith(_ARCHIVES):
+                path = _inside(here / name, bento) if name.endswith(_ARCHIVES) else None
+                if path is not None and path.is_file():
                     found[str((here / name).relative_to(bento))] = _digest_of_file(here / name)
             if any(name in names for name in _PROJECT):
                 found[str(here.relative_to(bento))] = _digest_of_folder(here)

@@ -50,6 +50,8 @@ class BentoFiles:
     """Scripts in env/docker that run while an image is built."""
     dockerfile: str = ""
     """env/docker/Dockerfile, as the bento's BentoML rendered it."""
+    constraints: str = ""
+    """What the files say that `requirements` named by `-c`."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,9 @@ def make_recipe(files: BentoFiles) -> Recipe:
     requirements += _wheels_of(files, shipped, requirements)
     requirements = _with_bentoml(requirements, version, notes)
     requirements, constraints = _compatible(requirements, version, notes)
+    limits = parse(files.constraints)
+    lines += [line for line in limits if isinstance(line, Option)]
+    constraints = tuple(dict.fromkeys([*constraints, *(line.text for line in limits if isinstance(line, Requirement))]))
     options = _index_options([line for line in lines if isinstance(line, Option)], notes)
     skipped = _not_done_here(manifest, files.scripts)
     return Recipe(
@@ -235,6 +240,13 @@ def _index_options(options: Sequence[Option], notes: list[str]) -> list[Option]:
             continue
         if option.name in TO_UV or option.name in ("--pre", "--trusted-host"):
             kept.append(option)
+        elif option.name in ("--requirement", "--constraint"):
+            raise FailedPrecondition(
+                f"The bento's requirements name the file {option.value!r}, which is not in the bento. Put it below src "
+                "and build the bento again, or write its lines into the requirements.",
+                reason="REQUIREMENT_NOT_FOUND",
+                requirement=f"{option.name} {option.value}",
+            )
         elif option.name not in WITHOUT_MEANING:
             notes.append(f"The option {option.name} of the bento's requirements has no meaning here and is left out.")
     return kept

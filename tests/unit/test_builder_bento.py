@@ -1,11 +1,13 @@
 """What is read of an unpacked bento, whoever wrote it."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from ekiben.errors import FailedPrecondition
 from services.builder import bento
+from services.builder.recipe import Recipe, make_recipe
 
 
 def bento_of(folder: Path, manifest: str) -> Path:
@@ -61,3 +63,52 @@ def test_what_should_be_a_list_and_is_none_is_named(said: str, named: str, tmp_p
 def test_values_that_say_nothing_are_no_lists_and_words_are_taken(tmp_path: Path) -> None:
     said = "image: {commands: null, post_commands: [], build_include: }\npython: {index_url: https://x}\ndocker: x"
     assert bento.read(bento_of(tmp_path, said)).manifest["docker"] == "x"
+
+
+def requirements_of(folder: Path, **files: str) -> Recipe:
+    """The recipe of a bento with these files; `__` in their names stands for `/`, and they end with .txt."""
+    (folder / "bento.yaml").write_text("{bentoml_version: 1.4.39, image: {python_version: '3.11'}}")
+    for name, text in files.items():
+        path = folder / f"{name.replace('__', '/')}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return make_recipe(bento.read(folder))
+
+
+def test_files_that_requirements_name_are_read_with_them(tmp_path: Path) -> None:
+    recipe = requirements_of(
+        tmp_path,
+        env__python__requirements="bentoml==1.4.39\n-r extra.txt  # ours\n--constraint=limits.txt\n",
+        src__extra="toolz\n-r more/other.txt\n-c ../limits.txt\n--pre\n",
+        src__more__other="six\n",
+        env__python__limits="six==1.15.0\n",
+        limits="toolz<1\n",
+    )
+    assert {"toolz", "six"} <= set(recipe.requirements) and recipe.prerelease
+    assert {"six==1.15.0", "toolz<1"} <= set(recipe.constraints)
+    plain = requirements_of(tmp_path, env__python__requirements="bentoml==1.4.39\ntoolz\nsix\n")
+    assert plain.digest() != recipe.digest()
+
+
+@pytest.mark.parametrize(
+    "line", ["-r away.txt", "-c /etc/hostname", "--requirement=../../away.txt", "-r src", "-r self.txt"]
+)
+def test_a_file_that_requirements_name_and_the_bento_has_not_fails_the_build(line: str, tmp_path: Path) -> None:
+    (tmp_path / "away.txt").write_text("six\n")
+    (tmp_path / "bento").mkdir()
+    with pytest.raises(FailedPrecondition, match="is not in the bento") as refused:
+        requirements_of(tmp_path / "bento", env__python__requirements=f"{line}\n", src__self="-r self.txt\n")
+    assert refused.value.reason == "REQUIREMENT_NOT_FOUND"
+
+
+def test_only_files_of_the_bento_are_taken_for_archives(tmp_path: Path) -> None:
+    src = tmp_path / "bento" / "src"
+    src.mkdir(parents=True)
+    (tmp_path / "outside.whl").write_text("theirs")
+    os.mkfifo(src / "pipe.zip")
+    (src / "outside.whl").symlink_to(tmp_path / "outside.whl")
+    (src / "dangling.whl").symlink_to("nowhere.whl")
+    (src / "mine.whl").write_text("mine")
+    (src / "link.whl").symlink_to("mine.whl")
+    bento_of(tmp_path / "bento", "bentoml_version: 1.4.39")
+    assert sorted(bento.read(tmp_path / "bento").shipped or {}) == ["src/link.whl", "src/mine.whl"]
