@@ -99,9 +99,9 @@ class Assembler:
         key = environment_layers.key_of(environment, python, parts.compiler)
         layers = []
         if users := base.about.users():
-            layers.append(await self._layer(into, f"users {base.descriptor.digest}", "the user bentoml", lambda: users))
+            layers.append(await self.layer(into, f"users {base.descriptor.digest}", "the user bentoml", lambda: users))
         layers.append(
-            await self._layer(
+            await self.layer(
                 into,
                 key,
                 f"Python environment {environment.digest[:19]}",
@@ -110,7 +110,7 @@ class Assembler:
         )
         apart = sorted(model.tag for model in parts.models) if parts.apart else []
         key = " ".join([f"bento {_looks(parts.bento)}", *(["for", *apart] if apart else [])])
-        bento = await self._layer(into, key, f"bento {parts.tag}", _of_bento(parts.bento, apart))
+        bento = await self.layer(into, key, f"bento {parts.tag}", _of_bento(parts.bento, apart))
         on_bento = parts.runs is not None and parts.runs.commands.on_bento
         configuration = images.configuration_of(base.image, images.envs_of(parts.manifest))
         after: list[Layer] = []
@@ -162,7 +162,7 @@ class Assembler:
         if await copy_blob(layer, source, into):
             self._say(f"Copied layer {str(layer.digest)[:19]} of what is below ({layer.size_bytes >> 20} MiB).")
 
-    async def _layer(self, into: ImageStore, key: str, what: str, entries: Callable[[], Iterable[Entry]]) -> Layer:
+    async def layer(self, into: ImageStore, key: str, what: str, entries: Callable[[], Iterable[Entry]]) -> Layer:
         """A layer of code, made unless the store has the one that is remembered under `key`."""
         remembered = self._remembered(key, self._compression)
         if (known := await self._known(into, remembered, what)) is not None:
