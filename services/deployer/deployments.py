@@ -423,7 +423,7 @@ class Deployments:
         return resolved
 
     async def _free_port(self) -> int:
-        if not self._settings.port_range:
+        if not self._settings.has_ports:
             return 0
         first, last = self._settings.ports
         taken = await self._store.ports()

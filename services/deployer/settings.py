@@ -57,7 +57,7 @@ class Settings(DatabaseSettings):
     host: str = "127.0.0.1"
     """Host in the URLs of deployments: where the gateway's own ports for them are reached."""
     port_range: str = "7500-7999"
-    """Ports of the gateway from which each deployment gets one of its own; empty for none."""
+    """Ports of the gateway from which each deployment gets one of its own; `none` for host names alone."""
     domain: str = "localhost"
     """A deployment's host name is `NAME-NAMESPACE.DOMAIN`."""
     namespace: str = "default"
@@ -97,11 +97,11 @@ class Settings(DatabaseSettings):
 
     def __post_init__(self) -> None:
         faults = self.database_faults()
-        if self.port_range:
+        if self.has_ports:
             try:
                 first, last = self.ports
             except ValueError:
-                faults.append(f"port_range is {self.port_range!r}; it must be FIRST-LAST.")
+                faults.append(f"port_range is {self.port_range!r}; it must be FIRST-LAST, or none.")
             else:
                 if not 0 < first <= last < 65536:
                     faults.append(f"port_range is {self.port_range!r}; it must lie between 1 and 65535.")
@@ -137,6 +137,11 @@ class Settings(DatabaseSettings):
         if not self.image_keys and not self.image_identities:
             faults.append("image_policy needs whom to trust: set image_keys, or image_identities.")
         return faults
+
+    @property
+    def has_ports(self) -> bool:
+        """Whether deployments get ports of their own."""
+        return self.port_range not in ("", "none")
 
     @property
     def ports(self) -> tuple[int, int]:
