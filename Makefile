@@ -34,9 +34,10 @@ $(VENV)/.ready: requirements.lock pyproject.toml hatch_build.py services/gateway
 lock: ## Resolve requirements.lock anew
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --group pyproject.toml:dev pyproject.toml --generate-hashes --no-emit-index-url --no-header --output-file requirements.lock
 
-generate: setup ## Generate the Python code of the protos, docs/settings.md and docs/errors.md
+generate: setup ## Generate the Python code of the protos, docs/settings.md, docs/errors.md and the Kustomize base
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/generate.py
 	@$(BIN)/python tools/document.py
+	@$(BIN)/python tools/kustomize.py
 
 format: setup ## Format and mend what a tool can
 	@$(BIN)/ruff format .
@@ -51,6 +52,7 @@ check: setup ## Format, lint, types, import contracts, protos, generated code an
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/generate.py --check
 	$(BIN)/python tools/document.py --check
 	$(BIN)/python tools/histories.py
+	$(BIN)/python tools/kustomize.py --check
 
 test-servers: ## Install the real servers that tests start (PostgreSQL, promtool by apt, an S3 server, an OCI registry and its conformance suite by Go), where these are
 	@PYTHON="$(PYTHON)" sh tools/install-test-servers.sh

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs the real servers and tools that tests start by themselves, where they are missing and apt-get is there.
-# The S3 server, the OCI registry, the OCI conformance suite and the readers of lazy layers are Go programs, built once below ~/.cache/ekiben-tests where there is Go (1.26 or newer).
+# The S3 server, the OCI registry, the OCI conformance suite, helm and the readers of lazy layers are Go programs, built once below ~/.cache/ekiben-tests where there is Go (1.26 or newer).
 # With EKIBEN_TEST_KUBERNETES=1 also what a cluster of two nodes on this machine needs; its programs are built meanwhile, at
 # the lowest priority (a quarter of an hour of two cores, once), and the tests that need them wait. No server is started. Tests that miss one are skipped with a reason that names the package.
 set -eu
@@ -10,6 +10,7 @@ if command -v go >/dev/null 2>&1; then
     "${PYTHON:-python3}" -m tests.oci_registry >/dev/null
     "${PYTHON:-python3}" -m tests.oci_conformance >/dev/null
     "${PYTHON:-python3}" -m tests.lazyread >/dev/null
+    "${PYTHON:-python3}" -m tests.helm >/dev/null
 fi
 missing=""
 need() { # need PROGRAM PACKAGE

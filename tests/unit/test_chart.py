@@ -1,0 +1,122 @@
+"""What the chart renders, for every values that the docs name and every Kubernetes that it promises."""
+
+import functools
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from services.deployer.runtimes.kubernetes import api
+from tests.helm import CHART, EXAMPLES, MISSING, Helm, helm_program
+from tests.platform import ROOT
+
+VERSIONS = ("1.30", "1.31", "1.32", "1.33", "1.34", "1.35", "1.36")
+_NAMED = re.findall(r"```yaml values\n(.*?)```", (ROOT / "docs" / "install-kubernetes.md").read_text(), re.DOTALL)
+VALUES = {"defaults": "", **{f"docs-{number}": text for number, text in enumerate(_NAMED, 1)}} | {
+    file.stem: file.read_text() for file in sorted(EXAMPLES.glob("*.yaml"))
+}
+
+
+@pytest.fixture(scope="module")
+def helm(tmp_path_factory: pytest.TempPathFactory) -> Helm:
+    """Helm without a cluster."""
+    program = helm_program(build=False)
+    if program is None:
+        pytest.skip(MISSING)
+    return Helm(program, tmp_path_factory.mktemp("helm"))
+
+
+@pytest.fixture(scope="module")
+def rendered(helm: Helm, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Renders values, each once."""
+    folder = tmp_path_factory.mktemp("values")
+
+    @functools.cache
+    def render(name: str) -> list[dict[str, Any]]:
+        file = folder / f"{name}.yaml"
+        file.write_text(VALUES[name])
+        done = helm("template", "ekiben", str(CHART), "-n", "ekiben", "-f", str(file), "--kube-version", "1.30.0")
+        return [each for each in yaml.safe_load_all(done.stdout) if each]
+
+    return render
+
+
+@functools.cache
+def fault_of(made: str, version: str) -> str:
+    """What a version's schema says against an object; empty where it fits."""
+    try:
+        kubernetes_validate.validate(json.loads(made), version, strict=True)
+    except kubernetes_validate.ValidationError as exc:
+        return f"{version}: {exc} in {made}"
+    return ""
+
+
+def pods(objects: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The name and pod of each workload."""
+    for each in objects:
+        if each["kind"] in ("Deployment", "StatefulSet"):
+            yield each["metadata"]["name"], each["spec"]["template"]["spec"]
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_objects_fit_the_schema_of_every_version(rendered: Any, name: str) -> None:
+    faults = []
+    for each in rendered(name):
+        if each["kind"] == "ServiceMonitor":  # of Prometheus' operator, whose schema is not Kubernetes'
+            continue
+        faults += [fault for version in VERSIONS if (fault := fault_of(json.dumps(each), version))]
+    assert not faults
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_helm_has_nothing_to_complain_about(helm: Helm, tmp_path: Path, name: str) -> None:
+    (tmp_path / "values.yaml").write_text(VALUES[name])
+    assert "0 chart(s) failed" in helm("lint", "--strict", str(CHART), "-f", str(tmp_path / "values.yaml")).stdout
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_pods_are_restricted_and_nothing_reaches_beyond_the_namespace(rendered: Any, name: str) -> None:
+    objects = rendered(name)
+    assert not [each["kind"] for each in objects if each["kind"].startswith(("Cluster", "CustomResource"))]
+    for workload, pod in pods(objects):
+        context = pod["securityContext"]
+        assert context["runAsNonRoot"] and context["seccompProfile"] == {"type": "RuntimeDefault"}, workload
+        assert pod["enableServiceLinks"] is False, workload
+        for container in pod["containers"]:
+            own = container["securityContext"]
+            assert own["readOnlyRootFilesystem"] and not own["allowPrivilegeEscalation"], workload
+            assert own["capabilities"] == {"drop": ["ALL"]}, workload
+            assert container["resources"]["limits"]["memory"], workload
+        deployer = workload in ("ekiben-deployer",) or len(list(pods(objects))) == 1
+        assert pod["automountServiceAccountToken"] is deployer, workload
+
+
+def test_the_role_allows_every_kind_that_the_deployer_makes_or_watches(helm: Helm) -> None:
+    made = helm("template", "ekiben", str(CHART), "--set", "replicas.httpRoutes=true").stdout
+    (role,) = [each for each in yaml.safe_load_all(made) if each and each["kind"] == "Role"]
+    allowed = {resource for rule in role["rules"] for resource in rule["resources"]}
+    known = {path.rpartition("/")[2] for path in api._PATHS.values()}
+    assert known <= allowed
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        ("gatway: {replicas: 3}", "gatway"),
+        ("mode: distributed", "/database/url"),
+        ("image: {digest: latest}", "/image/digest"),
+        ("images: {nodePort: 0}", "images.registry, images.pullHost or images.nodePort"),
+        (f"{_NAMED[-1]}\nbuilder: {{replicas: 2}}", "builder.replicas above 1 needs images.registry"),
+        ("ingress: {enabled: true}", "/ingress/hosts"),
+    ],
+)
+def test_values_that_cannot_be_are_refused_in_words(helm: Helm, tmp_path: Path, values: str, why: str) -> None:
+    (tmp_path / "values.yaml").write_text(values)
+    done = helm("template", "ekiben", str(CHART), "-f", str(tmp_path / "values.yaml"), check=False)
+    assert done.returncode != 0
+    assert why in done.stderr
