@@ -28,6 +28,7 @@ from services.builder.engine import Stores, on_top
 from services.builder.image_environments import ImageEnvironment
 from services.builder.images import BENTO_PATH, HOME, Layer, Names
 from services.builder.layers import USER, Entry, entries_of, tar
+from services.builder.recipe import hub_models
 from services.builder.runs import Runs
 from services.builder.tally import TALLY
 from services.content.digest import Digest
@@ -113,6 +114,8 @@ class Assembler:
         bento = await self.layer(into, key, f"bento {parts.tag}", _of_bento(parts.bento, apart))
         on_bento = parts.runs is not None and parts.runs.commands.on_bento
         configuration = images.configuration_of(base.image, images.envs_of(parts.manifest))
+        if hub_models(parts.manifest):
+            configuration = images.without_hub(configuration)
         after: list[Layer] = []
         if parts.runs is not None and parts.runs.commands.after is not None:
             below = on_top(base.image, [*layers, bento] if on_bento else layers)

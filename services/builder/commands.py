@@ -17,7 +17,7 @@ from typing import Any
 from ekiben.errors import FailedPrecondition
 from services.builder import containerfiles
 from services.builder.containerfiles import Instruction
-from services.builder.images import BENTO_PATH, EVERY_BENTO, commands_of
+from services.builder.images import BENTO_PATH, EVERY_BENTO, commands_of, with_venv
 from services.builder.recipe import BentoFiles
 
 _SETTINGS = (
@@ -133,7 +133,8 @@ def _of_spec_2(manifest: Mapping[str, Any], there: Sequence[str], secrets: Seque
             )
     included = [f"src/{str(name).strip('/')}" for name in image.get("build_include") or ()]
     variables = _variables(manifest)
-    return Commands(_script(before, (), variables, secrets), _script(after, included, variables, secrets))
+    in_venv = {**variables, "PATH": with_venv(variables["PATH"])} if "PATH" in variables else variables
+    return Commands(_script(before, (), variables, secrets), _script(after, included, in_venv, secrets))
 
 
 def images_named(manifest: Mapping[str, Any]) -> list[str]:

@@ -26,6 +26,7 @@ EVERY_BENTO = re.compile(
     r"apt-get update && apt-get install -q -y --no-install-recommends --allow-remove-essential\s+"
     r"ca-certificates gnupg2 bash build-essential( git)?"
 )
+_HUB_CACHE, _HUB_FOLDER = "BENTOML_HF_CACHE_DIR", f"{BENTO_PATH}/hf-models"
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,16 @@ def envs_of(manifest: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
+def without_hub(configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of an image whose models of Hugging Face are fetched when it starts.
+
+    BentoML looks for them where its own images have them: a folder that is empty in ours and, where the root is
+    read-only, stays so. Without the variable they go where that hub's own cache is, below HOME.
+    """
+    envs = [each for each in configuration.get("Env") or () if each != f"{_HUB_CACHE}={_HUB_FOLDER}"]
+    return {**configuration, "Env": envs}
+
+
 def commands_of(manifest: Mapping[str, Any]) -> list[str]:
     """What must run while the image is built. Not what every bento has: BentoML installs a compiler and git whether
     they are used or not, for packages without wheels, which the environment is not made from."""
@@ -200,6 +211,12 @@ def asks_for_system(docker: Mapping[str, Any]) -> bool:
     return bool(docker.get("cuda_version")) or str(docker.get("distro") or "debian") != "debian"
 
 
+def with_venv(path: str) -> str:
+    """A PATH of the bento's own, with the environment first: BentoML's images put it there after the bento's value."""
+    own = posixpath.join(VENV, "bin")
+    return path if path.split(":")[0] == own else f"{own}:{path}"
+
+
 def _environment(base: Sequence[str], envs: Mapping[str, str]) -> list[str]:
     found = dict(each.split("=", 1) for each in base if "=" in each)
     path = found.get("PATH") or "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -213,8 +230,10 @@ def _environment(base: Sequence[str], envs: Mapping[str, str]) -> list[str]:
         "HOME": HOME,
         "BENTO_PATH": BENTO_PATH,
         "BENTOML_HOME": f"{HOME}/",
-        "BENTOML_HF_CACHE_DIR": f"{BENTO_PATH}/hf-models",
+        _HUB_CACHE: _HUB_FOLDER,
         "BENTOML_CONTAINERIZED": "true",
         **envs,
     }
+    if "PATH" in envs:
+        found["PATH"] = with_venv(envs["PATH"])
     return [f"{key}={value}" for key, value in found.items()]

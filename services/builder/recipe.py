@@ -157,6 +157,12 @@ def make_recipe(files: BentoFiles) -> Recipe:
     lines += [line for line in limits if isinstance(line, Option)]
     constraints = tuple(dict.fromkeys([*constraints, *(line.text for line in limits if isinstance(line, Requirement))]))
     options = _index_options([line for line in lines if isinstance(line, Option)], notes)
+    if models := hub_models(manifest):
+        notes.append(
+            f"WARNING: {', '.join(models)} of Hugging Face {'is' if len(models) == 1 else 'are'} in no image: each "
+            "replica fetches it when it starts, for which it needs the network, and HF_TOKEN where it is not public. "
+            "Import it into the store (bentoml.models.create) to have it in the image."
+        )
     skipped = _not_done_here(manifest, files.scripts)
     return Recipe(
         python=_python(manifest, files.version_txt),
@@ -172,6 +178,18 @@ def make_recipe(files: BentoFiles) -> Recipe:
         notes=(*notes, *skipped),
         skipped=tuple(skipped),
     )
+
+
+def hub_models(manifest: Mapping[str, Any]) -> list[str]:
+    """The models that a bento has of Hugging Face, and not of BentoML's store: `google-bert/bert-base-uncased`."""
+    models = manifest.get("models")
+    found = []
+    for each in models if isinstance(models, list) else ():
+        if isinstance(each, Mapping) and each.get("registry") == "huggingface":
+            metadata = each.get("metadata")
+            named = metadata.get("model_id") if isinstance(metadata, Mapping) else None
+            found.append(str(named or each.get("tag") or "a model"))
+    return found
 
 
 def _section(manifest: Mapping[str, Any], name: str) -> Mapping[str, Any]:

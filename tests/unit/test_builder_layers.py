@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from ekiben.errors import FailedPrecondition
+from services.builder import images
 from services.builder.images import commands_of
 from services.builder.layers import Entry, entries_of, tar
+from services.content.images import Image
 
 
 def make(folder: Path, names: list[str]) -> Path:
@@ -63,3 +65,22 @@ def test_only_what_a_bento_asks_for_itself_is_a_command() -> None:
     assert commands_of({"image": {"commands": [], "post_commands": ["echo 1"]}}) == ["echo 1"]
     assert commands_of({"docker": {"distro": "debian", "system_packages": ["git"]}}) == ["system_packages: ['git']"]
     assert commands_of({"image": None, "docker": "junk"}) == []
+
+
+def environment_of(envs: dict[str, str], *, hub: bool = False) -> dict[str, str]:
+    base = Image({"config": {"Env": ["PATH=/opt/bin:/bin"]}}, [])
+    configuration = images.configuration_of(base, envs)
+    configuration = images.without_hub(configuration) if hub else configuration
+    return dict(each.split("=", 1) for each in configuration["Env"])
+
+
+def test_the_environment_goes_before_a_path_of_the_bento_s_own() -> None:
+    assert environment_of({})["PATH"] == "/app/.venv/bin:/opt/bin:/bin"
+    assert environment_of({"PATH": "/cuda:/bin"})["PATH"] == "/app/.venv/bin:/cuda:/bin"
+    assert environment_of({"PATH": "/app/.venv/bin:/bin"})["PATH"] == "/app/.venv/bin:/bin"
+
+
+def test_models_that_are_fetched_at_the_start_go_where_that_can_be_written() -> None:
+    assert environment_of({})["BENTOML_HF_CACHE_DIR"] == "/home/bentoml/bento/hf-models"
+    assert "BENTOML_HF_CACHE_DIR" not in environment_of({}, hub=True)
+    assert environment_of({"BENTOML_HF_CACHE_DIR": "/cache"}, hub=True)["BENTOML_HF_CACHE_DIR"] == "/cache"

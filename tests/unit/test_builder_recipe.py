@@ -185,3 +185,11 @@ def test_arguments_that_no_shell_would_read_are_named() -> None:
     with pytest.raises(FailedPrecondition, match="pip_args") as refused:
         make_recipe(old("1.1.11", pip_args="--foo 'x"))
     assert refused.value.reason == "BENTO_INCOMPLETE"
+
+
+def test_models_that_no_image_has_are_named() -> None:
+    hub = {"tag": "bert:1", "registry": "huggingface", "metadata": {"model_id": "google/bert"}}
+    manifest = {"bentoml_version": "1.4.39", "image": {"python_version": "3.11"}, "models": [hub, {"tag": "iris:1"}]}
+    recipe = make_recipe(BentoFiles(manifest, ""))
+    assert [note for note in recipe.notes if "google/bert of Hugging Face is in no image" in note]
+    assert not recipe.skipped and recipe.digest() == make_recipe(BentoFiles({**manifest, "models": ["x"]}, "")).digest()
