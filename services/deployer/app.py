@@ -19,7 +19,8 @@ from ekiben.identity.v1 import identity_pb2_grpc
 from ekiben.registry.v1 import lineage_pb2_grpc, registry_pb2_grpc
 from services.content.archives import fetch_content
 from services.content.attestations import keyless, keys
-from services.deployer import domain
+from services.deployer import domain, instances
+from services.deployer.acceptance import Acceptance
 from services.deployer.addresses import Addresses
 from services.deployer.builds import Builds, Output
 from services.deployer.deployments import Deployments
@@ -66,6 +67,7 @@ async def open_deployer(settings: Settings, peers: Peers, *, clock: Clock = SYST
         log_max_bytes=settings.log_max_bytes,
         log_keep=settings.log_keep,
     )
+    instance_types = instances.load(settings.instance_types, settings.instance_types_file)
     data_dir = settings.data_dir.absolute()
     data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     async with AsyncExitStack() as stack:
@@ -88,7 +90,6 @@ async def open_deployer(settings: Settings, peers: Peers, *, clock: Clock = SYST
             runtime = await stack.enter_async_context(_kubernetes(settings, cluster[0], logins, clock))
         vault = identity_pb2_grpc.SecretsStub(peers.registry)
         addresses = Addresses(settings)
-        instance_types = {one.name: one for one in map(domain.InstanceType.parse, settings.instance_types)}
         owner = await asyncio.to_thread(id_kept_in, data_dir / "owner")
         ownership = Ownership(store, domain.DEFAULT_CLUSTER, owner, clock, lease_s=settings.owner_lease_s)
         with contextlib.suppress(ResourceExhausted):  # A full disk must not keep what runs from being looked after.
@@ -116,6 +117,8 @@ async def open_deployer(settings: Settings, peers: Peers, *, clock: Clock = SYST
             reconciler.wake,
             addresses,
             runtime.check_exposure,
+            instance_types,
+            Acceptance(runtime, instance_types, settings.drain_s),
         )
 
         async def ready() -> None:

@@ -23,7 +23,7 @@ from ekiben.errors import (
 )
 from ekiben.identity.v1 import identity_pb2
 from ekiben.registry.v1 import registry_pb2
-from services.deployer import domain, messages
+from services.deployer import domain, messages, pods
 from services.deployer.addresses import Addresses
 from services.deployer.domain import MAIN, Bento, BentoManifest, Deployment, Revision, Status
 from services.deployer.runtimes.exposures import Exposed
@@ -57,7 +57,8 @@ ATTEMPTS = 5
 
 
 class Deployments:
-    """See the module. `changed` is called with the uid of a deployment whose desired state changed."""
+    """See the module. `changed` is called with the uid of a deployment whose desired state changed, `accept` with a
+    revision before it is written: it raises where that could never run."""
 
     def __init__(
         self,
@@ -71,14 +72,14 @@ class Deployments:
         changed: Callable[[str], None],
         addresses: Addresses,
         check_exposure: Callable[[Exposed], Awaitable[None]],
+        instance_types: Mapping[str, domain.InstanceType],
+        accept: Callable[[Deployment, Revision], Awaitable[None]],
     ) -> None:
         """`check_exposure` asks the cluster whether it would take it."""
         self._store, self._settings, self._clock, self._changed = store, settings, clock, changed
         self._addresses, self._check_exposure = addresses, check_exposure
         self._bentos, self._models, self._vault, self._uses = bentos, models, vault, uses
-        self.instance_types = {
-            one.name: one for one in (domain.InstanceType.parse(text) for text in settings.instance_types)
-        }
+        self._instance_types, self._accept = instance_types, accept
 
     # Reading
 
@@ -127,7 +128,7 @@ class Deployments:
             raise _taken(given)
         now, uid = self._clock.now(), str(uuid.uuid4())
         revision = Revision(uid, 1, str(uuid.uuid4()), messages.template_json(template), bentos, caller.user, now)
-        for _ in range(ATTEMPTS):
+        for attempt in range(ATTEMPTS):
             deployment = Deployment(
                 name=given or _made_up(template.bento),
                 uid=uid,
@@ -152,6 +153,8 @@ class Deployments:
                 exposure=messages.exposure_json(exposure),
                 exposed_host=(sent.exposure.host or None),
             )
+            if not attempt:
+                await self._accept(deployment, revision)
             await self._check_exposed(deployment)
             if validate_only:
                 break
@@ -202,6 +205,8 @@ class Deployments:
         )
         if after.exposure != before.exposure:
             await self._check_exposed(after)
+        if new is not None:
+            await self._accept(after, new)
         return await self._write(before, after, latest, new, validate_only=validate_only)
 
     async def rollback(self, organization: str, name: str, to: str, caller: Principal) -> tuple[Deployment, Revision]:
@@ -370,9 +375,10 @@ class Deployments:
             here = f"{path}.services[{name}]"
             found += domain.check_envs(f"{here}.envs", (env.name for env in service.envs))
             found += domain.check_strategy(f"{here}.deployment_strategy", service.deployment_strategy)
+            found += pods.violations(f"{here}.pod", service.pod)
             kind = service.instance_type
-            if kind and kind not in self.instance_types:
-                known = ", ".join(self.instance_types)
+            if kind and kind not in self._instance_types:
+                known = ", ".join(self._instance_types)
                 raise InvalidArgument(
                     f"There is no instance type {kind!r}; these there are: {known}.",
                     reason="INSTANCE_TYPE_UNKNOWN",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from ekiben.deployer.v1.pods_pb2 import PodSettings
 from ekiben.errors import FailedPrecondition, InvalidArgument
 
 MAIN = "main"
@@ -18,6 +19,8 @@ MAX_REPLICAS = 1000
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 RESERVED_ENVS = ("EKIBEN_PROCESS", "BENTOML_HOME", "BENTOML_RUNNER_MAP", "PROMETHEUS_MULTIPROC_DIR")
 """Set by the platform for each replica; a value of the user's would break it."""
+GPU = "nvidia.com/gpu"
+"""What Kubernetes calls a GPU of which nothing else is said."""
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
 
 
@@ -30,6 +33,11 @@ class InstanceType:
     memory_bytes: int
     gpu_count: int = 0
     gpu_type: str = ""
+    description: str = ""
+    group: str = ""
+    price: str = ""
+    pod: PodSettings = field(default_factory=PodSettings)
+    """What pods of this type have; other runtimes know cores and memory only."""
 
     @classmethod
     def parse(cls, text: str) -> "InstanceType":
@@ -39,13 +47,11 @@ class InstanceType:
         amount = re.fullmatch(r"(\d+(?:\.\d+)?)(|K|M|G|T|Ki|Mi|Gi)B?", memory)
         if not name or amount is None:
             raise ValueError(f"{text!r} is not NAME=CORES/MEMORY[/GPUS[/GPU_TYPE]]")
-        return cls(
-            name,
-            round(float(cores) * 1000),
-            int(float(amount[1]) * _UNITS[amount[2]]),
-            int(gpu[0]) if gpu else 0,
-            gpu[1] if len(gpu) > 1 else "",
-        )
+        count, kind, pod = int(gpu[0]) if gpu else 0, "/".join(gpu[1:]), PodSettings()
+        if count:
+            # A kind may be a resource by itself, as amd.com/gpu; else it only describes.
+            pod.resources.limits[kind if "/" in kind else GPU] = str(count)
+        return cls(name, round(float(cores) * 1000), int(float(amount[1]) * _UNITS[amount[2]]), count, kind, pod=pod)
 
 
 @dataclass(frozen=True)
@@ -258,3 +264,12 @@ class Deployment:
     """JSON of Exposure; empty for none."""
     exposed_host: str | None = None
     """The host that the exposure names, which no other deployment may have; None where it names none."""
+
+
+def whole(value: Any) -> Any:
+    """Numbers of a Struct are floats; BentoML and Kubernetes want integers where they are whole."""
+    if isinstance(value, dict):
+        return {key: whole(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [whole(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -167,11 +167,14 @@ def instance_type(of: InstanceType) -> pb.InstanceType:
     return pb.InstanceType(
         name=f"instanceTypes/{of.name}",
         display_name=of.name,
-        description=described,
+        description=of.description or described,
         cpu_millicores=of.cpu_millicores,
         memory_bytes=of.memory_bytes,
         gpu_count=of.gpu_count,
         gpu_type=of.gpu_type,
+        pod=of.pod,
+        group=of.group or ("gpu" if of.gpu_count else "cpu"),
+        price=of.price,
     )
 
 

@@ -70,7 +70,11 @@ class Settings(DatabaseSettings):
     otlp_token_file: Path | None = None
     """File with the token for that receiver, which may do nothing else."""
     instance_types: tuple[str, ...] = ("cpu.small=0.5/512Mi", "cpu.1=1/2Gi", "cpu.2=2/4Gi", "cpu.4=4/8Gi")
-    """Sizes that services may ask for: `NAME=CORES/MEMORY[/GPUS[/GPU_TYPE]]` each."""
+    """Sizes that services may ask for: `NAME=CORES/MEMORY[/GPUS[/GPU_TYPE]]` each. On Kubernetes a GPU is
+    `nvidia.com/gpu`, or the GPU_TYPE where that is a resource, as `amd.com/gpu`."""
+    instance_types_file: Path | None = None
+    """YAML file with more: a list, each with `name`, and if wanted `description`, `group`, `price`, `gpu_type` and
+    pod settings (`resources`, `node_selector`, `tolerations`, `runtime_class`, …); see docs/kubernetes.md."""
     pass_environment: tuple[str, ...] = ("TZ",)
     """Variables of the platform's own environment that replicas get too. Few by default: tokens must not leak."""
     drain_s: float = 30.0

@@ -10,7 +10,7 @@ from google.protobuf import json_format
 
 from ekiben.deployer.v1 import deployer_pb2 as pb
 from ekiben.identity.v1 import identity_pb2
-from services.deployer import messages
+from services.deployer import domain, messages, pods
 from services.deployer.builds import Made
 from services.deployer.domain import MAIN, BentoManifest, Condition, Deployment, InstanceType, Revision, replicas_of
 from services.deployer.runtimes import SecretFile, SetSpec
@@ -112,6 +112,8 @@ def spec_of(
     entry = service == manifest.entry
     template = version.services.get(service, pb.ServiceTemplate())
     size = instance_types.get(template.instance_type)
+    pod = pods.pod_of(template, size)
+    cpu_millicores, memory_bytes = pods.limits_of(pod.settings, size)
     envs = {
         # A dependency's own defaults are in its code only; it is started with a program that puts them in.
         **(manifest.env_defaults if entry else {}),
@@ -137,15 +139,16 @@ def spec_of(
         image_digest=made.digest if made.image else "",
         envs=envs,
         files=tuple(_secret_files(secrets)),
-        config=_whole(overrides),
+        config=domain.whole(overrides),
         readiness_path=_readiness_path(manifest.service(service).config, overrides),
         dependencies=tuple(
             (name, key_of(deployment.uid, revision, version.target, name))
             for name in manifest.service(service).dependencies
         ),
-        cpu_millicores=size.cpu_millicores if size else 0,
-        memory_bytes=size.memory_bytes if size else 0,
-        drain_s=drain_s,
+        cpu_millicores=cpu_millicores,
+        memory_bytes=memory_bytes,
+        drain_s=pod.settings.termination_grace.seconds or drain_s,
+        pod=pod,
     )
 
 
@@ -180,12 +183,3 @@ def _secret_files(secrets: Sequence[identity_pb2.Secret]) -> list[SecretFile]:
         if secret.kind == identity_pb2.Secret.MOUNT_FILE
         for item in secret.items
     ]
-
-
-def _whole(value: Any) -> Any:
-    """Numbers of a Struct are floats; BentoML wants integers where they are whole."""
-    if isinstance(value, dict):
-        return {key: _whole(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_whole(one) for one in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -5,6 +5,7 @@ The deployer: from a bento to running replicas. Deployments, their revisions and
 
 from collections import abc as _abc
 from ekiben.deployer.v1 import exposure_pb2 as _exposure_pb2
+from ekiben.deployer.v1 import pods_pb2 as _pods_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
@@ -356,6 +357,7 @@ class ServiceTemplate(_message.Message):
     DEPLOYMENT_STRATEGY_FIELD_NUMBER: _builtins.int
     COLD_START_TIMEOUT_FIELD_NUMBER: _builtins.int
     EXTRAS_FIELD_NUMBER: _builtins.int
+    POD_FIELD_NUMBER: _builtins.int
     instance_type: _builtins.str
     """Optional. The display name of an instance type; unknown is INVALID_ARGUMENT (INSTANCE_TYPE_UNKNOWN)."""
     deployment_strategy: _builtins.str
@@ -376,7 +378,13 @@ class ServiceTemplate(_message.Message):
 
     @_builtins.property
     def extras(self) -> _struct_pb2.Struct:
-        """Optional. Kept for the client that sent it; not acted on."""
+        """Optional. Kept for the client that sent it. On a cluster `bento_function_overrides` (`annotations`, `extraPodMetadata`,
+        `extraPodSpec`) is patched into the pods, below what `pod` says.
+        """
+
+    @_builtins.property
+    def pod(self) -> _pods_pb2.PodSettings:
+        """Optional. Where the replicas run on a cluster, and on what; wins over the instance type."""
 
     def __init__(
         self,
@@ -387,10 +395,11 @@ class ServiceTemplate(_message.Message):
         deployment_strategy: _builtins.str = ...,
         cold_start_timeout: _duration_pb2.Duration | None = ...,
         extras: _struct_pb2.Struct | None = ...,
+        pod: _pods_pb2.PodSettings | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cold_start_timeout", b"cold_start_timeout", "config_overrides", b"config_overrides", "extras", b"extras"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cold_start_timeout", b"cold_start_timeout", "config_overrides", b"config_overrides", "extras", b"extras", "pod", b"pod"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cold_start_timeout", b"cold_start_timeout", "config_overrides", b"config_overrides", "deployment_strategy", b"deployment_strategy", "envs", b"envs", "extras", b"extras", "instance_type", b"instance_type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cold_start_timeout", b"cold_start_timeout", "config_overrides", b"config_overrides", "deployment_strategy", b"deployment_strategy", "envs", b"envs", "extras", b"extras", "instance_type", b"instance_type", "pod", b"pod"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -944,6 +953,9 @@ class InstanceType(_message.Message):
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     GPU_COUNT_FIELD_NUMBER: _builtins.int
     GPU_TYPE_FIELD_NUMBER: _builtins.int
+    POD_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
+    PRICE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Identifier. `instanceTypes/{instance_type}`."""
     display_name: _builtins.str
@@ -958,6 +970,14 @@ class InstanceType(_message.Message):
     """Output only. Number of GPUs."""
     gpu_type: _builtins.str
     """Output only. Kind of the GPUs."""
+    group: _builtins.str
+    """Output only. What it is listed under: `cpu`, `gpu`, or what the operator says."""
+    price: _builtins.str
+    """Output only. What the operator says that it costs."""
+    @_builtins.property
+    def pod(self) -> _pods_pb2.PodSettings:
+        """Output only. What pods of this type have: resources by name, node selectors, tolerations."""
+
     def __init__(
         self,
         *,
@@ -968,10 +988,13 @@ class InstanceType(_message.Message):
         memory_bytes: _builtins.int = ...,
         gpu_count: _builtins.int = ...,
         gpu_type: _builtins.str = ...,
+        pod: _pods_pb2.PodSettings | None = ...,
+        group: _builtins.str = ...,
+        price: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pod", b"pod"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_millicores", b"cpu_millicores", "description", b"description", "display_name", b"display_name", "gpu_count", b"gpu_count", "gpu_type", b"gpu_type", "memory_bytes", b"memory_bytes", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_millicores", b"cpu_millicores", "description", b"description", "display_name", b"display_name", "gpu_count", b"gpu_count", "gpu_type", b"gpu_type", "group", b"group", "memory_bytes", b"memory_bytes", "name", b"name", "pod", b"pod", "price", b"price"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

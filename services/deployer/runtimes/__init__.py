@@ -16,6 +16,7 @@ from datetime import datetime
 from enum import Enum
 from typing import Any, Protocol
 
+from ekiben.deployer.v1.pods_pb2 import PodSettings
 from services.deployer.runtimes.exposures import Exposed, ExposureStatus
 
 
@@ -36,6 +37,18 @@ class SecretFile:
     path: str
     """Absolute, or below the bento where it begins with `$BENTO_PATH`, or below the home where it begins with `~`."""
     value: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Pod:
+    """What a deployment says of its pods. A runtime without pods refuses it, but for `extra`."""
+
+    settings: PodSettings = field(default_factory=PodSettings)
+    """All but its `patch`."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Strategic merge patch of the pod template that a client's extras are. A runtime without pods passes it over."""
+    patch: Mapping[str, Any] = field(default_factory=dict)
+    """That of the settings, which comes after it."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +92,7 @@ class SetSpec:
     cpu_millicores: int = 0
     memory_bytes: int = 0
     drain_s: float = 30.0
+    pod: Pod = field(default_factory=Pod)
 
 
 @dataclass(frozen=True)
@@ -166,6 +180,14 @@ class Runtime(Protocol):
     outlives: bool
     """Whether replicas go on when the deployer stops, and are another deployer's as well as this one's. Where they do
     not, a deployer that stops drains them, and one that lost the cluster to another ends them."""
+
+    async def check(self, spec: SetSpec) -> None:
+        """Refuse what could never be applied, before somebody is told that it will be. Nothing is changed.
+
+        Raises:
+            InvalidArgument: this runtime cannot do what is asked, or the cluster would not take it.
+        """
+        ...
 
     async def apply(self, spec: SetSpec, replicas: int) -> None:
         """Make the set, or tell it its environment anew, and scale it."""

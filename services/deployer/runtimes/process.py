@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from ekiben.errors import FailedPrecondition
-from services.deployer.runtimes import Event, Line, Phase, SetSpec, SetStatus, logs
+from services.deployer.runtimes import Event, Line, Phase, SetSpec, SetStatus, logs, podless
 from services.deployer.runtimes.exposures import Exposed, ExposureStatus
 from services.deployer.runtimes.replica import Limits, Replica
 from services.deployer.runtimes.starting import Folders, Starter
@@ -81,6 +81,10 @@ class ProcessRuntime:
         self._closing = False
 
     # The port
+
+    async def check(self, spec: SetSpec) -> None:
+        """Refuse what is asked of pods."""
+        podless.refuse(spec, self._starter.name)
 
     async def apply(self, spec: SetSpec, replicas: int) -> None:
         """Make the set, or tell it its environment anew, and scale it."""
@@ -135,6 +139,7 @@ class ProcessRuntime:
         found = []
         for known in self._sets.values():
             notes = {replica.note for replica in known.replicas.values() if replica.note}
+            notes |= {podless.note(known.spec.pod)} - {""} if known.spec is not None else set()
             replicas = tuple(replica.status() for replica in known.replicas.values())
             found.append(replace(known.status, replicas=replicas, note="; ".join(sorted(notes))))
         return found

@@ -34,6 +34,8 @@ from services.kernel.settings import SettingsError
 _PATHS = {
     "ServiceAccount": "/api/v1/namespaces/{}/serviceaccounts",
     "Secret": "/api/v1/namespaces/{}/secrets",
+    "ConfigMap": "/api/v1/namespaces/{}/configmaps",
+    "PersistentVolumeClaim": "/api/v1/namespaces/{}/persistentvolumeclaims",
     "Service": "/api/v1/namespaces/{}/services",
     "Pod": "/api/v1/namespaces/{}/pods",
     "Event": "/api/v1/namespaces/{}/events",
@@ -51,6 +53,8 @@ _WATCH_S = 3600
 _OWNER = re.compile(r'conflict with "([^"]*)"')
 _SILENT_S = 180
 """A bookmark comes each minute, so a connection that is silent for longer is dead, or nothing was to be told."""
+_DENIED = re.compile(r'[Uu]ser "[^"]*" cannot \w+ resource ')
+"""What is forbidden to these credentials; admission says forbidden too of what it takes from nobody."""
 
 
 class Api:
@@ -74,6 +78,15 @@ class Api:
         query += [("dryRun", "All")] if dry_run else []
         # JSON is YAML.
         return await self._call("PATCH", url, query, made, content_type="application/apply-patch+yaml")
+
+    async def try_create(self, made: Object) -> None:
+        """Ask whether an object could be made, without making it. Raises what `apply` raises."""
+        query = [("dryRun", "All"), ("fieldManager", FIELD_MANAGER), ("fieldValidation", "Strict")]
+        await self._call("POST", _PATHS[made["kind"]].format(self._namespace), query, made)
+
+    async def read(self, kind: str, name: str) -> Object:
+        """One object. Raises NotFound where it is not there, and what `apply` raises."""
+        return await self._call("GET", f"{_PATHS[kind].format(self._namespace)}/{name}", [])
 
     async def delete(self, kind: str, name: str) -> None:
         """Delete an object and, in the background, what it owns. One that is not there is passed over."""
@@ -234,7 +247,7 @@ def _error(status: int, text: str, body: Object | None) -> EkibenError:
             f"again: {message}",
             reason="NAMESPACE_TERMINATING",
         )
-    if status == 403:
+    if status == 403 and _DENIED.search(message):
         return PermissionDenied(
             f"The cluster does not allow {what}: {message}. Give the deployer's role that right.",
             reason="KUBERNETES_DENIED",

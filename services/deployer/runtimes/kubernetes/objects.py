@@ -26,6 +26,7 @@ from services.deployer.runtimes.kubernetes.names import (
     labels_of,
     name_of,
 )
+from services.deployer.runtimes.kubernetes.placement import placed
 from services.deployer.runtimes.kubernetes.pod import pod_of
 
 
@@ -133,6 +134,12 @@ def _disruptions(spec: SetSpec, where: Where) -> Object:
     }
 
 
+def template_of(spec: SetSpec, where: Where) -> Object:
+    """What each pod of a set is made from. Raises what `pod_of` and `placed` raise."""
+    metadata = {"labels": labels_of(spec, where), "annotations": {ABOUT: about(spec)}}
+    return placed(spec, where, {"metadata": metadata, "spec": pod_of(spec, where)})
+
+
 def _deployment(spec: SetSpec, replicas: int, where: Where) -> Object:
     made = _head("apps/v1", "Deployment", spec, where)
     made["metadata"]["annotations"] = {ABOUT: about(spec)}
@@ -142,9 +149,6 @@ def _deployment(spec: SetSpec, replicas: int, where: Where) -> Object:
         "progressDeadlineSeconds": 3600,
         "selector": {"matchLabels": {SET: spec.key, INSTALLATION: where.installation}},
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
-        "template": {
-            "metadata": {"labels": labels_of(spec, where), "annotations": {ABOUT: about(spec)}},
-            "spec": pod_of(spec, where),
-        },
+        "template": template_of(spec, where),
     }
     return made

@@ -18,7 +18,7 @@ from pathlib import Path
 from ekiben.errors import EkibenError, NotFound, Unavailable
 from services.deployer.runtimes import Event, Line, SetSpec, SetStatus
 from services.deployer.runtimes.exposures import Exposed, ExposureStatus
-from services.deployer.runtimes.kubernetes import events, objects
+from services.deployer.runtimes.kubernetes import checking, events, objects
 from services.deployer.runtimes.kubernetes.api import Api, open_api
 from services.deployer.runtimes.kubernetes.caches import Cache
 from services.deployer.runtimes.kubernetes.events import Explainer
@@ -82,6 +82,10 @@ class KubernetesRuntime:
         self._exposures = Exposures(api, where, gateway_service, clock, self._changed.set)
 
     # The port
+
+    async def check(self, spec: SetSpec) -> None:
+        """Refuse what the cluster would not take. Nothing is changed there."""
+        await checking.check(self._api, spec, self._where, self._pull_host)
 
     async def apply(self, spec: SetSpec, replicas: int) -> None:
         """Make the set, or tell it its environment anew, and scale it."""

@@ -1,0 +1,211 @@
+"""What a deployment says of its pods: where they run and with what, and its patch, which has the last word. Pure.
+
+Source: the Kubernetes API of 1.30 and later; kubeedge.io/docs, "Node labels and taints" (the role `edge`).
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from google.protobuf import json_format
+
+from ekiben.deployer.v1 import pods_pb2
+from ekiben.errors import InvalidArgument
+from services.deployer.domain import whole
+from services.deployer.runtimes import SetSpec
+from services.deployer.runtimes.kubernetes.names import CONTAINER, INSTALLATION, PREFIX, SET, Object, Where
+from services.deployer.runtimes.kubernetes.strategic import merged
+
+EDGE = "node-role.kubernetes.io/edge"
+_AWAY = ("node.kubernetes.io/unreachable", "node.kubernetes.io/not-ready")
+USABLE = f"{PREFIX}/usable"
+"""Label by which a Secret, ConfigMap, claim or service account says that deployments may use it."""
+
+
+def placed(spec: SetSpec, where: Where, template: Object) -> Object:
+    """The pod template with all that is said of it. One of which nothing is said stays as it is.
+
+    Raises:
+        InvalidArgument: the patch is none (PATCH_INVALID), or takes away what the platform needs (PATCH_REFUSED).
+    """
+    settings = spec.pod.settings
+    _metadata(settings, template["metadata"])
+    _nodes(settings, template["spec"], {SET: spec.key, INSTALLATION: where.installation})
+    (container,) = template["spec"]["containers"]
+    _resources(settings, template["spec"], container)
+    _environment(settings, container)
+    _mounts(settings, template["spec"], container)
+    found = template
+    for patch in (spec.pod.extra, spec.pod.patch):
+        found = merged(found, patch)
+    _keep(template, found)
+    return found
+
+
+def _metadata(settings: pods_pb2.PodSettings, metadata: Object) -> None:
+    # Ours win: the platform finds its pods by them.
+    for field in ("labels", "annotations"):
+        metadata[field] = {**getattr(settings, field), **metadata[field]}
+
+
+def _nodes(settings: pods_pb2.PodSettings, pod: Object, selector: Mapping[str, str]) -> None:
+    tolerations = [_toleration(one) for one in settings.tolerations]
+    nodes = dict(settings.node_selector)
+    if settings.edge:
+        nodes.setdefault(EDGE, "")
+        tolerations.append({"key": EDGE, "operator": "Exists"})
+        tolerations += [{"key": key, "operator": "Exists", "effect": "NoExecute"} for key in _AWAY]
+    spread = [
+        {
+            "topologyKey": one.topology_key,
+            "maxSkew": one.max_skew or 1,
+            "whenUnsatisfiable": one.when_unsatisfiable or "DoNotSchedule",
+            "labelSelector": {"matchLabels": dict(selector)},
+        }
+        for one in settings.topology_spread
+    ]
+    said = {
+        "nodeSelector": nodes,
+        "tolerations": tolerations,
+        "affinity": whole(json_format.MessageToDict(settings.affinity)),
+        "topologySpreadConstraints": spread,
+        "priorityClassName": settings.priority_class,
+        "runtimeClassName": settings.runtime_class,
+        "schedulerName": settings.scheduler_name,
+    }
+    pod.update({key: value for key, value in said.items() if value})
+
+
+def _toleration(one: pods_pb2.Toleration) -> Object:
+    said = {"key": one.key, "operator": one.operator, "value": one.value, "effect": one.effect}
+    found: Object = {key: value for key, value in said.items() if value}
+    if one.HasField("toleration_seconds"):
+        found["tolerationSeconds"] = one.toleration_seconds
+    return found
+
+
+def _resources(settings: pods_pb2.PodSettings, pod: Object, container: Object) -> None:
+    given = settings.resources
+    limits = {**container["resources"].get("limits", {}), **given.limits}
+    requests = {**container["resources"].get("requests", {}), **given.limits, **given.requests}
+    if limits or requests:
+        container["resources"] = {key: each for key, each in (("limits", limits), ("requests", requests)) if each}
+    claims = [(claim.name or claim.claim or claim.template, claim) for claim in given.claims]
+    if claims:
+        by_name = {
+            name: {"resourceClaimName": one.claim} if one.claim else {"resourceClaimTemplateName": one.template}
+            for name, one in claims
+        }
+        pod["resourceClaims"] = [{"name": name, **source} for name, source in by_name.items()]
+        container["resources"]["claims"] = [
+            {"name": name, "request": one.request} if one.request else {"name": name} for name, one in claims
+        ]
+
+
+def _environment(settings: pods_pb2.PodSettings, container: Object) -> None:
+    sources = [
+        {
+            **({"prefix": one.prefix} if one.prefix else {}),
+            **({"secretRef": {"name": one.secret}} if one.secret else {"configMapRef": {"name": one.config_map}}),
+        }
+        for one in settings.env_from
+    ]
+    if sources:
+        container["envFrom"] = sources
+    known = {each["name"] for each in container["env"]}
+    container["env"] = [
+        *container["env"],
+        *({"name": one.name, "valueFrom": _value(one)} for one in settings.envs if one.name not in known),
+    ]
+
+
+def _value(one: pods_pb2.EnvVarFrom) -> Object:
+    if one.secret:
+        return {"secretKeyRef": {"name": one.secret, "key": one.key or one.name}}
+    if one.config_map:
+        return {"configMapKeyRef": {"name": one.config_map, "key": one.key or one.name}}
+    if one.resource:
+        return {"resourceFieldRef": {"resource": one.resource}}
+    return {"fieldRef": {"fieldPath": one.field}}
+
+
+def _mounts(settings: pods_pb2.PodSettings, pod: Object, container: Object) -> None:
+    for number, one in enumerate(settings.mounts):
+        name = f"mount-{number}"
+        pod["volumes"].append({"name": name, **_source(one)})
+        mount: Object = {"name": name, "mountPath": one.path}
+        if one.sub_path:
+            mount["subPath"] = one.sub_path
+        if one.read_only or one.secret or one.config_map:
+            mount["readOnly"] = True
+        container["volumeMounts"].append(mount)
+
+
+def _source(one: pods_pb2.Mount) -> Object:
+    items = {"items": [{"key": key, "path": path} for key, path in sorted(one.items.items())]} if one.items else {}
+    if one.secret:
+        return {"secret": {"secretName": one.secret, "defaultMode": 0o440, **items}}
+    if one.config_map:
+        return {"configMap": {"name": one.config_map, **items}}
+    if one.claim:
+        return {"persistentVolumeClaim": {"claimName": one.claim}}
+    folder: Object = {"medium": "Memory"} if one.empty.in_memory else {}
+    return {"emptyDir": {**folder, **({"sizeLimit": one.empty.size_limit} if one.empty.size_limit else {})}}
+
+
+def _keep(ours: Object, found: Object) -> None:
+    for field in ("labels", "annotations"):
+        left = _mapping(_mapping(found, "metadata"), field)
+        lost = [k for k, value in ours["metadata"][field].items() if k.startswith(PREFIX) and left.get(k) != value]
+        if lost:
+            raise _refused(f"it changes the {field} {', '.join(lost)}, by which the platform finds its pods")
+        if strange := [key for key in left if key.startswith(f"{PREFIX}/") and key not in ours["metadata"][field]]:
+            raise _refused(f"{', '.join(strange)} is below {PREFIX}/, which is the platform's own")
+    containers = _mapping(found, "spec").get("containers")
+    named = [each.get("name") for each in containers if isinstance(each, dict)] if isinstance(containers, list) else []
+    if CONTAINER not in named:
+        raise _refused(f"it takes away the container {CONTAINER}, in which the service runs")
+
+
+def _mapping(of: Object, key: str) -> Object:
+    found = of.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def _refused(why: str) -> InvalidArgument:
+    return InvalidArgument(f"The patch of the pod cannot be: {why}. Leave that out.", reason="PATCH_REFUSED")
+
+
+def used(template: Object, own: str) -> Iterator[tuple[str, str]]:
+    """Kind and name of each object of the namespace that a pod template uses, but for those called `own`."""
+    pod = template["spec"]
+    if pod.get("serviceAccountName", own) != own:
+        yield "ServiceAccount", pod["serviceAccountName"]
+    yield from ((kind, name) for kind, name in _walk(pod) if name != own)
+
+
+_REFERENCES = {
+    "secretRef": ("Secret", "name"),
+    "secretKeyRef": ("Secret", "name"),
+    "configMapRef": ("ConfigMap", "name"),
+    "configMapKeyRef": ("ConfigMap", "name"),
+    "nodePublishSecretRef": ("Secret", "name"),
+    "persistentVolumeClaim": ("PersistentVolumeClaim", "claimName"),
+    "configMap": ("ConfigMap", "name"),
+}
+
+
+def _walk(value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, list):
+        for each in value:
+            yield from _walk(each)
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            if key in _REFERENCES and isinstance(each, dict):
+                kind, field = _REFERENCES[key]
+                yield kind, str(each.get(field) or "")
+            elif key == "secret" and isinstance(each, dict):  # A volume calls it secretName, a projected source name.
+                yield "Secret", str(each.get("secretName") or each.get("name") or "")
+            elif key == "secretName":  # Of azureFile, for one.
+                yield "Secret", str(each)
+            else:
+                yield from _walk(each)
