@@ -258,7 +258,8 @@ def _error(status: int, text: str, body: Object | None) -> EkibenError:
         return _conflict(what, answer, message)
     if status == 410:
         return Aborted("The watch must begin anew.", reason="WATCH_EXPIRED")
-    if status == 429 or status >= 500:
+    # An apply with a field that the cluster does not know ends as if the cluster were broken.
+    if status == 429 or (status >= 500 and "failed to create typed patch object" not in message):
         return Unavailable(f"The cluster's API has trouble: {message}", reason="KUBERNETES_AWAY")
     return InvalidArgument(f"The cluster refuses {what}: {message}", reason="KUBERNETES_REFUSED")
 

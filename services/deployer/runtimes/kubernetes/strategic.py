@@ -1,8 +1,8 @@
 """Strategic merge patches of a pod template, as the API server applies them. Pure.
 
 A patch says only what differs. Maps are merged and null deletes; lists are replaced, but for those of which Kubernetes
-says by what their items are known: these are merged item by item. `$patch: delete` and `$patch: replace` in a map or in
-an item do so to it, `$retainKeys` lists what is kept besides.
+says by what their items are known: these are merged item by item. `$patch: delete` and `$patch: replace` empty a
+map, and take away or replace an item, `$retainKeys` lists what is kept besides.
 
 Source: kubernetes.io/docs/tasks/manage-kubernetes-objects/update-api-object-kubectl-patch; the patchStrategy and
 patchMergeKey tags of k8s.io/api/core/v1 and meta/v1, of 1.30 to 1.36.
@@ -32,7 +32,6 @@ MERGE_KEYS = {
 }
 """By what the items of a list are known. No list of a pod template has one of these names and no key."""
 _DEPTH = 40
-_GONE = object()
 
 
 def merged(original: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,16 +42,15 @@ def merged(original: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, A
     """
     if unknown := sorted(set(patch) - {"metadata", "spec"}):
         raise _invalid("", f"a pod template has metadata and spec, not {', '.join(unknown)}")
-    found = _map(copy.deepcopy(dict(original)), patch, "", 0)
-    return found if isinstance(found, dict) else {}
+    return _map(copy.deepcopy(dict(original)), patch, "", 0)
 
 
-def _map(original: dict[str, Any], patch: Mapping[str, Any], path: str, depth: int) -> Any:
+def _map(original: dict[str, Any], patch: Mapping[str, Any], path: str, depth: int) -> dict[str, Any]:
     if depth > _DEPTH:
         raise _invalid(path, "it is nested too deeply")
     how = patch.get("$patch", "merge")
     if how == "delete":
-        return _GONE
+        return {}
     if how == "replace":
         original = {}
     elif how != "merge":
@@ -67,8 +65,7 @@ def _map(original: dict[str, Any], patch: Mapping[str, Any], path: str, depth: i
             original.pop(key, None)
         elif isinstance(value, Mapping):
             known = original.get(key)
-            made = _map(known if isinstance(known, dict) else {}, value, here, depth + 1)
-            original.pop(key, None) if made is _GONE else original.update({key: made})
+            original[key] = _map(known if isinstance(known, dict) else {}, value, here, depth + 1)
         elif isinstance(value, list) and key in MERGE_KEYS:
             known = original.get(key)
             original[key] = _list(known if isinstance(known, list) else [], value, MERGE_KEYS[key], here, depth)
@@ -89,13 +86,13 @@ def _list(original: list[Any], patch: list[Any], by: str, path: str, depth: int)
             raise _invalid(path, f"each item needs a {by}, by which it is known")
         here = f"{path}[{item[by]}]"
         index = next((i for i, one in enumerate(found) if isinstance(one, dict) and one.get(by) == item[by]), None)
-        made = _map(found[index] if index is not None else {}, item, here, depth + 1)
-        if index is None:
-            found += [made] if made is not _GONE else []
-        elif made is _GONE:
-            del found[index]
+        if item.get("$patch") == "delete":
+            if index is not None:
+                del found[index]
+        elif index is None:
+            found.append(_map({}, item, here, depth + 1))
         else:
-            found[index] = made
+            found[index] = _map(found[index], item, here, depth + 1)
     return found
 
 
