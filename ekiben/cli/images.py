@@ -113,6 +113,8 @@ def build(
     """
     if bool(output) == bool(push):
         raise click.UsageError("Say where the image goes: --output IMAGE, or --push HOST/REPOSITORY[:TAG].")
+    if (transport := push.partition(":")[0]) in ("oci", "docker-archive", "oci-archive", "dir") and transport != push:
+        raise click.UsageError(f"--push sends to a registry. For a folder or a file give --output {push}.")
     if push:
         output = f"docker://{push.removeprefix('docker://')}"
     # -P: a folder named `services` where the user stands must not be taken for ours.

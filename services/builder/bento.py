@@ -101,7 +101,8 @@ def _check_lists(manifest: dict[str, Any]) -> None:
         said = manifest.get(section)
         for key in keys:
             value = said.get(key) if isinstance(said, dict) else None
-            if value and not isinstance(value, list | tuple | str):
+            words = isinstance(value, str) and section != "image"  # there each letter would be a command
+            if value and not words and not isinstance(value, list | tuple):
                 raise _incomplete(f"bento.yaml has {str(value)[:50]!r} for {section}.{key}, where a list belongs")
 
 

@@ -201,6 +201,8 @@ async def _parts(
     locks, manifest = workshop.environments.locks, source.files.manifest
     builds = Sources(cache, workshop.engine, locks, recipe, manifest, base, python.path, target, work)
     environment = await workshop.environments.make(recipe, target, source.bento, work, like=like, build=builds.build)
+    for name in sorted({*map(canonicalize_name, source.from_source)} - environment.lock.packages.keys()):
+        work.say(f"WARNING: {name}, which was to be built from source, is none of the bento's packages.")
     compiler = await compilers.find(trusted, python, cache, workshop.interpreters, work.say)
     manifest = source.files.manifest
     return Parts(source.tag, source.bento, environment, compiler, manifest, source.models, source.models_apart)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ekiben import archives, localstore
-from ekiben.errors import EkibenError
+from ekiben.errors import EkibenError, FailedPrecondition
 from services.builder import bento as bentos
 from services.builder import image_builds
 from services.builder.assembler import Model
@@ -62,6 +62,7 @@ async def build(
     """
     folder = Path(bento) if Path(bento, "bento.yaml").is_file() else localstore.folder("bentos", bento)
     files = await asyncio.to_thread(bentos.read, folder)
+    await asyncio.to_thread(_check_layout, output)
     settings = Settings(database_url="sqlite://", data_dir=cache)
     with (
         tempfile.TemporaryDirectory(prefix="ekb") as run_dir,
@@ -110,6 +111,20 @@ def _model(tag: str) -> Model:
         archives.of_folder(folder).fingerprint(),
         lambda: contextlib.nullcontext(folder),
     )
+
+
+def _check_layout(output: str) -> None:
+    """Refuse a folder that cannot be one before anything is made for it."""
+    transport, _, rest = output.partition(":")
+    folder = Path(rest.partition(":")[0])
+    if transport == "oci" and rest:
+        above = next(each for each in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(each))
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            raise FailedPrecondition(
+                f"No layout can be kept in {folder}: {above} is no folder that is yours to write to.",
+                reason="OUTPUT_NOT_WRITABLE",
+                path=str(folder),
+            )
 
 
 def _made(folder: Path) -> Path:

@@ -48,6 +48,7 @@ def test_aliases_that_stand_for_little_are_read(tmp_path: Path) -> None:
     "said, named",
     [
         ("image: {commands: 5}", "image.commands"),
+        ("image: {commands: echo hello}", "image.commands"),
         ("image: {post_commands: {a: b}}", "image.post_commands"),
         ("image: {build_include: true}", "image.build_include"),
         ("docker: {system_packages: 5}", "docker.system_packages"),
