@@ -18,7 +18,7 @@ from itertools import groupby
 
 from prometheus_client import Counter, Gauge
 
-from ekiben.errors import EkibenError
+from ekiben.errors import EkibenError, FailedPrecondition
 from services.builder.domain import Image, kept_no_longer
 from services.builder.places import Place, pin_of
 from services.builder.settings import Settings
@@ -83,7 +83,7 @@ class Collection:
             expired = await self._expired()
             before = self._before()
             if not dry_run:
-                expired = [image for image in expired if await self.delete(image)]
+                expired = [image for image in expired if await self.delete(image, force=True)]
             if self._layout is None:
                 return Collected(expired, ())
             if dry_run:
@@ -93,20 +93,41 @@ class Collection:
             _removed.inc(sum(blob.size_bytes for blob in blobs))
             return Collected(expired, blobs)
 
-    async def delete(self, image: Image) -> bool:
-        """Forget an image: its row, then what names it. A crash between leaves references to the next round.
+    async def delete(self, image: Image, *, force: bool = False) -> bool:
+        """Forget an image, and take away what names it.
+
+        In a layout its row goes first: a crash between leaves references to the next round. In a registry that goes
+        last, since nobody else knows its tags: a crash between leaves a row, whose image is deleted again.
 
         False where it is kept, since it is not as it was when the caller looked: a build gave it again, somebody
         pulled it, or it is gone.
+
+        Args:
+            force: forget it even where a registry takes no tags away.
+
+        Raises:
+            FailedPrecondition: such a registry has it (TAGS_NOT_DELETABLE).
         """
-        if not await self._rows.delete(image.organization, image.id, used=image.use_time):
-            return False
         tags = [tag for tag in (image.tag, pin_of(image.id)) if tag]
-        await self._place.untag(image.repository, tags, Digest.parse(image.digest))
-        # A build that gave the same image wrote its row between these two lines, or will look itself.
+        if self._layout is None:
+            there = await self._rows.get(image.organization, image.id)
+            if there is None or there.use_time != image.use_time:
+                return False
+            try:
+                await self._place.untag(image.repository, tags, Digest.parse(image.digest))
+            except FailedPrecondition as exc:
+                if exc.reason != "TAGS_NOT_DELETABLE" or not force:
+                    raise
+                log.warning("an image stays in its registry", extra={"image": image.id, "error": exc.message})
+        gone = await self._rows.delete(image.organization, image.id, used=image.use_time)
+        if gone and self._layout is not None:
+            await self._place.untag(image.repository, tags, Digest.parse(image.digest))
+        elif not gone and self._layout is not None:
+            return False
+        # A build that gave the same image wrote its row meanwhile, or will look itself.
         if (again := await self._rows.get(image.organization, image.id)) is not None:
             await self._place.restore(again)
-        return True
+        return gone
 
     async def contents(self) -> tuple[int, Contents]:
         """How many images there are, and what the layout holds."""

@@ -42,7 +42,8 @@ class Gallery:
 
         Raises:
             NotFound: IMAGE_NOT_FOUND.
-            FailedPrecondition: a deployment uses it and `force` is not set (IMAGE_IN_USE).
+            FailedPrecondition: `force` is not set, and a deployment uses it (IMAGE_IN_USE) or the registry where it is
+                takes no tags away (TAGS_NOT_DELETABLE).
         """
         while not await self._delete(await self.get(caller, name), name, force):
             pass  # it was used again after it was looked at: what uses it is asked anew
@@ -58,7 +59,7 @@ class Gallery:
                 image=str(name),
                 used_by=shown,
             )
-        return await self._collection.delete(image)
+        return await self._collection.delete(image, force=force)
 
     @property
     def place(self) -> str:

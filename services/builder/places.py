@@ -8,10 +8,11 @@ meet.
 
 import hashlib
 import re
-from collections.abc import Iterable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ekiben import names
 from services.builder.domain import Image
@@ -21,6 +22,9 @@ from services.content.files import make_folder
 from services.content.images import BlobsMissing, Descriptor, ImageStore, Platform
 from services.content.images.layout import LayoutImageStore
 from services.kernel.leases import id_kept_in
+
+if TYPE_CHECKING:
+    from services.content.images.registry.store import RegistryImageStore
 
 _COMPONENT = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*")
 """Source: OCI distribution-spec 1.1, "Pulling manifests", of which a name's components are made."""
@@ -106,29 +110,44 @@ class Place:
         return open_images(self.url if self.layout is not None else f"{self.url.rstrip('/')}/{repository}")
 
     async def untag(self, repository: str, tags: Iterable[str], digest: Digest) -> None:
-        """Let tags that name this image name nothing any more.
+        """Let tags that name this image name nothing any more. What a registry has without a tag it collects itself.
 
-        In a registry they stay: what goes there is its owner's affair.
+        Raises:
+            FailedPrecondition: the registry takes no tags away (TAGS_NOT_DELETABLE).
         """
         if self.layout is not None:
             references = [self.reference(repository, tag) for tag in tags]
             await LayoutImageStore(self.layout).untag(references, [digest])
+            return
+        async with self._registry(repository) as registry:
+            await registry.untag(tags, digest)
 
     async def restore(self, image: Image) -> None:
         """Let an image's tags that name nothing name it, as its row says.
 
         Raises:
-            BlobsMissing: the layout has not all of it any more.
+            BlobsMissing: it is not there any more, or not whole.
         """
+        tags, digest = [tag for tag in (pin_of(image.id), image.tag) if tag], Digest.parse(image.digest)
         if self.layout is None:
+            async with self._registry(image.repository) as registry:
+                await registry.restore(tags, digest)
             return
-        store, digest = LayoutImageStore(self.layout), Digest.parse(image.digest)
+        store = LayoutImageStore(self.layout)
         size_bytes = await store.size(digest)
         if size_bytes is None:
             raise BlobsMissing(store.name, [digest])
         platform = Platform.parse(image.platforms[0]) if len(image.platforms) == 1 else None
-        references = [self.reference(image.repository, tag) for tag in (pin_of(image.id), image.tag) if tag]
+        references = [self.reference(image.repository, tag) for tag in tags]
         await store.restore(references, Descriptor(image.media_type, digest, size_bytes, platform=platform))
+
+    @asynccontextmanager
+    async def _registry(self, repository: str) -> "AsyncIterator[RegistryImageStore]":
+        from services.content.images.registry.store import RegistryImageStore  # here: layouts need no HTTP library
+
+        async with self.open(repository) as (store, _):
+            assert isinstance(store, RegistryImageStore)
+            yield store
 
     def reference(self, repository: str, tag: str) -> str:
         """What a tag of a repository is called in its store: a layout has all repositories."""

@@ -17,7 +17,7 @@ from services.content.images import REF_NAME, Platform
 from services.content.images.layout import LayoutImageStore
 from tests.fixtures_builder import Builder, PackageIndex, Registry, bento_folder, index, registry, running_builder
 from tests.fixtures_lineage import use
-from tests.oci_registry import OciRegistry
+from tests.oci_registry import OciRegistry, run_registry
 from tests.small_base import small_base
 
 __all__ = ["index", "registry"]
@@ -216,6 +216,31 @@ async def test_images_are_kept_in_a_registry_where_the_settings_say_so(
         assert (stats.image_count, stats.location, stats.blob_count) == (2, url, 0)
         await builder.images.DeleteImage(images_pb2.DeleteImageRequest(name=build.image))
         assert not (await builder.images.CollectImages(images_pb2.CollectImagesRequest())).images
+        async with open_images(f"{url}/default/hello") as (store, _):
+            other = await get(builder, again.image)
+            named = {each for each in await store.references() if not each.startswith("sha256-")}  # what is attached
+            assert named == {each.rpartition(":")[2] for each in other.references}
+        rebuilt = await builder.build(first, **IMAGE)
+        assert rebuilt.name != build.name and rebuilt.image == build.image
+
+
+async def test_a_registry_that_takes_no_tags_away_is_named(
+    registry: Registry, index: PackageIndex, bases: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with run_registry(settings={"storage": {"filesystem": {"rootdirectory": str(tmp_path / "oci")}}}) as server:
+        monkeypatch.setenv("EKIBEN_REGISTRY_INSECURE", server.host)
+        where = {"bases": bases, "images": f"docker://{server.host}/ekiben", "images_keep_newest": 0}
+        async with running_builder(registry, tmp_path / "builder", images_keep_days=0.0, **where) as builder:
+            bento = await registry.push(bento_folder(tmp_path / "one"))
+            build = await builder.build(bento, **IMAGE)
+            with pytest.raises(FailedPrecondition, match="does not let us take tags away") as refused:
+                await builder.images.DeleteImage(images_pb2.DeleteImageRequest(name=build.image))
+            assert refused.value.reason == "TAGS_NOT_DELETABLE" and (await get(builder, build.image)).references
+            done = await builder.images.CollectImages(images_pb2.CollectImagesRequest())
+            assert [image.name for image in done.images] == [build.image]
+            again = await builder.build(bento, **IMAGE)
+            assert again.image == build.image
+            await builder.images.DeleteImage(images_pb2.DeleteImageRequest(name=build.image, force=True))
 
 
 async def test_what_is_pushed_again_while_it_is_built_answers_no_request_for_what_was_there(

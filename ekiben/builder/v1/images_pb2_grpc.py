@@ -88,7 +88,8 @@ class ImagesServicer:
 
     def DeleteImage(self, request, context):
         """Deletes an image. Its layers go with the next collection of garbage, unless other images have them. One that a
-        deployment uses is FAILED_PRECONDITION (IMAGE_IN_USE) unless `force` is set.
+        deployment uses is FAILED_PRECONDITION (IMAGE_IN_USE) unless `force` is set; so is one in a registry that takes no
+        tags away (TAGS_NOT_DELETABLE): with `force` it is forgotten here, and stays there.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

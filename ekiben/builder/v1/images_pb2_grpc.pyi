@@ -40,7 +40,8 @@ class ImagesStub:
     """Lists images, newest first."""
     DeleteImage: _grpc.UnaryUnaryMultiCallable[_images_pb2.DeleteImageRequest, _empty_pb2.Empty]
     """Deletes an image. Its layers go with the next collection of garbage, unless other images have them. One that a
-    deployment uses is FAILED_PRECONDITION (IMAGE_IN_USE) unless `force` is set.
+    deployment uses is FAILED_PRECONDITION (IMAGE_IN_USE) unless `force` is set; so is one in a registry that takes no
+    tags away (TAGS_NOT_DELETABLE): with `force` it is forgotten here, and stays there.
     """
     GetImageStats: _grpc.UnaryUnaryMultiCallable[_images_pb2.GetImageStatsRequest, _images_pb2.ImageStats]
     """Says how much there is where the platform keeps its images, and how much did not have to be made again."""
@@ -65,7 +66,8 @@ class ImagesAsyncStub(ImagesStub):
     """Lists images, newest first."""
     DeleteImage: _aio.UnaryUnaryMultiCallable[_images_pb2.DeleteImageRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Deletes an image. Its layers go with the next collection of garbage, unless other images have them. One that a
-    deployment uses is FAILED_PRECONDITION (IMAGE_IN_USE) unless `force` is set.
+    deployment uses is FAILED_PRECONDITION (IMAGE_IN_USE) unless `force` is set; so is one in a registry that takes no
+    tags away (TAGS_NOT_DELETABLE): with `force` it is forgotten here, and stays there.
     """
     GetImageStats: _aio.UnaryUnaryMultiCallable[_images_pb2.GetImageStatsRequest, _images_pb2.ImageStats]  # type: ignore[assignment]
     """Says how much there is where the platform keeps its images, and how much did not have to be made again."""
@@ -105,7 +107,8 @@ class ImagesServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
         """Deletes an image. Its layers go with the next collection of garbage, unless other images have them. One that a
-        deployment uses is FAILED_PRECONDITION (IMAGE_IN_USE) unless `force` is set.
+        deployment uses is FAILED_PRECONDITION (IMAGE_IN_USE) unless `force` is set; so is one in a registry that takes no
+        tags away (TAGS_NOT_DELETABLE): with `force` it is forgotten here, and stays there.
         """
 
     @_abc_1.abstractmethod

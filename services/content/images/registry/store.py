@@ -6,11 +6,11 @@ Source: OCI distribution-spec 1.1.
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
-from ekiben.errors import InvalidArgument, NotFound, PermissionDenied, Unauthenticated
+from ekiben.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, Unauthenticated
 from services.content.digest import Digest
 from services.content.images import (
     INDEX,
@@ -48,6 +48,7 @@ class RegistryImageStore:
         self._client = client
         self._sending = asyncio.Semaphore(options.parallel)
         self._pull, self._push = client.scopes("pull"), client.scopes("pull,push")
+        self._delete = client.scopes("pull,push,delete")
 
     @property
     def name(self) -> str:
@@ -118,6 +119,47 @@ class RegistryImageStore:
         """See ImageStore."""
         descriptor, _ = await self._put(reference or "latest", manifest, media_type)
         return Descriptor(descriptor.media_type, descriptor.digest, descriptor.size_bytes, platform=platform)
+
+    async def untag(self, tags: Iterable[str], of: Digest) -> None:
+        """Let tags name nothing any more, those that name the manifest `of`. What nothing names is the registry's to
+        collect.
+
+        Raises:
+            FailedPrecondition: the registry takes no tags away (TAGS_NOT_DELETABLE).
+        """
+        for tag in tags:
+            try:
+                found = await self.find(tag)
+            except NotFound:
+                continue
+            if found.digest == of:
+                what = f"take away the tag {tag}"
+                accepted = (200, 202, 204, 400, 403, 404, 405, 501)
+                answer = await self._client.ask("DELETE", f"manifests/{tag}", what, accepted, self._delete)
+                if answer.status >= 400 and answer.status != 404:
+                    raise FailedPrecondition(
+                        f"{self._location.host} does not let us take tags away: {answer}. What {tag} names stays in "
+                        f"{self.name}: delete it there, give this login the right, or let the registry delete "
+                        "(REGISTRY_STORAGE_DELETE_ENABLED=true for distribution).",
+                        reason="TAGS_NOT_DELETABLE",
+                        image=f"{self.name}:{tag}",
+                    )
+
+    async def restore(self, tags: Iterable[str], of: Digest) -> None:
+        """Let those of the tags that name nothing name a manifest that is kept.
+
+        Raises:
+            BlobsMissing: it is not there any more.
+        """
+        for tag in tags:
+            try:
+                await self.find(tag)
+            except NotFound:
+                try:
+                    descriptor, content = await self._manifest(str(of))
+                except NotFound:
+                    raise BlobsMissing(self.name, [of]) from None
+                await self._put(tag, content, descriptor.media_type)
 
     async def references(self) -> Sequence[str]:
         """See ImageStore. A repository that is not there has none."""
