@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -74,6 +75,21 @@ class Cluster:
     def serve_registry(self, host: str) -> Iterator[str]:
         """Let nodes pull from a registry on loopback; gives what they call it."""
         with self.passage() as passage, passage.to(host):
+            yield passage.name
+
+    @contextlib.contextmanager
+    def serve_pods(self, host: str) -> Iterator[str]:
+        """Let pods reach a server on loopback; gives the `HOST:PORT` at which they do."""
+        assert self.folder is not None, "another cluster's pods do not reach this machine"
+        with contextlib.ExitStack() as stack, tempfile.TemporaryDirectory(prefix="ekp", dir="/tmp") as folder:
+            passage = Passage(f"10.85.0.11:{random.randrange(20000, 30000)}", Path(folder) / "s")
+            stack.enter_context(passage.to(host))
+            address, _, port = passage.name.partition(":")
+            listen = f"TCP-LISTEN:{port},bind={address},fork,reuseaddr"
+            inside = ["nsenter", "--net=/run/netns/ek-node-1", "socat", listen, f"UNIX-CONNECT:{passage.socket}"]
+            passing = subprocess.Popen(inside, stdin=subprocess.DEVNULL, start_new_session=True)
+            stack.callback(passing.wait)
+            stack.callback(passing.kill)
             yield passage.name
 
 

@@ -32,6 +32,7 @@ from services.deployer.runtimes.containers import ContainerStarter
 from services.deployer.runtimes.kubernetes.names import Where
 from services.deployer.runtimes.kubernetes.pulling import Login, Logins
 from services.deployer.runtimes.kubernetes.runtime import KubernetesRuntime, open_kubernetes_runtime
+from services.deployer.runtimes.kubernetes.telemetry import PodTelemetry
 from services.deployer.runtimes.podman import Podman
 from services.deployer.runtimes.process import open_process_runtime
 from services.deployer.runtimes.replica import Limits
@@ -182,7 +183,8 @@ def _kubernetes(
     settings: Settings, installation: str, logins: Logins, clock: Clock
 ) -> AbstractAsyncContextManager[KubernetesRuntime]:
     """Replicas as pods; `installation` marks what is ours."""
-    where = Where(installation, settings.kubernetes_namespace, settings.kubernetes_pull_secret)
+    telemetry = PodTelemetry(settings.otlp_http_endpoint, settings.otlp_token_file)
+    where = Where(installation, settings.kubernetes_namespace, settings.kubernetes_pull_secret, telemetry)
     return open_kubernetes_runtime(
         settings.kubeconfig,
         settings.kubernetes_context,

@@ -66,7 +66,7 @@ class Settings(DatabaseSettings):
     """Where clients reach the platform."""
     otlp_http_endpoint: str = ""
     """`http://host:port` of the recorder's OTLP/HTTP receiver, for spans and monitored values of replicas; empty
-    leaves their telemetry off."""
+    leaves their telemetry off, and so does, for pods, an address of loopback. Another one restarts all pods."""
     otlp_token_file: Path | None = None
     """File with the token for that receiver, which may do nothing else."""
     instance_types: tuple[str, ...] = ("cpu.small=0.5/512Mi", "cpu.1=1/2Gi", "cpu.2=2/4Gi", "cpu.4=4/8Gi")

@@ -12,7 +12,7 @@ import pytest
 from tests.base_image import base_image
 from tests.bentoml_clients import client
 from tests.cluster import Cluster
-from tests.platform import Answer, BentoMl, Platform, http, wait_for
+from tests.platform import Answer, BentoMl, Platform, free_port, http, wait_for
 
 JSON = {"content-type": "application/json"}
 
@@ -30,7 +30,8 @@ def namespace(cluster: Cluster) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def platform(cluster: Cluster, namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """`ekiben up` whose replicas are pods, and whose gateway stands behind an ingress."""
-    with cluster.passage() as passage:
+    receiver = f"127.0.0.1:{free_port()}"
+    with cluster.passage() as passage, cluster.serve_pods(receiver) as receiver_of_pods:
         env = {
             "EKIBEN_BUILDER_BASES": base_image(),
             "EKIBEN_BUILDER_PYTHON_PREFERENCE": "system",
@@ -40,6 +41,8 @@ def platform(cluster: Cluster, namespace: str, tmp_path_factory: pytest.TempPath
             "EKIBEN_DEPLOYER_KUBERNETES_PULL_HOST": passage.name,
             "EKIBEN_DEPLOYER_KUBERNETES_PULL_SECRET": "images",
             "EKIBEN_DEPLOYER_KUBERNETES_GATEWAY_SERVICE": "gateway:80",
+            "EKIBEN_RECORDER_OTLP_HTTP_LISTEN": receiver,
+            "EKIBEN_DEPLOYER_OTLP_HTTP_ENDPOINT": f"http://{receiver_of_pods}",
             "EKIBEN_DEPLOYER_DRAIN_S": "5",
             "EKIBEN_GATEWAY_TRUSTED_HOPS": "1",
         }
@@ -56,13 +59,13 @@ def platform(cluster: Cluster, namespace: str, tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture(scope="module")
-def chain(platform: Platform, bentos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The deployment `chain`, of two services, by the unmodified client."""
+def contained(platform: Platform, bentos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The deployment `contained`, of two services, by the unmodified client."""
     home = tmp_path_factory.mktemp("client")
     bentoml = BentoMl(client("1.4"), home).login(platform)
-    project = shutil.copytree(bentos / "chain", home / "project")
-    bentoml("deploy", ".", "-n", "chain", cwd=project, timeout_s=500)
-    found: dict[str, Any] = platform.ekiben_json("deployments", "get", "chain")
+    project = shutil.copytree(bentos / "contained", home / "project")
+    bentoml("deploy", ".", "-n", "contained", cwd=project, timeout_s=500)
+    found: dict[str, Any] = platform.ekiben_json("deployments", "get", "contained")
     return found
 
 
@@ -71,33 +74,33 @@ def describe(url: str, **headers: str) -> Answer:
 
 
 def pods(cluster: Cluster, namespace: str, service: str) -> list[Any]:
-    selector = f"app.kubernetes.io/name=chain,app.kubernetes.io/component={service}"
-    found: list[Any] = cluster.get("pods", "-n", namespace, "-l", selector)["items"]
-    return found
+    selector = f"app.kubernetes.io/name=contained,app.kubernetes.io/component={service}"
+    found = cluster.get("pods", "-n", namespace, "-l", selector)["items"]
+    return [pod for pod in found if not pod["metadata"].get("deletionTimestamp")]
 
 
 def test_the_last_pod_answers_while_it_leaves(
-    cluster: Cluster, namespace: str, platform: Platform, chain: dict[str, Any]
+    cluster: Cluster, namespace: str, platform: Platform, contained: dict[str, Any]
 ) -> None:
-    (pod,) = pods(cluster, namespace, "Chain")
+    (pod,) = pods(cluster, namespace, "Contained")
     name = pod["metadata"]["name"]
-    assert describe(chain["urls"][0]).status == 200
+    assert describe(contained["urls"][0]).status == 200
     cluster.kubectl("delete", "pod", name, "-n", namespace, "--wait=false")
 
     def leaves() -> bool:
-        replicas = platform.ekiben_json("deployments", "replicas", "chain")
+        replicas = platform.ekiben_json("deployments", "replicas", "contained")
         return any(each["replica"] == name and each["state"] == "DRAINING" for each in replicas)
 
     wait_for("it is known to leave", leaves, 30)
     # It goes on for five seconds, and nobody else is there yet.
-    assert [describe(chain["urls"][0]).status for _ in range(3)] == [200] * 3
-    wait_for("another one", lambda: describe(chain["urls"][0]).status == 200 and not leaves(), 120)
+    assert [describe(contained["urls"][0]).status for _ in range(3)] == [200] * 3
+    wait_for("another one", lambda: describe(contained["urls"][0]).status == 200 and not leaves(), 120)
 
 
 def test_requests_follow_what_the_service_selects(
-    cluster: Cluster, namespace: str, platform: Platform, chain: dict[str, Any]
+    cluster: Cluster, namespace: str, platform: Platform, contained: dict[str, Any]
 ) -> None:
-    (pod,) = pods(cluster, namespace, "Chain")
+    (pod,) = pods(cluster, namespace, "Contained")
     service = ("service", pod["spec"]["serviceAccountName"], "-n", namespace)
     selector = cluster.get(*service)["spec"]["selector"]
 
@@ -105,40 +108,39 @@ def test_requests_follow_what_the_service_selects(
         cluster.kubectl("patch", *service, "-p", json.dumps({"spec": {"selector": selector | more}}))
 
     select({"nobody": "has-it"})
-    wait_for("no endpoint", lambda: describe(chain["urls"][0]).status == 503, 30)
-    (replica,) = [
-        each for each in platform.ekiben_json("deployments", "replicas", "chain") if each["service"] == "Chain"
-    ]
+    wait_for("no endpoint", lambda: describe(contained["urls"][0]).status == 503, 30)
+    replicas = platform.ekiben_json("deployments", "replicas", "contained")
+    (replica,) = [each for each in replicas if each["replica"] == pod["metadata"]["name"]]
     assert "its Service does not list it" in replica["message"]
     select({"nobody": None})
-    wait_for("it answers again", lambda: describe(chain["urls"][0]).status == 200, 30)
+    wait_for("it answers again", lambda: describe(contained["urls"][0]).status == 200, 30)
 
 
 def test_behind_an_ingress_a_deployment_has_an_https_url_of_its_own_that_is_true(
-    cluster: Cluster, namespace: str, platform: Platform, chain: dict[str, Any]
+    cluster: Cluster, namespace: str, platform: Platform, contained: dict[str, Any]
 ) -> None:
-    own_port = chain["urls"][0]
+    own_port = contained["urls"][0]
 
     def exposed() -> dict[str, Any]:
-        found = platform.ekiben_json("deployments", "get", "chain")
+        found = platform.ekiben_json("deployments", "get", "contained")
         (condition,) = [each for each in found["conditions"] if each["type"] == "Exposed"]
         return {"reason": condition["reason"], "urls": found["urls"]}
 
-    flags = ("--expose", "ingress", "--expose-host", "chain.example.com", "--expose-tls-secret", "certificate")
-    platform.ekiben("deployments", "update", "chain", *flags)
+    flags = ("--expose", "ingress", "--expose-host", "contained.example.com", "--expose-tls-secret", "certificate")
+    platform.ekiben("deployments", "update", "contained", *flags)
     wait_for("the Ingress", lambda: exposed()["reason"] == "INGRESS_WITHOUT_ADDRESS", 30)
-    assert exposed()["urls"] == [own_port, "https://chain.example.com"], "nobody leads there yet"
+    assert exposed()["urls"] == [own_port, "https://contained.example.com"], "nobody leads there yet"
     (ingress,) = cluster.get("ingress", "-n", namespace)["items"]
-    assert ingress["spec"]["tls"] == [{"hosts": ["chain.example.com"], "secretName": "certificate"}]
+    assert ingress["spec"]["tls"] == [{"hosts": ["contained.example.com"], "secretName": "certificate"}]
     url = f"/apis/networking.k8s.io/v1/namespaces/{namespace}/ingresses/{ingress['metadata']['name']}/status"
     status = ingress | {"status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.1"}]}}}
     cluster.kubectl("replace", "--raw", url, "-f", "-", input=json.dumps(status))
-    wait_for("the address", lambda: exposed()["urls"][0] == "https://chain.example.com", 30)
+    wait_for("the address", lambda: exposed()["urls"][0] == "https://contained.example.com", 30)
 
     # What a controller sends on: the host as it is, and how its client came.
     trace = "5" * 31 + "a"
     from_ingress = {
-        "host": "chain.example.com",
+        "host": "contained.example.com",
         "x-forwarded-proto": "https",
         "x-forwarded-for": "203.0.113.9",
         "traceparent": f"00-{trace}-00f067aa0ba902b7-01",
@@ -151,19 +153,47 @@ def test_behind_an_ingress_a_deployment_has_an_https_url_of_its_own_that_is_true
         return found
 
     (row,) = wait_for("the capture", captured, 30)
-    assert row["deployment"] == "deployments/chain"
+    assert row["deployment"] == "deployments/contained"
     spans = wait_for("the trace", lambda: platform.ekiben_json("traces", "show", trace)["spans"], 30)
-    assert any("https://chain.example.com/describe" in json.dumps(span) for span in spans), spans
+    assert any("https://contained.example.com/describe" in json.dumps(span) for span in spans), spans
 
     taken = platform.api(
         "POST",
         "/v1/deployments",
-        {"template": {"bento": chain["template"]["bento"]}}
-        | {"exposure": {"kind": "INGRESS", "host": "chain.example.com"}},
+        {"template": {"bento": contained["template"]["bento"]}}
+        | {"exposure": {"kind": "INGRESS", "host": "contained.example.com"}},
     )
     assert (taken.status, taken.json()["reason"]) == (409, "HOST_TAKEN")
-    refused = platform.ekiben("deployments", "update", "chain", "--expose-class", "a..b", check=False)
+    refused = platform.ekiben("deployments", "update", "contained", "--expose-class", "a..b", check=False)
     assert refused.returncode and "ingressClassName: Invalid value" in refused.stderr
-    platform.ekiben("deployments", "update", "chain", "--expose", "none")
+    platform.ekiben("deployments", "update", "contained", "--expose", "none")
     wait_for("no Ingress", lambda: not cluster.get("ingress", "-n", namespace)["items"], 30)
-    assert describe(platform.url, host="chain.example.com").status == 404, "the host means the API again"
+    assert describe(platform.url, host="contained.example.com").status == 404, "the host means the API again"
+
+
+def test_a_prediction_is_one_trace_over_gateway_and_pods_and_what_it_monitors_is_beside_it(
+    cluster: Cluster, namespace: str, platform: Platform, contained: dict[str, Any]
+) -> None:
+    trace = "6" * 31 + "b"
+    answer = describe(contained["urls"][0], traceparent=f"00-{trace}-00f067aa0ba902b7-01")
+    assert (answer.status, answer.json()) == (200, {"words": 2, "letters": 9})
+
+    def one_trace() -> Any:
+        spans = platform.ekiben_json("traces", "show", trace)["spans"]
+        return spans if {"gateway", "Contained", "Words"} <= {span["service"] for span in spans} else None
+
+    spans = wait_for("one trace over gateway and pods", one_trace, 60)
+    for service in ("Contained", "Words"):
+        (pod,) = pods(cluster, namespace, service)
+        own = [span for span in spans if span["service"] == service]
+        assert all(pod["metadata"]["name"] in json.dumps(span) for span in own), (pod["metadata"]["name"], own)
+    (row,) = platform.ekiben_json("predictions", "list", "--trace", trace)
+
+    def monitored() -> bool:
+        shown = platform.ekiben_json("predictions", "show", row["name"].removeprefix("predictions/"))
+        return any(json.loads(entry["data"]).get("letters") == 9 for entry in shown.get("monitorEntries", []))
+
+    wait_for("the monitored value", monitored, 60)
+    # The token is in a Secret, not in what describes a pod.
+    token = (platform.data / "otlp-token").read_text().strip()
+    assert token not in json.dumps(cluster.get("pods,deployments", "-n", namespace))

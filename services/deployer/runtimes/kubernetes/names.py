@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from services.deployer.runtimes import SetSpec
+from services.deployer.runtimes.kubernetes.telemetry import PodTelemetry
 
 Object = dict[str, Any]
 
@@ -32,6 +33,8 @@ class Where:
     namespace: str
     pull_secret: str = ""
     """Name of a Secret of the namespace with the credentials for images."""
+    telemetry: PodTelemetry = field(default_factory=PodTelemetry, compare=False)
+    """Where pods send spans and monitored values."""
 
 
 def name_of(key: str) -> str:

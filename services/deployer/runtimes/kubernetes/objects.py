@@ -96,6 +96,7 @@ def _head(version: str, kind: str, spec: SetSpec, where: Where) -> Object:
 def _secret(spec: SetSpec, where: Where) -> Object:
     values = {f"env.{name}": value for name, value in spec.envs.items()}
     values |= {f"file.{number}": file.value for number, file in enumerate(spec.files)}
+    values |= where.telemetry.secret()
     data = {key: base64.b64encode(value.encode()).decode() for key, value in values.items()}
     return {**_head("v1", "Secret", spec, where), "type": "Opaque", "data": data}
 

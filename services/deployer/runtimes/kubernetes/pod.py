@@ -35,7 +35,7 @@ def pod_of(spec: SetSpec, where: Where) -> Object:
             "fsGroup": USER,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [_container(spec, mounts)],
+        "containers": [where.telemetry.told(_container(spec, mounts), spec, name_of(spec.key))],
         "volumes": [{"name": "temporary", "emptyDir": {}}, *volumes],
     }
     named = [*([where.pull_secret] if where.pull_secret else []), *spec.pull_secrets]
