@@ -14,6 +14,8 @@ _CONTINUED = re.compile(r"\\[ \t]*\n(?:[ \t]*(?:#[^\n]*)?\n)*")
 """With the comments and empty lines that follow: they end nothing."""
 _HERE_SCRIPT = re.compile(r"<<-?[\"']?(?P<end>[A-Za-z_]\w*)[\"']?[ \t]*\n(?P<script>.*)\n\s*(?P=end)", re.DOTALL)
 _FLAGS = re.compile(r"(?:--[a-z]\S*\s+)*")
+_NOT_ALONE = re.compile(r"[\r\n]|\\[ \t]*$|<<-?[\"']?[A-Za-z_]")
+"""In a shell command what makes instructions of its lines, or takes those of the next instructions for its own."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ def instructions(text: str, *, here_documents: bool = True) -> Iterator[Instruct
     """The instructions of a Containerfile; comments are left out."""
     found: list[str] = []
     ends: list[str] = []
-    for line in text.splitlines():
+    for line in re.split(r"\r?\n", text):  # a form feed or U+2028 ends no line of an engine's
         if ends:
             found.append(line)
             if line.strip() == ends[0]:
@@ -108,6 +110,7 @@ def _copied_from(stages: Sequence[Sequence[Instruction]]) -> Iterator[str]:
 
 def _flags(text: str) -> Iterator[str]:
     """The flags before what an instruction does, as engines read them: quotes and backslashes mean as in a shell."""
+    text = re.sub(r"[\x1c-\x1f]", "_", text)  # space in Python, and in no engine
     text, word, quote = text.lstrip(), "", ""
     while text.startswith("--"):
         while text and (quote or not text[0].isspace()):
@@ -168,14 +171,14 @@ def run(command: str, secrets: Sequence[str], variables: Mapping[str, str]) -> s
     """
     command = _CONTINUED.sub("", command.strip())
     flags = _FLAGS.match(command).group()  # type: ignore[union-attr]
-    script = command[len(flags) :]
+    script, flags = command[len(flags) :], re.sub(r"\s+", " ", flags)
     if (here := _HERE_SCRIPT.fullmatch(script)) is not None:
         script = here["script"]
     exports = "".join(f"export {name}={shlex.quote(value)}; " for name, value in variables.items())
     given = with_secrets(f"{exports}{script}", secrets)
     mounts = _FLAGS.match(given).group()  # type: ignore[union-attr]
     shell = given[len(mounts) :] if secrets else given
-    if not re.search(r"[\r\n]", shell):
+    if not _NOT_ALONE.search(shell):
         return f"RUN {flags}{given}"
     mounts = mounts if secrets else ""
     return f"RUN {flags}{mounts}{json.dumps(['/bin/sh', '-c', shell], ensure_ascii=False)}"

@@ -160,6 +160,9 @@ def test_a_dockerfile_copies_from_its_stages_and_from_images_of_others() -> None
         f'--mount=type=cache,target=/c --mount=target=/x,"from={DENIED}" cp -r /x /y',
         f"--mount=type=bind,\\\nfrom={DENIED},target=/x cp -r /x /y",
         "--mount=from=oci:/data/builder/images:other/iris:v1,target=/x cp -r /x /y",
+        f"--mount=type=tmpfs,target=/t \x0c--mount=from={DENIED},target=/x cp -r /x /y",
+        f"--mount=type=tmpfs,target=/t \u2028--mount=from={DENIED},target=/x cp -r /x /y",
+        f"--mount='type=bind,target=/x\x1c',from={DENIED} cp -r /x /y",
     ],
 )
 @pytest.mark.parametrize("name", ["commands", "post_commands"])
@@ -172,4 +175,5 @@ def test_a_command_reads_no_other_organizations_image(command: str, name: str) -
 
 def test_what_a_command_itself_says_of_images_is_no_matter() -> None:
     commands = [f"tool --from={DENIED}", f"true\nCOPY --from={DENIED} /x /x", "--mount=from=acme/x,target=/x ls /x"]
+    commands.append(f"--network=none\nFROM {DENIED}")  # what a shell runs: no stage
     check_own(USUAL, BentoFiles({"image": {"commands": commands}}, ""), "docker://reg.example.com/ekiben", "acme")

@@ -195,6 +195,10 @@ def test_a_mount_shows_the_bento_unless_it_says_what_else_it_shows(flags: str, e
         ("<<'END'\na\nb\nEND", 'RUN ["/bin/sh", "-c", "a\\nb"]'),
         ("<<END\na\nEND", "RUN a"),
         ("a\rUSER 0", 'RUN ["/bin/sh", "-c", "a\\rUSER 0"]'),
+        ("--network=none\nFROM oci:/x", "RUN --network=none FROM oci:/x"),
+        ("--network=none\n--mount=type=tmpfs,target=/t\r\na", "RUN --network=none --mount=type=tmpfs,target=/t a"),
+        ("a \\", 'RUN ["/bin/sh", "-c", "a \\\\"]'),
+        ("cat > /x <<EOF", 'RUN ["/bin/sh", "-c", "cat > /x <<EOF"]'),
     ],
 )
 def test_a_command_is_one_instruction_however_many_lines_it_has(command: str, expected: str) -> None:
