@@ -209,7 +209,15 @@ def _of_dockerfile(dockerfile: str, docker: Mapping[str, Any], secrets: Sequence
     # A compiler is installed for packages without wheels; what else would use it is a script or a template.
     lean = not any(docker.get(name) for name in ("setup_script", "dockerfile_template", "cuda_version"))
     env = docker.get("env")
-    spaced = {f"ENV {k}={v}": (k, v) for k, v in env.items() if " " in str(v)} if isinstance(env, Mapping) else {}
+    env = env if isinstance(env, Mapping) else {}
+    for name in (name for name, value in env.items() if re.search(r"[\r\n]\s*\S", str(value))):
+        raise FailedPrecondition(
+            f"The bento's variable {str(name)[:80]!r} has a line break in its value, and its BentoML writes what "
+            "follows into env/docker/Dockerfile as other instructions. Set it where the bento runs, or build the bento "
+            "with BentoML 1.4 or later.",
+            reason="BENTO_INCOMPLETE",
+        )
+    spaced = {f"ENV {k}={v}": (k, v) for k, v in env.items() if " " in str(v)}
     before = [
         _quoted(*spaced[each.flat]) if each.flat in spaced else _lean(each) if lean else each
         for each in last[1:begin]

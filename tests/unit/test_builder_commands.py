@@ -118,6 +118,16 @@ def test_of_an_old_bento_the_part_that_layers_take_the_place_of_is_left_out() ->
     assert commands.before.files == ()
 
 
+def test_an_old_bentos_variable_of_several_lines_is_named() -> None:
+    text = OLD.replace("GREETING=good day", "GREETING=good\nUSER nobody")
+    docker = {"system_packages": ["sl"], "env": {"GREETING": "good\nUSER nobody"}}
+    with pytest.raises(FailedPrecondition, match=r"'GREETING'.* line break") as refused:
+        make_commands(BentoFiles({"docker": docker}, "", dockerfile=text))
+    assert refused.value.reason == "BENTO_INCOMPLETE"
+    docker["env"] = {"GREETING": "good day\n"}  # an empty line is none of a Dockerfile's
+    assert make_commands(BentoFiles({"docker": docker}, "", dockerfile=OLD)).before is not None
+
+
 def test_what_a_template_adds_runs_on_the_whole_bento_and_may_copy_from_stages() -> None:
     text = "FROM golang AS tools\nCOPY src/go.mod .\nRUN make\n" + OLD
     text = text.replace("# Default port", 'SHELL ["/bin/bash", "-c"]\nCOPY --from=tools /x /x\nRUN --network=none x\n')
