@@ -167,7 +167,8 @@ envFrom:
 {{- end }}
 {{- if eq (include "ekiben.replicasNamespace" .) .Release.Namespace }}
 - name: EKIBEN_DEPLOYER_KUBERNETES_GATEWAY_SERVICE
-  value: {{ include "ekiben.fullname" . }}:http
+  # By its number: an HTTPRoute takes no name.
+  value: "{{ include "ekiben.fullname" . }}:{{ .Values.service.port }}"
 {{- end }}
 - name: EKIBEN_DEPLOYER_PUBLIC_URL
   value: {{ .Values.publicUrl | quote }}
