@@ -119,7 +119,7 @@ async def open_deployer(settings: Settings, peers: Peers, *, clock: Clock = SYST
             addresses,
             runtime.check_exposure,
             instance_types,
-            Acceptance(runtime, instance_types, settings.drain_s),
+            Acceptance(runtime, instance_types, settings.metric_names, settings.drain_s),
         )
 
         async def ready() -> None:

@@ -23,7 +23,7 @@ from ekiben.errors import (
 )
 from ekiben.identity.v1 import identity_pb2
 from ekiben.registry.v1 import registry_pb2
-from services.deployer import domain, messages, pods
+from services.deployer import domain, messages, pods, scaling
 from services.deployer.addresses import Addresses
 from services.deployer.domain import MAIN, Bento, BentoManifest, Deployment, Revision, Status
 from services.deployer.runtimes.exposures import Exposed
@@ -239,12 +239,12 @@ class Deployments:
         service = service or manifest.entry
         if service not in {one.name for one in manifest.services}:
             domain.refuse([("service", f"{service!r} is no service of {latest.bentos[MAIN].name}")])
-        scaling = messages.scaling(before.scaling)
-        one = scaling.setdefault(service, pb.Scaling())
+        scalings = messages.scaling(before.scaling)
+        one = scalings.setdefault(service, pb.Scaling())
         one.min_replicas = count
         if one.HasField("max_replicas"):
             one.max_replicas = max(one.max_replicas, count)
-        return await self._write(before, replace(before, scaling=messages.scaling_json(scaling)), latest)
+        return await self._write(before, replace(before, scaling=messages.scaling_json(scalings)), latest)
 
     async def terminate(self, organization: str, name: str) -> tuple[Deployment, Revision]:
         """Nothing of it should run."""
@@ -358,10 +358,10 @@ class Deployments:
                 found.append((f"{path}.weight_percent", "must be from 0 to 100"))
             share += max(0, version.weight_percent)
             found += self._template_violations(path, version.envs, version.services)
-            found += _scaling_violations(f"{path}.scaling", version.scaling)
+            found += self._scaling_violations(f"{path}.scaling", version.scaling)
         if share > 100:
             found.append(("deployment.template.canary.versions", f"the weights add up to {share}, more than 100"))
-        found += _scaling_violations("deployment.scaling", sent.scaling)
+        found += self._scaling_violations("deployment.scaling", sent.scaling)
         capture = sent.capture
         if capture.HasField("sample_percent") and not 0 <= capture.sample_percent <= 100:
             found.append(("deployment.capture.sample_percent", "must be from 0 to 100"))
@@ -404,6 +404,16 @@ class Deployments:
             with contextlib.suppress(Unavailable):  # What comes of it is seen later.
                 await self._check_exposure(exposed)
 
+    def _scaling_violations(self, path: str, by_service: Mapping[str, pb.Scaling]) -> list[tuple[str, str]]:
+        found = []
+        for service, one in by_service.items():
+            here = f"{path}[{service}]"
+            least = one.min_replicas if one.HasField("min_replicas") else None
+            found += domain.check_scaling(here, least, one.max_replicas if one.HasField("max_replicas") else None)
+            scales = self._settings.runtime == "kubernetes"
+            found += scaling.violations(here, one, runtime=self._settings.runtime, scales=scales)
+        return found
+
     async def _resolve(self, name: str) -> Bento:
         names.Bento.parse(name)
         bento = await self._bentos.GetBento(registry_pb2.GetBentoRequest(name=name))
@@ -441,17 +451,6 @@ class Deployments:
             reason="PORTS_EXHAUSTED",
             port_range=self._settings.port_range,
         )
-
-
-def _scaling_violations(path: str, scaling: Mapping[str, pb.Scaling]) -> list[tuple[str, str]]:
-    found = []
-    for service, one in scaling.items():
-        found += domain.check_scaling(
-            f"{path}[{service}]",
-            one.min_replicas if one.HasField("min_replicas") else None,
-            one.max_replicas if one.HasField("max_replicas") else None,
-        )
-    return found
 
 
 def _bindable(host: str, port: int) -> bool:

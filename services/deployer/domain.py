@@ -218,6 +218,8 @@ class Status:
     serving_revision: int = 0
     settled: bool = False
     """Whether what runs is what is desired."""
+    scale: Mapping[str, int] = field(default_factory=dict)
+    """How many replicas services that are scaled by the cluster should have had: by `TARGET/SERVICE`."""
 
 
 @dataclass(frozen=True)

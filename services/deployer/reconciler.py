@@ -13,7 +13,7 @@ from ekiben.api.v1 import annotations_pb2
 from ekiben.deployer.v1 import deployer_pb2 as pb
 from ekiben.errors import EkibenError, NotFound
 from ekiben.identity.v1 import identity_pb2
-from services.deployer import gate, messages, rollout, specs, status
+from services.deployer import gate, messages, rollout, scaling, specs, status
 from services.deployer.addresses import CONDITION, Addresses
 from services.deployer.builds import Builds, Made, Progress
 from services.deployer.domain import MAIN, Condition, Deployment, InstanceType, Revision
@@ -21,6 +21,7 @@ from services.deployer.ownership import Ownership
 from services.deployer.rollout import SetView
 from services.deployer.routes import Routes
 from services.deployer.runtimes import Phase, Runtime, SetStatus
+from services.deployer.runtimes.scaling import Autoscaling
 from services.deployer.settings import Settings
 from services.deployer.specs import Version
 from services.deployer.status import Facts, ServiceFact
@@ -100,6 +101,8 @@ class Reconciler:
         self._versions: dict[tuple[str, int], list[Version]] = {}
         self._secrets_known: dict[tuple[object, ...], tuple[float, list[identity_pb2.Secret]]] = {}
         self._applied: set[str] = set()
+        self._lent: dict[str, Autoscaling | None] = {}
+        """By key of a set of a latest revision: who was last told to scale it."""
         self._restored: set[str] = set()
         self._observed: list[SetStatus] = []
         self._stopping = False
@@ -230,6 +233,8 @@ class Reconciler:
         if free:
             await self._runtime.release(free)
         self.routes.forget(one.replica for one in replicas)
+        there = {one.key for one in observed}
+        self._lent = {key: lent for key, lent in self._lent.items() if key in there}
 
     # One deployment
 
@@ -341,8 +346,13 @@ class Reconciler:
         ]
         template = version.services.get(service, pb.ServiceTemplate())
         called = bool(version.manifest.dependents(service))
-        desired = specs.desired_of(deployment, version, service)
+        autoscaling = self._autoscaling(deployment, version, service)
+        acted_on = autoscaling if self._runtime.scales else None
+        least = specs.desired_of(deployment, version, service)
+        remembered = deployment.status.scale.get(f"{version.target}/{service}")
+        desired = scaling.desired_of(acted_on, least, remembered, new, old)
         plan = rollout.plan_of(template.deployment_strategy, desired, called=called)
+        plan = scaling.plan_of(plan, acted_on)
         # A new replica counts once gateways know it: before, an old one must not go, and nobody should be told RUNNING.
         seen_new = replace(_seen(new, key), ready=self._routed(new))
         seen_old = [_seen(one, one.key) for one in old]
@@ -351,9 +361,11 @@ class Reconciler:
             service,
             plan.desired,
             service == version.manifest.entry,
-            rollout.complete(plan, seen_new, seen_old),
+            scaling.complete(plan, seen_new, seen_old, least if new is not None and new.autoscaled else None),
             new,
             tuple(old),
+            autoscaling,
+            acted_on=acted_on is not None,
         )
         view.services.append(fact)
         if given is None:
@@ -371,15 +383,25 @@ class Reconciler:
         may_start = (new is not None and new.asked > 0) or self._reachable(view, version, service)
         held = [one.key for one in old if await self._is_called(view, one)]
         steps = rollout.next_steps(plan, seen_new, seen_old, may_start=may_start, held=held)
-        asked = {step.key: step.replicas for step in steps}
-        if key in asked or (new is not None and key not in self._applied):
-            await self._runtime.apply(spec, asked.get(key, seen_new.asked))
+        asked = {step.key: step.replicas for step in scaling.kept(steps, old, acted_on)}
+        # Its autoscaler is stopped by the first step of the rollout after this one.
+        lent = acted_on if fact.complete or (new is not None and new.autoscaled and not old) else None
+        known = key in self._applied and self._lent.get(key) == lent
+        if key in asked or (new is not None and not known):
+            await self._runtime.apply(replace(spec, autoscaling=lent), asked.get(key, seen_new.asked))
             self._applied.add(key)
+            self._lent[key] = lent
         for one in old:
             if one.key in asked:
                 await self._runtime.scale(one.key, asked[one.key])
         for changed, replicas in asked.items():
             view.acted.append(f"{service} {'new' if changed == key else 'old'} {replicas}")
+
+    def _autoscaling(self, deployment: Deployment, version: Version, service: str) -> Autoscaling | None:
+        """Who should scale it."""
+        size = self._instance_types.get(version.services.get(service, pb.ServiceTemplate()).instance_type)
+        names = self._settings.metric_names
+        return scaling.autoscaling_of(specs.scaling_of(deployment, version, service), size, names)
 
     def _reachable(self, view: _View, version: Version, service: str) -> bool:
         """Whether all that the service calls is there, and gateways know the way."""
@@ -447,10 +469,18 @@ class Reconciler:
                 if version.target != one.target:
                     continue
                 if made := self._wanted(view.deployment, one.revision, version).made:
-                    await self._apply_old(view, one.revision, version, made, one.service, one.asked)
+                    scaled = self._autoscaling(view.deployment, version, one.service) if one.autoscaled else None
+                    await self._apply_old(view, one.revision, version, made, one.service, one.asked, scaled)
 
     async def _apply_old(
-        self, view: _View, revision: int, version: Version, made: Made, service: str, replicas: int
+        self,
+        view: _View,
+        revision: int,
+        version: Version,
+        made: Made,
+        service: str,
+        replicas: int,
+        autoscaling: Autoscaling | None = None,
     ) -> None:
         secrets = await self._secrets(_View(view.deployment, view.revision, []), version)
         if secrets is None:
@@ -465,7 +495,7 @@ class Reconciler:
             instance_types=self._instance_types,
             drain_s=self._settings.drain_s,
         )
-        await self._runtime.apply(spec, replicas)
+        await self._runtime.apply(replace(spec, autoscaling=autoscaling), replicas)
         self._applied.add(spec.key)
 
     async def _report(self, view: _View) -> None:

@@ -54,6 +54,9 @@ class Settings(DatabaseSettings):
     exposure_domains: tuple[str, ...] = ()
     """Domains in or below which the host of an exposure must be, beside the deployment's own host name; empty for
     any."""
+    kubernetes_metrics: tuple[str, ...] = ("gpu=DCGM_FI_DEV_GPU_UTIL", "qps=bentoml_service_requests_per_second")
+    """What the cluster's custom metrics API calls, per pod, the metrics that clients scale by: `NAME=METRIC` each. The
+    first default is that of NVIDIA's DCGM exporter, the second is for a rule of your metrics adapter."""
     host: str = "127.0.0.1"
     """Host in the URLs of deployments: where the gateway's own ports for them are reached."""
     port_range: str = "7500-7999"
@@ -110,6 +113,8 @@ class Settings(DatabaseSettings):
                 if not 0 < first <= last < 65536:
                     faults.append(f"port_range is {self.port_range!r}; it must lie between 1 and 65535.")
         faults += self._policy_faults()
+        if not all(name and metric for name, metric in self.metric_names.items()):
+            faults.append(f"kubernetes_metrics is {self.kubernetes_metrics!r}; each must be NAME=METRIC.")
         if self.runtime not in ("process", "podman", "kubernetes"):
             faults.append(f"runtime is {self.runtime!r}; it must be process, podman or kubernetes.")
         service, _, port = self.kubernetes_gateway_service.partition(":")
@@ -141,6 +146,11 @@ class Settings(DatabaseSettings):
         if not self.image_keys and not self.image_identities:
             faults.append("image_policy needs whom to trust: set image_keys, or image_identities.")
         return faults
+
+    @property
+    def metric_names(self) -> dict[str, str]:
+        """`kubernetes_metrics` by what clients call them."""
+        return {name: metric for name, _, metric in (each.partition("=") for each in self.kubernetes_metrics)}
 
     @property
     def has_ports(self) -> bool:

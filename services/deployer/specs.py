@@ -10,9 +10,9 @@ from google.protobuf import json_format
 
 from ekiben.deployer.v1 import deployer_pb2 as pb
 from ekiben.identity.v1 import identity_pb2
-from services.deployer import domain, messages, pods
+from services.deployer import domain, messages, pods, scaling
 from services.deployer.builds import Made
-from services.deployer.domain import MAIN, BentoManifest, Condition, Deployment, InstanceType, Revision, replicas_of
+from services.deployer.domain import MAIN, BentoManifest, Condition, Deployment, InstanceType, Revision
 from services.deployer.runtimes import SecretFile, SetSpec
 
 CLOUD_ENVS = ("BENTO_CLOUD_API_KEY", "BENTO_CLOUD_API_ENDPOINT")
@@ -62,12 +62,15 @@ def _version(revision: Revision, target: str, of: Any, weight: int) -> Version:
     )
 
 
-def desired_of(deployment: Deployment, version: Version, service: str) -> int:
-    """How many replicas a service of a version should have."""
+def scaling_of(deployment: Deployment, version: Version, service: str) -> pb.Scaling | None:
+    """What was asked for the replicas of a service of a version."""
     by_service = messages.scaling(deployment.scaling) if version.scaling is None else version.scaling
-    scaling = by_service.get(service)
-    least = scaling.min_replicas if scaling is not None and scaling.HasField("min_replicas") else None
-    return replicas_of(least)
+    return by_service.get(service)
+
+
+def desired_of(deployment: Deployment, version: Version, service: str) -> int:
+    """How many replicas a service of a version should have, where nobody scales it."""
+    return scaling.bounds_of(scaling_of(deployment, version, service))[0]
 
 
 def key_of(uid: str, revision: int, target: str, service: str) -> str:

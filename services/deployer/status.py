@@ -6,6 +6,7 @@ from datetime import datetime
 
 from services.deployer.domain import MAIN, Condition, Status
 from services.deployer.runtimes import Phase, ReplicaStatus, SetStatus
+from services.deployer.runtimes.scaling import EXTERNAL, Autoscaling, Scaled
 
 _LAST_LINES = " Its last lines:\n"
 
@@ -21,6 +22,10 @@ class ServiceFact:
     complete: bool
     new: SetStatus | None
     old: tuple[SetStatus, ...] = ()
+    autoscaling: Autoscaling | None = None
+    """Who should scale it."""
+    acted_on: bool = False
+    """Whether the runtime lets him."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,7 @@ def summarize(facts: Facts, before: Status, now: datetime) -> Status:
         _progressing(facts, state, crashed, told=available.status is False),
         *_verified(facts),
         *_reachable(facts),
+        *_autoscaled(facts),
         *((facts.exposed,) if facts.exposed is not None else ()),
     )
     counts = {
@@ -92,6 +98,7 @@ def summarize(facts: Facts, before: Status, now: datetime) -> Status:
         facts.generation,
         facts.serving_revision,
         complete,
+        {f"{fact.target}/{fact.service}": fact.desired for fact in facts.services if fact.acted_on},
     )
 
 
@@ -220,6 +227,35 @@ def _reachable(facts: Facts) -> tuple[Condition, ...]:
         f"reached at {facts.url_by_name}; it takes its own port back once that is free."
     )
     return (Condition("Reachable", False, "PORT_TAKEN", text),)
+
+
+def _autoscaled(facts: Facts) -> tuple[Condition, ...]:
+    """Only where somebody should scale anything."""
+    told = [_scaled(fact, fact.autoscaling) for fact in facts.services if fact.autoscaling is not None]
+    if not told:
+        return ()
+    order: list[bool | None] = [False, None, True]
+    worst = min(told, key=lambda one: order.index(one.status))
+    said = " ".join(dict.fromkeys(one.message for one in told if one.status is worst.status))
+    return (replace(worst, message=said),)
+
+
+def _scaled(fact: ServiceFact, by: Autoscaling) -> Condition:
+    name = fact.service if fact.target == MAIN else f"{fact.service} of {fact.target}"
+    if not fact.acted_on:
+        text = f"{name} keeps {fact.desired} of up to {by.most} replicas: this runtime scales nothing by itself."
+        return Condition("Autoscaled", False, "RUNTIME_SCALES_NOTHING", text)
+    if fact.new is None or not fact.new.autoscaled:
+        return Condition("Autoscaled", None, "ROLLING_OUT", f"{name} is scaled once it is rolled out.")
+    if by.policy == EXTERNAL:
+        return Condition("Autoscaled", True, "EXTERNAL", f"Somebody else scales {name}.")
+    says = fact.new.scaled or Scaled(None)
+    if says.works is False:
+        text = f"{name} keeps the replicas that it has: {says.reason}: {says.message.rstrip('.')}."
+        return Condition("Autoscaled", False, "AUTOSCALER_FAILS", text)
+    if says.works is None:
+        return Condition("Autoscaled", None, "AUTOSCALER_STARTING", f"{name}: the autoscaler has not looked yet.")
+    return Condition("Autoscaled", True, "AUTOSCALED", f"{name} has {by.least} to {by.most} replicas by its use.")
 
 
 def _reason(replica: ReplicaStatus) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from services.deployer.runtimes import SetSpec, SetStatus
+from services.deployer.runtimes import SetStatus
 from services.deployer.runtimes.kubernetes.api import open_api
 from services.deployer.runtimes.kubernetes.caches import Cache
 from services.deployer.runtimes.kubernetes.keeping import MADE
@@ -23,6 +23,7 @@ from tests.api_proxy import ApiProxy, api_proxy
 from tests.cluster import Cluster
 from tests.cluster_platform import new_namespace
 from tests.fixtures_kernel import until
+from tests.kubernetes_sets import a_set
 
 EACH = ("serviceaccount", "secret", "service", "networkpolicy", "poddisruptionbudget", "deployment")
 
@@ -45,30 +46,6 @@ async def running(proxy: ApiProxy, where: Where) -> AsyncIterator[KubernetesRunt
     async with open_kubernetes_runtime(proxy.kubeconfig, "", where) as runtime:
         await asyncio.wait_for(runtime.filled(), 30)
         yield runtime
-
-
-def a_set(**other: object) -> SetSpec:
-    spec = SetSpec(
-        key=f"called{os.urandom(4).hex()}",
-        deployment="deployments/iris",
-        deployment_uid=os.urandom(4).hex(),
-        revision=1,
-        target="main",
-        service="Iris",
-        entry=False,
-        legacy=False,
-        bento="bentoRepositories/iris/bentos/v1",
-        bento_digest=f"sha256:{'ab' * 32}",
-        models=(),
-        environment="",
-        image="localhost/pause:1",
-        image_digest=f"sha256:{'ab' * 32}",
-        envs={"GREETING": "hello"},
-        cpu_millicores=1000,
-        memory_bytes=1 << 50,
-        drain_s=1,
-    )
-    return replace(spec, **other)  # type: ignore[arg-type]
 
 
 async def status_of(runtime: KubernetesRuntime, key: str) -> SetStatus:

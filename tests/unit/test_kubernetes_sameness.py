@@ -1,12 +1,11 @@
 """Whether what lives in a cluster is what was asked."""
 
 from copy import deepcopy
-from decimal import Decimal
 from typing import Any
 
 import pytest
 
-from services.deployer.runtimes.kubernetes.sameness import holds, print_of, quantity
+from services.deployer.runtimes.kubernetes.sameness import holds, print_of
 
 LIVE: dict[str, Any] = {
     "kind": "Deployment",
@@ -78,20 +77,3 @@ def test_a_print_tells_of_all_but_status_and_what_every_write_changes() -> None:
     assert print_of(LIVE) == print_of(changed("metadata.resourceVersion", "8"))
     assert print_of(LIVE) != print_of(changed("spec.replicas", 3))
     assert print_of(LIVE) != print_of(changed("metadata.labels", {}))
-
-
-@pytest.mark.parametrize(
-    ("text", "amount"),
-    [
-        ("1", 1),
-        ("1000m", 1),
-        ("2Gi", 2 << 30),
-        ("1.5k", 1500),
-        ("1e3", 1000),
-        ("100M", 10**8),
-        ("http", None),
-        ("", None),
-    ],
-)
-def test_quantities_are_numbers(text: str, amount: int | None) -> None:
-    assert quantity(text) == (None if amount is None else Decimal(amount))

@@ -4,6 +4,7 @@ isort:skip_file
 The deployer: from a bento to running replicas. Deployments, their revisions and replicas, and the routes to them."""
 
 from collections import abc as _abc
+from ekiben.deployer.v1 import autoscaling_pb2 as _autoscaling_pb2
 from ekiben.deployer.v1 import exposure_pb2 as _exposure_pb2
 from ekiben.deployer.v1 import pods_pb2 as _pods_pb2
 from google.protobuf import descriptor as _descriptor
@@ -440,15 +441,21 @@ class Scaling(_message.Message):
     MIN_REPLICAS_FIELD_NUMBER: _builtins.int
     MAX_REPLICAS_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
+    AUTOSCALING_FIELD_NUMBER: _builtins.int
     min_replicas: _builtins.int
     """Optional. From 0 to 1,000. Absent means 1."""
     max_replicas: _builtins.int
     """Optional. At least `min_replicas`. Absent means the larger of `min_replicas` and 1."""
     @_builtins.property
     def policy(self) -> _struct_pb2.Struct:
-        """Optional. The autoscaling policy, kept for the client that sent it. One machine runs `min_replicas`
-        (but at least 1); a Kubernetes cluster scales between.
+        """Optional. The autoscaling policy in the words of the `bentoml` client: `metrics`, `scale_up_behavior`,
+        `scale_down_behavior` and their windows. One machine runs `min_replicas` (but at least 1); a Kubernetes cluster
+        scales between. What `autoscaling` says wins over it.
         """
+
+    @_builtins.property
+    def autoscaling(self) -> _autoscaling_pb2.Autoscaling:
+        """Optional. Who scales between the two, and by what."""
 
     def __init__(
         self,
@@ -456,10 +463,11 @@ class Scaling(_message.Message):
         min_replicas: _builtins.int | None = ...,
         max_replicas: _builtins.int | None = ...,
         policy: _struct_pb2.Struct | None = ...,
+        autoscaling: _autoscaling_pb2.Autoscaling | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_replicas", b"_max_replicas", "_min_replicas", b"_min_replicas", "max_replicas", b"max_replicas", "min_replicas", b"min_replicas", "policy", b"policy"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_replicas", b"_max_replicas", "_min_replicas", b"_min_replicas", "autoscaling", b"autoscaling", "max_replicas", b"max_replicas", "min_replicas", b"min_replicas", "policy", b"policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_replicas", b"_max_replicas", "_min_replicas", b"_min_replicas", "max_replicas", b"max_replicas", "min_replicas", b"min_replicas", "policy", b"policy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_replicas", b"_max_replicas", "_min_replicas", b"_min_replicas", "autoscaling", b"autoscaling", "max_replicas", b"max_replicas", "min_replicas", b"min_replicas", "policy", b"policy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_replicas: _TypeAlias = _typing.Literal["max_replicas"]  # noqa: Y015
     _WhichOneofArgType__max_replicas: _TypeAlias = _typing.Literal["_max_replicas", b"_max_replicas"]  # noqa: Y015

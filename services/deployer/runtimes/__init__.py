@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from ekiben.deployer.v1.pods_pb2 import PodSettings
 from services.deployer.runtimes.exposures import Exposed, ExposureStatus
+from services.deployer.runtimes.scaling import Autoscaling, Scaled
 
 
 class Phase(Enum):
@@ -93,6 +94,8 @@ class SetSpec:
     memory_bytes: int = 0
     drain_s: float = 30.0
     pod: Pod = field(default_factory=Pod)
+    autoscaling: Autoscaling | None = None
+    """Who scales it from here on; None where only `scale` does. Only for a runtime that `scales`."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,10 @@ class SetStatus:
     """Where replicas of the same revision expect to reach the set; the gateway listens there."""
     note: str = ""
     """What could not be done as asked: limits that this machine does not know."""
+    autoscaled: bool = False
+    """Whether somebody else gives it replicas now; `asked` is what he asked for."""
+    scaled: Scaled | None = None
+    """What the cluster's autoscaler says, where it has one."""
 
     def count(self, *phases: Phase) -> int:
         """How many replicas are in one of the phases."""
@@ -181,6 +188,9 @@ class Runtime(Protocol):
     """Whether replicas go on when the deployer stops, and are another deployer's as well as this one's. Where they do
     not, a deployer that stops drains them, and one that lost the cluster to another ends them."""
 
+    scales: bool
+    """Whether it acts on `SetSpec.autoscaling`."""
+
     async def check(self, spec: SetSpec) -> None:
         """Refuse what could never be applied, before somebody is told that it will be. Nothing is changed.
 
@@ -190,11 +200,12 @@ class Runtime(Protocol):
         ...
 
     async def apply(self, spec: SetSpec, replicas: int) -> None:
-        """Make the set, or tell it its environment anew, and scale it."""
+        """Make the set, or tell it its environment anew, and scale it. With `autoscaling` it begins with so many."""
         ...
 
     async def scale(self, key: str, replicas: int) -> None:
-        """Tell a set how many replicas to have; unknown sets are ignored. At 0 all drain, then the set is forgotten."""
+        """Tell a set how many replicas to have, and whoever scales it no more; unknown sets are ignored. At 0 all
+        drain, then the set is forgotten."""
         ...
 
     async def release(self, replicas: Collection[str]) -> None:

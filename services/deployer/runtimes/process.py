@@ -60,6 +60,7 @@ class ProcessRuntime:
     """See the module. Made by `open_process_runtime`."""
 
     outlives = False
+    scales = False
 
     def __init__(
         self,

@@ -63,18 +63,24 @@ class Api:
     def __init__(self, api: client.ApiClient, namespace: str) -> None:
         self._api, self._namespace = api, namespace
 
-    async def apply(self, made: Object, *, dry_run: bool = False) -> Object:
+    async def apply(
+        self, made: Object, *, dry_run: bool = False, manager: str = FIELD_MANAGER, force: bool = False
+    ) -> Object:
         """Server-side apply. Gives the object as it then is.
 
+        `force` takes fields from their owners: only for those that we lent ourselves, at a version that was looked at.
+
         Raises:
-            FailedPrecondition: somebody else owns a field (FIELD_OWNED), or the namespace is not there.
+            FailedPrecondition: somebody else owns a field (FIELD_OWNED), or somebody deletes the namespace.
+            NotFound: the namespace is not there.
+            Aborted: it is not of the version any more that it names (KUBERNETES_CHANGED).
             InvalidArgument: the cluster refuses it for what it says (KUBERNETES_REFUSED), in the cluster's words.
             ResourceExhausted: a quota of the namespace is used up (KUBERNETES_QUOTA).
             PermissionDenied, Unauthenticated: the credentials may not do this.
             Unavailable: the API server does not answer.
         """
         url = f"{_PATHS[made['kind']].format(self._namespace)}/{made['metadata']['name']}"
-        query = [("fieldManager", FIELD_MANAGER), ("force", "false"), ("fieldValidation", "Strict")]
+        query = [("fieldManager", manager), ("force", str(force).lower()), ("fieldValidation", "Strict")]
         query += [("dryRun", "All")] if dry_run else []
         # JSON is YAML.
         return await self._call("PATCH", url, query, made, content_type="application/apply-patch+yaml")
@@ -94,6 +100,10 @@ class Api:
             await self._call(
                 "DELETE", f"{_PATHS[kind].format(self._namespace)}/{name}", [("propagationPolicy", "Background")]
             )
+
+    async def get(self, kind: str, name: str) -> Object:
+        """One object, with its managed fields. Raises NotFound."""
+        return await self._call("GET", f"{_PATHS[kind].format(self._namespace)}/{name}", [])
 
     async def listed(self, kind: str, selector: str, *, fields: str = "") -> tuple[list[Object], str]:
         """All objects with these labels and these `fields`, and the version of the list."""

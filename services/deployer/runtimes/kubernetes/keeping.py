@@ -11,15 +11,17 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from ekiben.errors import EkibenError
+from ekiben.errors import EkibenError, FailedPrecondition
 from services.deployer.runtimes import SetSpec
 from services.deployer.runtimes.kubernetes import objects
 from services.deployer.runtimes.kubernetes.api import Api
+from services.deployer.runtimes.kubernetes.autoscaling import CONTROLLER, SCALED_BY, owners_of_replicas, targets
 from services.deployer.runtimes.kubernetes.caches import Cache
-from services.deployer.runtimes.kubernetes.names import APPLIED, SET, Object, Where, name_of
+from services.deployer.runtimes.kubernetes.names import APPLIED, FIELD_MANAGER, SET, Object, Where, name_of
 from services.deployer.runtimes.kubernetes.sameness import digest_of, holds, print_of
+from services.deployer.runtimes.scaling import EXTERNAL
 from services.kernel.clock import Clock
 from services.kernel.watches import Signal
 
@@ -35,6 +37,8 @@ MADE = (
     "HorizontalPodAutoscaler",
 )
 """The kinds that are made of a set, and watched."""
+LENDER = f"{FIELD_MANAGER}-replicas"
+"""The field manager that keeps a number of replicas while nobody else has taken it over."""
 _AWAY = "KUBERNETES_AWAY"
 _PAUSES_S: Mapping[str, tuple[float, ...]] = {_AWAY: (1.0, 3.0, 10.0), "": (1.0, 5.0, 15.0, 30.0)}
 """Before something is applied again that the cluster did not take, by reason."""
@@ -106,9 +110,10 @@ class Keeper:
         return asked
 
     def scale(self, key: str, replicas: int) -> None:
-        """Want another number of replicas of a set that is known."""
-        if (asked := self.asked.get(key)) is not None and asked.replicas != replicas:
-            asked.replicas = replicas
+        """Want another number of replicas of a set that is known, and nobody else to scale it."""
+        asked = self.asked.get(key)
+        if asked is not None and (asked.replicas != replicas or asked.spec.autoscaling is not None):
+            asked.spec, asked.replicas = replace(asked.spec, autoscaling=None), replicas
             if asked.again_at != math.inf:
                 asked.mended()
             self._look_at(key)
@@ -129,6 +134,9 @@ class Keeper:
             if not key:  # Somebody took the label off: the name still says whose it is.
                 key = str(item["metadata"]["name"]).partition("-")[2]
             asked = self.asked.get(key)
+            if kind == "Deployment" and asked is not None and asked.spec.autoscaling is not None:
+                # Who scales it decides; a Deployment that is deleted by hand comes back with as many.
+                asked.replicas = int(item["spec"].get("replicas", asked.replicas))
             known = asked.sent.get(kind) if asked is not None else None
             live = item["metadata"]["name"] in self._caches[kind].objects
             if key in self.ending or (asked is not None and (not live or not known or known[1] != print_of(item))):
@@ -215,13 +223,35 @@ class Keeper:
 
     async def _apply(self, asked: Asked) -> None:
         spec, name = asked.spec, name_of(asked.spec.key)
-        anchor = await self._one(asked, objects.anchor(spec, self._where))
-        made = objects.objects(spec, asked.replicas, self._where, anchor["metadata"]["uid"])
-        for each in made:
-            await self._one(asked, each)
+        made = objects.objects(spec, asked.replicas, self._where, "")
+        # First what is not wanted any more: an autoscaler that goes on would write what we are about to.
         for kind in set(MADE) - {"ServiceAccount"} - {each["kind"] for each in made}:
             if name in self._caches[kind].objects:
                 await self._api.delete(kind, name)
+        anchor = await self._one(asked, objects.anchor(spec, self._where))
+        for each in objects.objects(spec, asked.replicas, self._where, anchor["metadata"]["uid"]):
+            if each["kind"] == "Deployment" and spec.autoscaling is not None:
+                await self._lend(asked, each, anchor["metadata"]["uid"])
+            await self._one(asked, each)
+
+    async def _lend(self, asked: Asked, wanted: Object, owner_uid: str) -> None:
+        """Let go of a Deployment's `replicas`, where we still own them, without a change of their number."""
+        name = wanted["metadata"]["name"]
+        live = self._caches["Deployment"].objects.get(name)
+        if live is None:  # With as many as there should be, and not the one that is the default.
+            given = replace(asked.spec, autoscaling=None)
+            (own,) = (
+                each
+                for each in objects.objects(given, asked.replicas, self._where, owner_uid)
+                if each["kind"] == "Deployment"
+            )
+            live = await self._one(asked, own)
+        if SCALED_BY not in (live["metadata"].get("annotations") or {}):
+            # A field that its only owner stops to apply is gone, so another one has it until the scaler takes it.
+            head = {"name": name, "namespace": self._where.namespace}
+            kept = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": head}
+            kept["spec"] = {"replicas": int(live["spec"].get("replicas", 1))}
+            await self._api.apply(kept, manager=LENDER)
 
     async def _one(self, asked: Asked, wanted: Object) -> Object:
         """One object as it is wanted, with a call where it is not so. Gives what lives."""
@@ -238,10 +268,34 @@ class Keeper:
                 asked.sent[kind] = digest, printed
                 return live
         wanted["metadata"].setdefault("annotations", {})[APPLIED] = digest
-        applied = await self._api.apply(wanted)
+        try:
+            applied = await self._api.apply(wanted)
+        except FailedPrecondition as exc:
+            if kind != "Deployment" or exc.metadata.get("fields") != ".spec.replicas":
+                raise
+            applied = await self._take_back(wanted, exc)
         self._caches[kind].put(applied)
         asked.sent[kind] = digest, print_of(applied)
         return applied
+
+    async def _take_back(self, wanted: Object, refused: FailedPrecondition) -> Object:
+        """A Deployment's `replicas`, where whoever owns them has them from us and scales no more.
+
+        Raises what was refused where somebody else goes on to scale it.
+        """
+        name = wanted["metadata"]["name"]
+        live = await self._api.get("Deployment", name)
+        scalers, _ = await self._api.listed("HorizontalPodAutoscaler", "")
+        for scaler in scalers:
+            if targets(scaler, name) and scaler["metadata"]["name"] != name:
+                text = f"{refused.message} The HorizontalPodAutoscaler {scaler['metadata']['name']} scales it."
+                raise FailedPrecondition(text, reason="FIELD_OWNED", owners=scaler["metadata"]["name"])
+        lent = (live["metadata"].get("annotations") or {}).get(SCALED_BY)
+        ours = {(LENDER, ""), (FIELD_MANAGER, ""), (CONTROLLER, "scale")}
+        if lent != EXTERNAL and not owners_of_replicas(live) <= ours:
+            raise refused
+        wanted["metadata"]["resourceVersion"] = live["metadata"]["resourceVersion"]
+        return await self._api.apply(wanted, force=True)
 
     async def _end(self, key: str) -> None:
         if not self.lives(key):

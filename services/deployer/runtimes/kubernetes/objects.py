@@ -6,6 +6,7 @@
     Deployment                the pods
     PodDisruptionBudget       one pod at a time may be taken from more than one
     NetworkPolicy             for services that others call: they unpickle what they are sent
+    HorizontalPodAutoscaler   where the cluster scales it; the Deployment then says nothing of replicas
 
 All have the name of the set. Source: the Kubernetes API of 1.30 and later; the restricted pod security standard.
 """
@@ -14,6 +15,7 @@ import base64
 
 from ekiben.errors import FailedPrecondition
 from services.deployer.runtimes import SetSpec
+from services.deployer.runtimes.kubernetes.autoscaling import SCALED_BY, autoscaler_spec
 from services.deployer.runtimes.kubernetes.names import (
     ABOUT,
     INSTALLATION,
@@ -28,6 +30,7 @@ from services.deployer.runtimes.kubernetes.names import (
 )
 from services.deployer.runtimes.kubernetes.placement import placed
 from services.deployer.runtimes.kubernetes.pod import pod_of
+from services.deployer.runtimes.scaling import HPA
 
 
 def anchor(spec: SetSpec, where: Where) -> Object:
@@ -76,6 +79,9 @@ def objects(spec: SetSpec, replicas: int, where: Where, owner_uid: str) -> list[
     if not spec.entry:
         found.append(_network_policy(spec, where))
     found += [_disruptions(spec, where), _deployment(spec, replicas, where)]
+    if spec.autoscaling is not None and spec.autoscaling.policy == HPA:
+        scaler = _head("autoscaling/v2", "HorizontalPodAutoscaler", spec, where)
+        found.append({**scaler, "spec": autoscaler_spec(spec.autoscaling, name_of(spec.key))})
     for each in found:
         each["metadata"]["ownerReferences"] = [owner]
     return found
@@ -152,4 +158,7 @@ def _deployment(spec: SetSpec, replicas: int, where: Where) -> Object:
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
         "template": template_of(spec, where),
     }
+    if spec.autoscaling is not None:
+        made["metadata"]["annotations"][SCALED_BY] = spec.autoscaling.policy
+        del made["spec"]["replicas"]
     return made

@@ -20,6 +20,7 @@ from services.deployer.runtimes import Event, Line, SetSpec, SetStatus
 from services.deployer.runtimes.exposures import Exposed, ExposureStatus
 from services.deployer.runtimes.kubernetes import checking, events, objects
 from services.deployer.runtimes.kubernetes.api import Api, open_api
+from services.deployer.runtimes.kubernetes.autoscaling import SCALED_BY, scaled_of
 from services.deployer.runtimes.kubernetes.caches import Cache
 from services.deployer.runtimes.kubernetes.events import Explainer
 from services.deployer.runtimes.kubernetes.exposing import Exposures
@@ -37,6 +38,7 @@ from services.deployer.runtimes.kubernetes.names import (
 from services.deployer.runtimes.kubernetes.pods import not_made, replica_of
 from services.deployer.runtimes.kubernetes.pulling import Logins, PullSecret
 from services.deployer.runtimes.kubernetes.slices import endpoints_of, placed
+from services.deployer.runtimes.scaling import HPA
 from services.kernel.clock import SYSTEM, Clock
 from services.kernel.watches import Signal
 
@@ -53,6 +55,7 @@ class KubernetesRuntime:
     """See the module. Made by `open_kubernetes_runtime`."""
 
     outlives = True
+    scales = True
 
     def __init__(
         self,
@@ -116,6 +119,10 @@ class KubernetesRuntime:
             found[key] = SetStatus(
                 key, spec.deployment, spec.deployment_uid, spec.revision, spec.target, spec.service, asked.replicas
             )
+            if spec.autoscaling is not None:
+                scaler = self._caches["HorizontalPodAutoscaler"].objects.get(name_of(key))
+                told = scaled_of(scaler) if spec.autoscaling.policy == HPA else None
+                found[key] = replace(found[key], autoscaled=True, scaled=told)
         for kind in ("Deployment", "Pod", "ServiceAccount"):
             for item in self._caches[kind].objects.values():
                 key = _label(item, SET)
@@ -123,7 +130,9 @@ class KubernetesRuntime:
                     found[key] = seen
                 adopted = key in found and key not in self._keeper.asked and key not in self._keeper.ending
                 if kind == "Deployment" and adopted:
-                    found[key] = replace(found[key], asked=int(item["spec"].get("replicas", 1)))
+                    lent = SCALED_BY in (item["metadata"].get("annotations") or {})
+                    count = int(item["spec"].get("replicas", 1))
+                    found[key] = replace(found[key], asked=count, autoscaled=lent)
         replicas: dict[str, list[Object]] = {key: [] for key in found}
         places = endpoints_of(self._caches["EndpointSlice"].objects.values())
         for pod in self._caches["Pod"].objects.values():

@@ -7,23 +7,14 @@ whether it has all that it should.
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
+from services.deployer.quantities import quantity
 from services.deployer.runtimes.kubernetes.names import Object
 
 _IGNORED = ("managedFields", "resourceVersion", "generation", "selfLink")
-_SUFFIXES = {
-    "n": Decimal("1e-9"),
-    "u": Decimal("1e-6"),
-    "m": Decimal("1e-3"),
-    "": Decimal(1),
-    **{letter: Decimal(1000) ** power for power, letter in enumerate("kMGTPE", 1)},
-    **{f"{letter}i": Decimal(1024) ** power for power, letter in enumerate("KMGTPE", 1)},
-}
-_QUANTITY = re.compile(r"([+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)([numkMGTPE]|[KMGTPE]i)?")
 
 
 def print_of(live: Object) -> str:
@@ -55,12 +46,13 @@ def _holds(live: Any, wanted: Any) -> bool:
         # Lists of objects are merged by their keys; others may have put something between.
         return all(any(_holds(one, each) for one in found) for each in wanted)
     if isinstance(wanted, str) and isinstance(live, str | int | float) and live != wanted:
-        amount = quantity(wanted)
-        return amount is not None and amount == quantity(str(live))
+        amount = _quantity(wanted)
+        return amount is not None and amount == _quantity(str(live))
     return bool(live == wanted) or (wanted in (None, "", 0, False) and live is None)
 
 
-def quantity(text: str) -> Decimal | None:
-    """A quantity of Kubernetes (`500m`, `2Gi`); None for what is none."""
-    found = _QUANTITY.fullmatch(text)
-    return Decimal(found[1]) * _SUFFIXES[found[2] or ""] if found else None
+def _quantity(text: str) -> Decimal | None:
+    try:
+        return quantity(text)
+    except ValueError:
+        return None

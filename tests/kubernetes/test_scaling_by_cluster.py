@@ -1,0 +1,160 @@
+"""Replicas that Kubernetes' own autoscaler gives: who owns their number, and that real use changes it."""
+
+import asyncio
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.deployer.runtimes import SetStatus
+from services.deployer.runtimes.kubernetes.autoscaling import owners_of_replicas
+from services.deployer.runtimes.kubernetes.keeping import LENDER
+from services.deployer.runtimes.kubernetes.names import Where, name_of
+from services.deployer.runtimes.kubernetes.runtime import KubernetesRuntime, open_kubernetes_runtime
+from services.deployer.runtimes.scaling import Autoscaling, Metric
+from tests.api_proxy import api_proxy
+from tests.cluster import Cluster
+from tests.cluster_platform import new_namespace
+from tests.fixtures_kernel import until
+from tests.kubernetes_sets import a_set
+
+BY_CPU = (Metric("resource", "cpu", utilization_percent=80),)
+
+
+@pytest.fixture(scope="module")
+def namespace(cluster: Cluster) -> Iterator[str]:
+    """A namespace of this module's own."""
+    with new_namespace(cluster, "scaling") as name:
+        yield name
+
+
+@pytest.fixture
+def where(namespace: str) -> Where:
+    """An installation of each test's own."""
+    return Where(os.urandom(4).hex(), namespace)
+
+
+async def status_of(runtime: KubernetesRuntime, key: str) -> SetStatus:
+    (found,) = [one for one in await runtime.observe() if one.key == key]
+    return found
+
+
+def has(runtime: KubernetesRuntime, key: str, replicas: int) -> Any:
+    async def probe() -> bool:
+        return (await status_of(runtime, key)).asked == replicas
+
+    return probe
+
+
+async def test_replicas_are_lent_to_the_autoscaler_and_taken_back(
+    cluster: Cluster, where: Where, tmp_path: Path
+) -> None:
+    """The pods stay pending: the autoscaler keeps to its bounds without any metric."""
+    spec = a_set()
+    name, at = name_of(spec.key), ("-n", where.namespace)
+    scaled = replace(spec, autoscaling=Autoscaling("hpa", 3, 5, BY_CPU))
+
+    def live() -> Any:
+        return cluster.get("deployment", name, *at, "--show-managed-fields")
+
+    async with api_proxy(cluster.kubeconfig, tmp_path) as proxy:
+        async with open_kubernetes_runtime(proxy.kubeconfig, "", where) as runtime:
+            await asyncio.wait_for(runtime.filled(), 30)
+            await runtime.apply(spec, 2)
+            await asyncio.wait_for(runtime.settled(), 30)
+            # Killed between the two writes by which the number is handed over, and done anew.
+            cut: list[str] = []
+
+            def choose(operation: str, count: int) -> str:
+                if operation == "apply deployments" and not cut:
+                    cut.append(operation)
+                    return "after:cut"
+                return ""
+
+            proxy.choose = choose
+            await runtime.apply(scaled, 2)
+            await until(lambda: cut, "the first write was cut off", 30)
+            await until(has(runtime, spec.key, 3), "the autoscaler has raised it to its least", 90)
+            owners = owners_of_replicas(await asyncio.to_thread(live))
+            assert {manager for manager, _ in owners} == {"kube-controller-manager"}
+            assert (await status_of(runtime, spec.key)).autoscaled
+            before = proxy.calls()
+            await runtime.apply(replace(scaled, envs={"GREETING": "changed"}), 2)
+            await asyncio.wait_for(runtime.settled(), 30)
+            assert (await asyncio.to_thread(live))["spec"]["replicas"] == 3
+            assert proxy.calls()["apply deployments"] - before["apply deployments"] <= 1
+            # Deleted by hand it comes back with as many, not with the one that is the default.
+            await asyncio.to_thread(cluster.kubectl, "delete", "deployment", name, *at)
+            await asyncio.to_thread(cluster.kubectl, "delete", "horizontalpodautoscaler", name, *at)
+
+            async def back() -> bool:
+                kinds = await asyncio.to_thread(cluster.get, "deployment,horizontalpodautoscaler", *at)
+                return {each["kind"] for each in kinds["items"] if each["metadata"]["name"] == name} == {
+                    "Deployment",
+                    "HorizontalPodAutoscaler",
+                }
+
+            await until(back, "both are back", 60)
+            assert (await asyncio.to_thread(live))["spec"]["replicas"] == 3
+        # Another deployer, which takes it over and then scales it itself, as at the begin of a rollout.
+        async with open_kubernetes_runtime(proxy.kubeconfig, "", where) as runtime:
+            await asyncio.wait_for(runtime.filled(), 30)
+            adopted = await status_of(runtime, spec.key)
+            assert (adopted.asked, adopted.autoscaled) == (3, True)
+            await runtime.apply(replace(scaled, envs={"GREETING": "changed"}), 3)
+            await runtime.scale(spec.key, 1)
+            await asyncio.wait_for(runtime.settled(), 30)
+            status = await status_of(runtime, spec.key)
+            assert (status.asked, status.autoscaled, status.note) == (1, False, "")
+            now = await asyncio.to_thread(live)
+            assert now["spec"]["replicas"] == 1
+            assert {manager for manager, _ in owners_of_replicas(now)} <= {"ekiben", LENDER}
+            # An autoscaler of somebody else's is no ghost: it is named, and left alone.
+            kubectl = ("autoscale", "deployment", name, "--min=4", "--max=6", f"--name=theirs-{name}")
+            await asyncio.to_thread(cluster.kubectl, *kubectl, *at)
+
+            async def raised() -> bool:
+                return bool((await asyncio.to_thread(live))["spec"]["replicas"] == 4)
+
+            await until(raised, "theirs has raised it", 90)
+
+            async def told() -> bool:
+                return f"theirs-{name}" in (await status_of(runtime, spec.key)).note
+
+            await until(told, "whose autoscaler it is is said", 60)
+            await asyncio.to_thread(cluster.kubectl, "delete", "horizontalpodautoscaler", f"theirs-{name}", *at)
+            await runtime.scale(spec.key, 2)
+            await asyncio.wait_for(runtime.settled(), 60)
+
+            async def ours() -> bool:
+                return bool((await asyncio.to_thread(live))["spec"]["replicas"] == 2)
+
+            await until(ours, "it is ours again once theirs is gone", 60)
+
+
+async def test_what_an_outside_scaler_writes_is_never_written_over(
+    cluster: Cluster, where: Where, tmp_path: Path
+) -> None:
+    spec = a_set()
+    name, at = name_of(spec.key), ("-n", where.namespace)
+    lent = replace(spec, autoscaling=Autoscaling("external", 1, 1))
+    async with open_kubernetes_runtime(cluster.kubeconfig, "", where) as runtime:
+        await asyncio.wait_for(runtime.filled(), 30)
+        await runtime.apply(lent, 2)
+        await asyncio.wait_for(runtime.settled(), 30)
+        await until(has(runtime, spec.key, 2), "it begins with as many as asked", 30)
+        await asyncio.to_thread(cluster.kubectl, "scale", "deployment", name, "--replicas=4", *at)
+        await until(has(runtime, spec.key, 4), "his number is seen", 30)
+        await runtime.apply(replace(lent, envs={"GREETING": "changed"}), 2)
+        await asyncio.wait_for(runtime.settled(), 30)
+        live = await asyncio.to_thread(cluster.get, "deployment", name, *at)
+        assert live["spec"]["replicas"] == 4
+        status = await status_of(runtime, spec.key)
+        assert (status.note, status.autoscaled, status.asked) == ("", True, 4)
+        await runtime.apply(spec, 1)  # The policy is another now: whoever had it, had it from us.
+        await asyncio.wait_for(runtime.settled(), 30)
+        live = await asyncio.to_thread(cluster.get, "deployment", name, *at)
+        assert live["spec"]["replicas"] == 1
