@@ -16,6 +16,7 @@ from ekiben.cli.session import run
 from ekiben.cli.templates import Flags, Services, flag_options
 from ekiben.client import Client
 from ekiben.deployer.v1 import deployer_pb2 as pb
+from ekiben.deployer.v1 import images_pb2
 from ekiben.deployments import serving
 
 COLUMNS = [
@@ -36,6 +37,8 @@ def fields(deployment: pb.Deployment) -> list[tuple[str, str]]:
         ("Deployment", last(deployment.name)),
         ("State", state(deployment)),
         ("Bento", tag(template.bento)),
+        ("Image", template.image.reference),
+        ("Models", "mounted" if template.model_delivery == images_pb2.IMAGE_VOLUME else ""),
         ("Canary", _canary(template.canary)),
         ("URL", "\n".join(deployment.urls)),
         ("Ready", "\n".join(f"{s}  {c.ready}/{c.desired}" for s, c in sorted(deployment.replica_counts.items()))),

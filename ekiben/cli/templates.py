@@ -10,7 +10,7 @@ import click
 from google.protobuf import json_format
 from google.protobuf.struct_pb2 import Struct
 
-from ekiben.cli import autoscaling, exposures, short
+from ekiben.cli import autoscaling, delivery, exposures, short
 from ekiben.cli.options import PAIR
 from ekiben.deployer.v1 import deployer_pb2 as pb
 from ekiben.errors import InvalidArgument
@@ -39,6 +39,9 @@ class Flags:
     capture_body_bytes: int | None = None
     redact: tuple[str, ...] = ()
     access_authorization: bool | None = None
+    image: str | None = None
+    image_pull_secrets: tuple[str, ...] = ()
+    model_delivery: str | None = None
     exposure: exposures.ExposureFlags = exposures.NONE_GIVEN
     scaling: autoscaling.ScalingFlags = autoscaling.NONE_GIVEN
 
@@ -82,6 +85,7 @@ def flag_options(function: F) -> F:
             default=None,
             help="Whether a request must carry an API token.",
         ),
+        *delivery.OPTIONS,
     ]
     for option in reversed(options):
         function = option(function)
@@ -178,6 +182,7 @@ def apply(deployment: pb.Deployment, flags: Flags, services: Services) -> list[s
         for service in services.names:
             template.services[service].deployment_strategy = flags.strategy
     _set_overrides(template, flags.overrides, services)
+    delivery.apply(template, flags.image, flags.image_pull_secrets, flags.model_delivery)
     for word in flags.replicas:
         service, count = services.split(word, "--replicas")
         if not count.isdigit():

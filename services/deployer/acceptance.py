@@ -29,13 +29,14 @@ class Acceptance:
     async def __call__(self, deployment: Deployment, revision: Revision) -> None:
         """Raises InvalidArgument in the words of the runtime, or of the cluster."""
         for version in specs.versions_of(revision):
+            apart = tuple((model, NOT_BUILT.digest) for model, _ in version.models) if version.models_apart else ()
             for service in version.manifest.services:
                 spec = specs.spec_of(
                     deployment,
                     revision.number,
                     version,
                     service.name,
-                    made=NOT_BUILT,
+                    made=replace(NOT_BUILT, model_images=apart),
                     secrets=[],
                     instance_types=self._instance_types,
                     drain_s=self._drain_s,

@@ -43,6 +43,8 @@ class Made:
     """The image's place."""
     image_name: str = ""
     """`images/{image}`."""
+    model_images: tuple[tuple[str, str], ...] = ()
+    """Models that the image leaves out: name, and digest of the image that has it."""
     verified: Condition | None = None
     """Who signed the image; None where nobody asks."""
 
@@ -68,10 +70,21 @@ class Output(Enum):
 
     ENVIRONMENT = builder_pb2.Build.ENVIRONMENT
     IMAGE = builder_pb2.Build.IMAGE
+    IMAGE_AND_MODELS = builder_pb2.Build.IMAGE_AND_MODELS
 
 
-Key = tuple[str, int, str, str, tuple[str, ...]]
-"""Deployment and revision, bento and its digest, secrets."""
+@dataclass(frozen=True)
+class Way:
+    """How a revision wants to get what it runs."""
+
+    image: str = ""
+    """An image that is there already, as `docker://HOST/NAME@DIGEST`; empty to have one built."""
+    models_apart: bool = False
+
+
+BUILT = Way()
+Key = tuple[str, int, str, str, tuple[str, ...], Way]
+"""Deployment and revision, bento and its digest, secrets, and the way."""
 
 
 class Builds:
@@ -98,13 +111,14 @@ class Builds:
         secrets: Sequence[str],
         caller: Principal,
         parent: str,
+        way: Way = BUILT,
     ) -> Progress:
         """The progress of a build, which is asked for if it was not yet."""
-        key = (*revision, bento, digest, tuple(secrets))
+        key = (*revision, bento, digest, tuple(secrets), way)
         progress = self._progress.get(key)
         if progress is None:
             progress = self._progress[key] = Progress()
-            progress.task = tasks.create_task(self._follow(progress, bento, secrets, caller, parent))
+            progress.task = tasks.create_task(self._follow(progress, bento, secrets, caller, parent, way))
         progress.wanted_at = self._clock.monotonic()
         return progress
 
@@ -124,7 +138,7 @@ class Builds:
                 del self._progress[key]
 
     async def _follow(
-        self, progress: Progress, bento: str, secrets: Sequence[str], caller: Principal, parent: str
+        self, progress: Progress, bento: str, secrets: Sequence[str], caller: Principal, parent: str, way: Way
     ) -> None:
         pause = FIRST_PAUSE_S
         while True:
@@ -132,8 +146,12 @@ class Builds:
                 what = "build image" if self._output is Output.IMAGE else "build environment"
                 with telemetry.continue_trace(parent, what, **{"ekiben.bento": bento}):
                     with on_behalf_of(caller):
-                        progress.built = False
-                        build = await self._build(progress, bento, secrets)
+                        progress.built = bool(way.image)
+                        if way.image:
+                            progress.made = await self._given(way.image)
+                            self.changed()
+                            return
+                        build = await self._build(progress, bento, secrets, way)
                         progress.built = True
                         made = await self._made(build)
             except EkibenError as exc:
@@ -168,9 +186,10 @@ class Builds:
         progress.message, progress.failed, progress.reason = message, True, reason
         self.changed()
 
-    async def _build(self, progress: Progress, bento: str, secrets: Sequence[str]) -> builder_pb2.Build:
+    async def _build(self, progress: Progress, bento: str, secrets: Sequence[str], way: Way) -> builder_pb2.Build:
+        output = Output.IMAGE_AND_MODELS if way.models_apart else self._output
         asked = builder_pb2.CreateBuildRequest(
-            bento=bento, secrets=secrets, output=self._output.value, priority=builder_pb2.Build.INTERACTIVE
+            bento=bento, secrets=secrets, output=output.value, priority=builder_pb2.Build.INTERACTIVE
         )
         build = await self._stub.CreateBuild(asked)
         progress.build = build.name
@@ -190,5 +209,13 @@ class Builds:
         if self._output is Output.ENVIRONMENT:
             return Made(build.environment.digest, environment=build.environment.path)
         image = await self._images.GetImage(images_pb2.GetImageRequest(name=build.image))
-        verified = await self._gate.look(image.location, image.digest) if self._gate else None
-        return Made(image.digest, image=image.location, image_name=image.name, verified=verified)
+        apart = tuple((layer.model, layer.image) for layer in image.layers if layer.image)
+        mounted = [digest for _, digest in apart]
+        verified = await self._gate.look(image.location, image.digest, mounted) if self._gate else None
+        return Made(image.digest, image=image.location, image_name=image.name, model_images=apart, verified=verified)
+
+    async def _given(self, image: str) -> Made:
+        """An image that somebody else made, once it may be run."""
+        digest = image.partition("@")[2]
+        verified = await self._gate.look(image, digest) if self._gate else None
+        return Made(digest, image=image, verified=verified)

@@ -23,7 +23,7 @@ from ekiben.errors import (
 )
 from ekiben.identity.v1 import identity_pb2
 from ekiben.registry.v1 import registry_pb2
-from services.deployer import domain, messages, pods, scaling
+from services.deployer import domain, messages, pods, prebuilt, scaling
 from services.deployer.addresses import Addresses
 from services.deployer.domain import MAIN, Bento, BentoManifest, Deployment, Revision, Status
 from services.deployer.runtimes.exposures import Exposed
@@ -44,6 +44,8 @@ CHANGEABLE = (
     "template.secrets",
     "template.services",
     "template.canary",
+    "template.image",
+    "template.model_delivery",
     "scaling",
     "capture",
     "access_authorization",
@@ -333,6 +335,7 @@ class Deployments:
         for secret in dict.fromkeys(wanted):
             names.Secret.parse(secret)
             await self._vault.GetSecret(identity_pb2.GetSecretRequest(name=secret))
+        await prebuilt.settle(template, self._settings.runtime)
         return template, bentos
 
     def _violations(self, sent: pb.Deployment) -> list[tuple[str, str]]:

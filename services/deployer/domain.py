@@ -17,6 +17,8 @@ STRATEGIES = ("RollingUpdate", "Recreate", "RampedSlowRollout", "BestEffortContr
 ROUTE_TYPES = ("", "random", "header", "query")
 MAX_REPLICAS = 1000
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+SECRET_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+"""Of a Secret of Kubernetes."""
 RESERVED_ENVS = ("EKIBEN_PROCESS", "BENTOML_HOME", "BENTOML_RUNNER_MAP", "PROMETHEUS_MULTIPROC_DIR")
 """Set by the platform for each replica; a value of the user's would break it."""
 GPU = "nvidia.com/gpu"

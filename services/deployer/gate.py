@@ -12,11 +12,12 @@ from pathlib import Path
 
 from prometheus_client import Counter
 
-from ekiben.errors import EkibenError, Unavailable
+from ekiben.errors import EkibenError, FailedPrecondition, Unavailable
 from services.content import open_images
 from services.content.attestations import keys, verification
 from services.content.attestations.keyless import Identity
 from services.content.attestations.verification import Trust
+from services.content.images.resolving import read_json
 from services.deployer.domain import Condition
 from services.kernel.clock import Clock
 
@@ -37,7 +38,7 @@ class Gate:
         self._policy, self._keys, self._clock = policy, trusted, clock
         self._identities = [Identity.parse(each) for each in identities]
 
-    async def look(self, image: str, digest: str) -> Condition | None:
+    async def look(self, image: str, digest: str, mounted: Sequence[str] = ()) -> Condition | None:
         """What is to be said of an image that is to be run: whose signature counts, or why none does.
 
         None where the policy is `off`. Where it is `enforce`, an image whose signature does not count is refused.
@@ -45,6 +46,7 @@ class Gate:
         Args:
             image: where it lies, as `open_images` reads it.
             digest: of what is run: a manifest, or an index.
+            mounted: digests of images that are mounted into it: what is signed must be an index that lists them.
 
         Raises:
             FailedPrecondition: refused (IMAGE_NOT_SIGNED, IMAGE_SIGNATURE_REFUSED), or trusted keys cannot be read.
@@ -53,7 +55,7 @@ class Gate:
         if self._policy == "off":
             return None
         try:
-            signers = await self._signers(image, digest)
+            signers = await self._signers(image, digest, mounted)
         except EkibenError as exc:
             return self._problem(digest, exc)
         except Exception as exc:  # a folder that may not be read, say: with `warn` nothing keeps an image from running
@@ -78,7 +80,7 @@ class Gate:
         text = f"{problem.message} It runs nevertheless, since the policy for images is warn."
         return Condition(TYPE, None if unknown else False, problem.reason, text)
 
-    async def _signers(self, image: str, digest: str) -> Sequence[str]:
+    async def _signers(self, image: str, digest: str, mounted: Sequence[str]) -> Sequence[str]:
         trust = Trust(keys.load_trusted(self._keys), self._identities)
         # A prefix that all images of the platform have in their registry is not part of what keys are trusted for.
         repository = "/".join(verification.repository_of(image).split("/")[-2:])
@@ -86,6 +88,16 @@ class Gate:
             found = await verification.verify(
                 store, reference, None, trust, self._clock.now(), repository=repository, digest=digest
             )
+            if mounted:
+                listed = (await read_json(store, await store.find(digest))).get("manifests") or ()
+                if strange := set(mounted) - {str(each.get("digest")) for each in listed}:
+                    raise FailedPrecondition(
+                        f"{digest} is signed, but {', '.join(sorted(strange))}, which is mounted into it, is not in "
+                        "its index. Build the image again.",
+                        reason="IMAGE_SIGNATURE_REFUSED",
+                        image=image,
+                        digest=digest,
+                    )
         return found.signers
 
 

@@ -15,7 +15,7 @@ from ekiben.errors import EkibenError, NotFound
 from ekiben.identity.v1 import identity_pb2
 from services.deployer import gate, messages, rollout, scaling, specs, status
 from services.deployer.addresses import CONDITION, Addresses
-from services.deployer.builds import Builds, Made, Progress
+from services.deployer.builds import Builds, Made, Progress, Way
 from services.deployer.domain import MAIN, Condition, Deployment, InstanceType, Revision
 from services.deployer.ownership import Ownership
 from services.deployer.rollout import SetView
@@ -286,7 +286,7 @@ class Reconciler:
             progress = self._wanted(view.deployment, view.revision.number, version)
         if version.target == MAIN:
             view.build = progress.build
-        if progress.made:
+        if progress.made and progress.build:
             made = (progress.build, version.bento, version.digest, progress.made.digest)
             self._uses.built(view.deployment.uid, view.revision.number, *made)
         if progress.made and progress.made.verified is not None:
@@ -308,6 +308,7 @@ class Reconciler:
             version.secrets,
             caller,
             deployment.traceparent,
+            Way(version.image, version.models_apart),
         )
 
     async def _secrets(self, view: _View, version: Version) -> list[identity_pb2.Secret] | None:

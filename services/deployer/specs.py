@@ -9,6 +9,7 @@ from typing import Any
 from google.protobuf import json_format
 
 from ekiben.deployer.v1 import deployer_pb2 as pb
+from ekiben.deployer.v1 import images_pb2
 from ekiben.identity.v1 import identity_pb2
 from services.deployer import domain, messages, pods, scaling
 from services.deployer.builds import Made
@@ -31,6 +32,11 @@ class Version:
     secrets: tuple[str, ...]
     services: Mapping[str, pb.ServiceTemplate]
     weight: int
+    image: str = ""
+    """One that somebody else made, by its digest; empty where the builder makes it."""
+    pull_secrets: tuple[str, ...] = ()
+    models_apart: bool = False
+    """Whether models are images that are mounted, and no part of the bento's."""
     scaling: Mapping[str, pb.Scaling] | None = None
     """Replicas by service. None for main: its are the deployment's, and change without another revision."""
 
@@ -44,7 +50,8 @@ def versions_of(revision: Revision) -> list[Version]:
     for target, version in sorted(canaries.items()):
         canary = _version(revision, target, version, version.weight_percent)
         found.append(replace(canary, scaling=dict(version.scaling)))
-    return found
+    apart = template.model_delivery == images_pb2.IMAGE_VOLUME
+    return [replace(version, models_apart=apart and not version.image) for version in found]
 
 
 def _version(revision: Revision, target: str, of: Any, weight: int) -> Version:
@@ -59,6 +66,8 @@ def _version(revision: Revision, target: str, of: Any, weight: int) -> Version:
         tuple(of.secrets),
         dict(of.services),
         weight,
+        of.image.reference,
+        tuple(of.image.pull_secrets),
     )
 
 
@@ -140,6 +149,8 @@ def spec_of(
         environment=made.environment,
         image=made.image,
         image_digest=made.digest if made.image else "",
+        model_images=made.model_images,
+        pull_secrets=version.pull_secrets,
         envs=envs,
         files=tuple(_secret_files(secrets)),
         config=domain.whole(overrides),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from services.deployer.runtimes.kubernetes.placement import USABLE
 from tests.cluster import Cluster
 from tests.platform import BentoMl, Platform, http, run, wait_for
 
@@ -84,3 +85,52 @@ def test_both_nodes_pull_and_a_second_bento_with_the_same_model_costs_only_its_o
     assert pulled[0] >= 2 * WEIGHTS
     # The configuration and the layer of the bento itself, for each node.
     assert pulled[1] < 2 * (256 << 10), pulled
+
+
+def test_models_are_mounted_as_images_and_a_prebuilt_image_runs_as_it_is(
+    cluster: Cluster,
+    kubernetes_namespace: str,
+    kubernetes_platform: Platform,
+    kubernetes_bentoml: BentoMl,
+    modelled: Path,
+) -> None:
+    platform = kubernetes_platform
+    kubernetes_bentoml("build", ".", "--version", "mounted", cwd=modelled)
+    kubernetes_bentoml("push", "modelled:mounted")
+    create = ("deployments", "create", "modelled:mounted", "--timeout", "5m")
+    platform.ekiben(*create, "--name", "mounted", "--model-delivery", "image-volume")
+    answers(platform, "mounted")
+    (pod,) = pods(cluster, kubernetes_namespace, "mounted")
+    (volume,) = [each for each in pod["spec"]["volumes"] if "image" in each]
+    (mount,) = [each for each in pod["spec"]["containers"][0]["volumeMounts"] if each["name"] == volume["name"]]
+    repository, _, digest = pod["spec"]["containers"][0]["image"].partition("@")
+    assert volume["image"]["reference"].startswith(f"{repository}@sha256:") and mount["readOnly"]
+    assert "/home/bentoml/bento/models/weights/" in mount["mountPath"]
+
+    # The same image from the nodes' point of view, with nothing built: by its digest, which nobody looks up here.
+    before = len(json.loads(platform.ekiben("builds", "list", "-o", "json").stdout))
+    images = json.loads(platform.ekiben("images", "list", "-o", "json").stdout)
+    assert [each for each in images if each["digest"] == digest]
+    platform.ekiben("builds", "create", "modelled:mounted", "--image")
+    whole = next(
+        each
+        for each in json.loads(platform.ekiben("images", "list", "-o", "json").stdout)
+        if each["digest"] != digest and each["bento"].endswith("/mounted")
+    )
+    given, create_given = f"{repository}@{whole['digest']}", (*create, "--name", "given", "--image-pull-secret", "own")
+    token = json.loads(platform.ekiben("tokens", "create", "own", "--role", "viewer", "-o", "json").stdout)["token"]
+    login = (f"--docker-server={repository.partition('/')[0]}", "--docker-username=own", f"--docker-password={token}")
+    cluster.kubectl("create", "secret", "docker-registry", "own", "-n", kubernetes_namespace, *login)
+    refused = platform.ekiben(*create_given, "--image", given, check=False)
+    assert "does not say that deployments may use it" in refused.stderr
+    cluster.kubectl("label", "secret", "own", "-n", kubernetes_namespace, f"{USABLE}=true")
+    platform.ekiben(*create_given, "--image", given)
+    answers(platform, "given")
+    (pod,) = pods(cluster, kubernetes_namespace, "given")
+    assert pod["spec"]["containers"][0]["image"] == given
+    assert not [each for each in pod["spec"]["volumes"] if "image" in each]
+    assert len(json.loads(platform.ekiben("builds", "list", "-o", "json").stdout)) == before + 1
+    found = json.loads(platform.ekiben("deployments", "get", "given", "-o", "json").stdout)
+    assert found["template"]["image"]["reference"] == f"docker://{given}" and not found.get("build")
+    for name in ("mounted", "given"):
+        platform.ekiben("deployments", "delete", name, "--yes")

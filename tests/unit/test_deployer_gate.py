@@ -55,6 +55,21 @@ async def test_a_signed_image_passes_and_its_signer_is_told(tmp_path: Path, publ
         assert "our.pub" in told.message and str(made.digest) in told.message
 
 
+async def test_what_is_mounted_must_be_in_the_index_that_is_signed(tmp_path: Path, public: Path) -> None:
+    _, listed = await image(tmp_path, signed=False)
+    folder = tmp_path / "layout"
+    index = canonical({"schemaVersion": 2, "mediaType": INDEX, "manifests": [listed.to_json()]})
+    named = replace(await put_blob(folder, index, INDEX), annotations={REF_NAME: "acme/x:apart"})
+    await asyncio.to_thread(add_entries, folder, [named.to_json()])
+    await signing.sign(LayoutImageStore(folder), named, signing.by_key(KEY))
+    location, strange = f"oci:{folder}:acme/x:apart", f"sha256:{'0' * 64}"
+    told = await gate("enforce", public).look(location, str(named.digest), [str(listed.digest)])
+    assert told is not None and told.reason == "SIGNED"
+    with pytest.raises(FailedPrecondition, match="is not in its index") as caught:
+        await gate("enforce", public).look(location, str(named.digest), [str(listed.digest), strange])
+    assert caught.value.reason == "IMAGE_SIGNATURE_REFUSED"
+
+
 async def test_an_unsigned_image_is_refused_told_of_or_nobody_asks(tmp_path: Path, public: Path) -> None:
     location, made = await image(tmp_path, signed=False)
     with pytest.raises(FailedPrecondition) as caught:

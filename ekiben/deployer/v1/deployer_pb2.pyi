@@ -6,6 +6,7 @@ The deployer: from a bento to running replicas. Deployments, their revisions and
 from collections import abc as _abc
 from ekiben.deployer.v1 import autoscaling_pb2 as _autoscaling_pb2
 from ekiben.deployer.v1 import exposure_pb2 as _exposure_pb2
+from ekiben.deployer.v1 import images_pb2 as _images_pb2
 from ekiben.deployer.v1 import pods_pb2 as _pods_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
@@ -311,8 +312,14 @@ class Template(_message.Message):
     SECRETS_FIELD_NUMBER: _builtins.int
     SERVICES_FIELD_NUMBER: _builtins.int
     CANARY_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    MODEL_DELIVERY_FIELD_NUMBER: _builtins.int
     bento: _builtins.str
     """Required. The bento: `bentoRepositories/{repository}/bentos/{bento}`; the id `latest` is resolved when it is written."""
+    model_delivery: _images_pb2.ModelDelivery.ValueType
+    """Optional. How models come into the replicas, those of canaries too. Not to be said of an image that somebody else
+    made: it has them.
+    """
     @_builtins.property
     def envs(self) -> _containers.RepeatedCompositeFieldContainer[Global___EnvVar]:
         """Optional. Environment variables of every service."""
@@ -329,6 +336,10 @@ class Template(_message.Message):
     def canary(self) -> Global___Canary:
         """Optional. Named versions beside the main one, each with a share of the requests."""
 
+    @_builtins.property
+    def image(self) -> _images_pb2.PrebuiltImage:
+        """Optional. An image that somebody else made of the bento. Absent: the builder makes what replicas run."""
+
     def __init__(
         self,
         *,
@@ -337,10 +348,12 @@ class Template(_message.Message):
         secrets: _abc.Iterable[_builtins.str] | None = ...,
         services: _abc.Mapping[_builtins.str, Global___ServiceTemplate] | None = ...,
         canary: Global___Canary | None = ...,
+        image: _images_pb2.PrebuiltImage | None = ...,
+        model_delivery: _images_pb2.ModelDelivery.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "image", b"image"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bento", b"bento", "canary", b"canary", "envs", b"envs", "secrets", b"secrets", "services", b"services"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bento", b"bento", "canary", b"canary", "envs", b"envs", "image", b"image", "model_delivery", b"model_delivery", "secrets", b"secrets", "services", b"services"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -587,6 +600,7 @@ class CanaryVersion(_message.Message):
     SECRETS_FIELD_NUMBER: _builtins.int
     SERVICES_FIELD_NUMBER: _builtins.int
     SCALING_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
     bento: _builtins.str
     """Required. The bento, see `Template.bento`."""
     weight_percent: _builtins.int
@@ -607,6 +621,10 @@ class CanaryVersion(_message.Message):
     def scaling(self) -> _containers.MessageMap[_builtins.str, Global___Scaling]:
         """Optional. Replicas by service name; a service that is not named has one."""
 
+    @_builtins.property
+    def image(self) -> _images_pb2.PrebuiltImage:
+        """Optional. See `Template.image`."""
+
     def __init__(
         self,
         *,
@@ -616,10 +634,11 @@ class CanaryVersion(_message.Message):
         secrets: _abc.Iterable[_builtins.str] | None = ...,
         services: _abc.Mapping[_builtins.str, Global___ServiceTemplate] | None = ...,
         scaling: _abc.Mapping[_builtins.str, Global___Scaling] | None = ...,
+        image: _images_pb2.PrebuiltImage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bento", b"bento", "envs", b"envs", "scaling", b"scaling", "secrets", b"secrets", "services", b"services", "weight_percent", b"weight_percent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bento", b"bento", "envs", b"envs", "image", b"image", "scaling", b"scaling", "secrets", b"secrets", "services", b"services", "weight_percent", b"weight_percent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

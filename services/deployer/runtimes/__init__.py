@@ -80,6 +80,8 @@ class SetSpec:
     runtime that needs none."""
     image_digest: str = ""
     """`sha256:<hex>` of its manifest or index: what is run, whatever the reference names by then."""
+    model_images: tuple[tuple[str, str], ...] = ()
+    """Models that the image leaves out: name, and digest of the image in the same repository that has it."""
     pull_secrets: tuple[str, ...] = ()
     """What the image's registry is logged in to with, by names that the runtime knows: Secrets of a namespace, say."""
     envs: Mapping[str, str] = field(default_factory=dict, repr=False)

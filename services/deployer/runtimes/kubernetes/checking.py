@@ -8,12 +8,13 @@ quota is used up.
 import contextlib
 from dataclasses import replace
 
-from ekiben.errors import InvalidArgument, NotFound, PermissionDenied, ResourceExhausted
+from ekiben.errors import EkibenError, InvalidArgument, NotFound, PermissionDenied, ResourceExhausted
 from services.deployer.runtimes import SetSpec
 from services.deployer.runtimes.kubernetes import objects
 from services.deployer.runtimes.kubernetes.api import Api
 from services.deployer.runtimes.kubernetes.names import Object, Where, name_of
 from services.deployer.runtimes.kubernetes.placement import USABLE, used
+from services.deployer.runtimes.kubernetes.volumes import explained
 
 NOBODY = "default"
 """The service account with which a pod is tried: its own is not there yet."""
@@ -31,15 +32,22 @@ async def check(api: Api, spec: SetSpec, where: Where, pull_host: str) -> None:
     spec = replace(spec, image=image)
     made = objects.objects(spec, 1, where, "")
     pod = spec.pod
-    if not pod.settings.ListFields() and not pod.extra and not pod.patch:
+    settled = not pod.settings.ListFields() and not pod.extra and not pod.patch
+    if settled and not spec.model_images and not spec.pull_secrets:
         return
+    for name in spec.pull_secrets:
+        await _usable(api, "Secret", name)
     template = objects.template_of(spec, where)
     for kind, name in sorted(set(used(template, name_of(spec.key)))):
         await _usable(api, kind, name)
     for each in (objects.anchor(spec, where), *made):
         each["metadata"].pop("ownerReferences", None)
-        with contextlib.suppress(ResourceExhausted):
+        try:
             await api.apply(each, dry_run=True)
+        except ResourceExhausted:
+            pass
+        except EkibenError as exc:
+            raise explained(exc, spec) from exc
     await _try_pod(api, spec, where, template)
 
 

@@ -21,6 +21,7 @@ from services.deployer.runtimes.kubernetes.autoscaling import CONTROLLER, SCALED
 from services.deployer.runtimes.kubernetes.caches import Cache
 from services.deployer.runtimes.kubernetes.names import APPLIED, FIELD_MANAGER, SET, Object, Where, name_of
 from services.deployer.runtimes.kubernetes.sameness import digest_of, holds, print_of
+from services.deployer.runtimes.kubernetes.volumes import explained
 from services.deployer.runtimes.scaling import EXTERNAL
 from services.kernel.clock import Clock
 from services.kernel.watches import Signal
@@ -204,7 +205,8 @@ class Keeper:
             elif key in self.ending:
                 await self._end(key)
         except EkibenError as exc:
-            self._failed(key, asked, exc.reason, exc.message)
+            told = explained(exc, asked.spec) if asked is not None else exc
+            self._failed(key, asked, told.reason, told.message)
         except Exception as exc:
             # One set that trips us up must not keep the others from being looked after.
             log.error("a replica set could not be applied", exc_info=exc, extra={"set": key})

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from ekiben.errors import InvalidArgument
 from services.deployer.runtimes import SecretFile, SetSpec
 from services.deployer.runtimes.kubernetes.names import CONTAINER, PORT, Object, Where, name_of
+from services.deployer.runtimes.kubernetes.volumes import model_volumes
 from services.deployer.runtimes.serving import BENTO, USER, merge
 
 TEMPORARY = "/tmp"
@@ -23,6 +24,7 @@ def pod_of(spec: SetSpec, where: Where) -> Object:
         InvalidArgument: a secret file's path cannot be a mount (SECRET_PATH_INVALID).
     """
     volumes, mounts = _files(spec.files, spec)
+    models, at = model_volumes(spec)
     pod: Object = {
         "serviceAccountName": name_of(spec.key),
         "automountServiceAccountToken": False,
@@ -35,8 +37,8 @@ def pod_of(spec: SetSpec, where: Where) -> Object:
             "fsGroup": USER,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [where.telemetry.told(_container(spec, mounts), spec, name_of(spec.key))],
-        "volumes": [{"name": "temporary", "emptyDir": {}}, *volumes],
+        "containers": [where.telemetry.told(_container(spec, [*mounts, *at]), spec, name_of(spec.key))],
+        "volumes": [{"name": "temporary", "emptyDir": {}}, *volumes, *models],
     }
     named = [*([where.pull_secret] if where.pull_secret else []), *spec.pull_secrets]
     if named:
