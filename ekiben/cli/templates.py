@@ -10,7 +10,7 @@ import click
 from google.protobuf import json_format
 from google.protobuf.struct_pb2 import Struct
 
-from ekiben.cli import autoscaling, delivery, exposures, short
+from ekiben.cli import autoscaling, delivery, exposures, pods, short
 from ekiben.cli.options import PAIR
 from ekiben.deployer.v1 import deployer_pb2 as pb
 from ekiben.errors import InvalidArgument
@@ -44,12 +44,14 @@ class Flags:
     model_delivery: str | None = None
     exposure: exposures.ExposureFlags = exposures.NONE_GIVEN
     scaling: autoscaling.ScalingFlags = autoscaling.NONE_GIVEN
+    pod: pods.PodFlags = pods.NONE_GIVEN
 
     @classmethod
     def take(cls, arguments: dict[str, Any]) -> "Flags":
         """Take the flags out of a command's arguments."""
         arguments["exposure"] = exposures.ExposureFlags.take(arguments)
         arguments["scaling"] = autoscaling.ScalingFlags.take(arguments)
+        arguments["pod"] = pods.PodFlags.take(arguments)
         return cls(**{field.name: arguments.pop(field.name) for field in fields(cls) if field.name in arguments})
 
 
@@ -89,7 +91,7 @@ def flag_options(function: F) -> F:
     ]
     for option in reversed(options):
         function = option(function)
-    return exposures.exposure_options(autoscaling.scaling_options(function))
+    return exposures.exposure_options(autoscaling.scaling_options(pods.pod_options(function)))
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,7 @@ def apply(deployment: pb.Deployment, flags: Flags, services: Services) -> list[s
     if not before.HasField("capture") and deployment.capture == pb.CapturePolicy():
         deployment.ClearField("capture")
     autoscaling.apply(deployment, flags.scaling, services.split, services.entry)
+    pods.apply(template, flags.pod, services.entry, services.names)
     if flags.exposure != exposures.NONE_GIVEN:
         exposures.apply(deployment.exposure, flags.exposure)
     if flags.access_authorization is not None:

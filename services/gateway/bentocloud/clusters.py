@@ -1,5 +1,7 @@
 """Clusters and instance types."""
 
+from collections.abc import Mapping
+
 from ekiben import names
 from ekiben.deployer.v1 import deployer_pb2 as deployer
 from ekiben.identity.v1 import identity_pb2 as identity
@@ -70,24 +72,34 @@ def cluster_reply(cluster: deployer.Cluster) -> Reply:
 
 def instance_type_reply(size: deployer.InstanceType) -> Reply:
     """An instance type; users give its display name as `--instance-type`."""
-    requests = {
+    whole = {
         "cpu": f"{size.cpu_millicores}m" if size.cpu_millicores % 1000 else str(size.cpu_millicores // 1000),
         "memory": _memory(size.memory_bytes),
         "gpu": str(size.gpu_count) if size.gpu_count else None,
-        "custom": None,
     }
+    given = size.pod.resources
     return {
         **resource("resource_instance", last(size.name), last(size.name)),
         "display_name": size.display_name,
         "description": size.description,
         "config": {
-            "group": "gpu" if size.gpu_count else "cpu",
-            "price": "0",
-            "resources": {"requests": requests, "limits": requests},
-            "node_selectors": {},
+            "group": size.group or ("gpu" if size.gpu_count else "cpu"),
+            "price": size.price or "0",
+            "resources": {
+                "requests": _resources(whole, {**given.limits, **given.requests}),
+                "limits": _resources(whole, given.limits),
+            },
+            "node_selectors": dict(size.pod.node_selector),
             "gpu_config": {"type": size.gpu_type, "memory": ""} if size.gpu_count else None,
         },
     }
+
+
+def _resources(whole: Reply, named: Mapping[str, str]) -> Reply:
+    """Cores, memory and GPUs by the client's names, where nothing else is said of them, and all else as `custom`."""
+    custom = {name: amount for name, amount in named.items() if name not in ("cpu", "memory", "nvidia.com/gpu")}
+    known = {name: named[name] for name in ("cpu", "memory") if name in named}
+    return {**whole, **known, "custom": custom or None}
 
 
 def _memory(size_bytes: int) -> str:

@@ -1,0 +1,121 @@
+"""The flags that say where a deployment's pods run on a cluster, and with what."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from google.protobuf import json_format
+
+from ekiben.cli.options import PAIR
+from ekiben.deployer.v1 import deployer_pb2 as pb
+from ekiben.deployer.v1.pods_pb2 import PodSettings, Toleration
+from ekiben.errors import InvalidArgument
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class PodFlags:
+    """As click gives them; empty means not given."""
+
+    pod_files: tuple[str, ...] = ()
+    node_selectors: tuple[tuple[str, str], ...] = ()
+    tolerations: tuple[str, ...] = ()
+    requests: tuple[tuple[str, str], ...] = ()
+    limits: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def take(cls, arguments: dict[str, Any]) -> "PodFlags":
+        """Take the flags out of a command's arguments."""
+        return cls(**{field.name: arguments.pop(field.name) for field in fields(cls) if field.name in arguments})
+
+
+NONE_GIVEN = PodFlags()
+
+
+def pod_options(function: F) -> F:
+    """The flags."""
+    options = [
+        click.option(
+            "--pod",
+            "pod_files",
+            multiple=True,
+            metavar="[SERVICE=]FILE",
+            help="YAML or JSON with the pod settings of a service on a cluster; the entry service's.",
+        ),
+        click.option(
+            "--node-selector",
+            "node_selectors",
+            type=PAIR,
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="Label that the nodes of all services must have.",
+        ),
+        click.option(
+            "--toleration",
+            "tolerations",
+            multiple=True,
+            metavar="KEY[=VALUE][:EFFECT]",
+            help="Taint of nodes that keeps no service out.",
+        ),
+        click.option(
+            "--request",
+            "requests",
+            type=PAIR,
+            multiple=True,
+            metavar="RESOURCE=AMOUNT",
+            help="What is set aside for a replica of the entry service, as cpu=500m.",
+        ),
+        click.option(
+            "--limit",
+            "limits",
+            type=PAIR,
+            multiple=True,
+            metavar="RESOURCE=AMOUNT",
+            help="What that replica cannot go beyond, as nvidia.com/gpu=1.",
+        ),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def apply(template: pb.Template, flags: PodFlags, entry: str, names: tuple[str, ...]) -> None:
+    """Change the pod settings of a template's services as the flags say."""
+    for word in flags.pod_files:
+        service, equals, file = word.partition("=")
+        if equals and service not in names:
+            raise click.UsageError(f"--pod: the bento has no service {service!r}; it has {', '.join(names)}.")
+        template.services[service if equals else entry].pod.CopyFrom(read(Path(file if equals else word)))
+    for service in names if flags.node_selectors or flags.tolerations else ():
+        pod = template.services[service].pod
+        pod.node_selector.update(dict(flags.node_selectors))
+        for word in flags.tolerations:
+            if (one := _toleration(word)) not in pod.tolerations:
+                pod.tolerations.append(one)
+    if flags.requests or flags.limits:
+        resources = template.services[entry].pod.resources
+        resources.requests.update(dict(flags.requests))
+        resources.limits.update(dict(flags.limits))
+
+
+def _toleration(word: str) -> Toleration:
+    taint, _, effect = word.partition(":")
+    key, equals, value = taint.partition("=")
+    return Toleration(key=key, value=value, operator="Equal" if equals else "Exists", effect=effect)
+
+
+def read(path: Path) -> PodSettings:
+    """Pod settings from a file.
+
+    Raises:
+        InvalidArgument: not such a file (FILE_INVALID).
+    """
+    import yaml
+
+    try:
+        return json_format.ParseDict(yaml.safe_load(path.read_text(encoding="utf-8")), PodSettings())
+    except (OSError, ValueError, AttributeError, TypeError, yaml.YAMLError, json_format.ParseError) as error:
+        raise InvalidArgument(f"{path}: {error}", reason="FILE_INVALID", path=str(path)) from error
