@@ -13,6 +13,7 @@ from services.content import open_blobs
 from services.content.blobs import WHOLE, BlobStore
 from services.content.blobs.source import Chunks
 from services.content.digest import Digest
+from services.content.sealing import open_key_file
 from services.kernel.clock import ManualClock
 from services.kernel.db import Database
 from services.kernel.identity import Principal
@@ -25,7 +26,6 @@ from services.registry.catalog import Catalog
 from services.registry.collector import Collector
 from services.registry.deletions import Deletions
 from services.registry.domain import ContentState, Draft, Kind
-from services.registry.sealing import open_key_file
 from services.registry.secrets import Secrets
 from services.registry.signing import Signer
 from services.registry.uploads import Uploads

@@ -36,6 +36,7 @@ def fields(deployment: pb.Deployment) -> list[tuple[str, str]]:
     return [
         ("Deployment", last(deployment.name)),
         ("State", state(deployment)),
+        ("Cluster", "/".join(filter(None, (last(deployment.cluster), deployment.kubernetes_namespace)))),
         ("Bento", tag(template.bento)),
         ("Image", template.image.reference),
         ("Models", "mounted" if template.model_delivery == images_pb2.IMAGE_VOLUME else ""),
@@ -126,6 +127,8 @@ async def get(client: Client, deployment: str, output: str) -> None:
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="YAML or JSON; flags win over it.",
 )
+@click.option("--cluster", default="", help="Where it runs; `default` when left out.")
+@click.option("--kubernetes-namespace", default="", help="A namespace of that cluster; its first one when left out.")
 @flag_options
 @click.option("--dry-run", is_flag=True, help="Only check the request.")
 @wait_options
@@ -138,6 +141,8 @@ async def create(
     file: Path | None,
     dry_run: bool,
     wait: bool,
+    cluster: str,
+    kubernetes_namespace: str,
     timeout: float,
     output: str,
     **rest: Any,
@@ -154,6 +159,10 @@ async def create(
     wanted = templates.read_file(file) if file else pb.Deployment()
     if name:
         wanted.name = short.resource("deployments", name)
+    if cluster:
+        wanted.cluster = short.resource("clusters", cluster)
+    if kubernetes_namespace:
+        wanted.kubernetes_namespace = kubernetes_namespace
     if bento:
         wanted.template.bento = short.bento(bento)
     if not wanted.template.bento:

@@ -14,10 +14,11 @@ sockets in a folder that only the suite's user may enter.
     domain        names, limits, strategies, manifests of bentos, instance types, states
     rollout       pure: what is desired and observed to the next steps
     status        pure: what is observed to a state and conditions in words
-    runtimes/     the port Runtime; process.py runs replicas on this machine
+    runtimes/     the port Runtime: process.py (this machine), kubernetes/ (pods), several.py (many as one)
     store         tables and queries
     deployments   use cases
     routes        the route table, its version, who follows it
+    clusters      clusters that somebody added, and their runtimes; kubeconfigs: what of theirs is kept
     ownership     which deployer has the cluster, where there are several
     reconciler    the loop
     messages, servicer, app, settings    as in every service

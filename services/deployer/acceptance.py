@@ -43,5 +43,9 @@ class Acceptance:
                 )
                 size = self._instance_types.get(version.services.get(service.name, pb.ServiceTemplate()).instance_type)
                 asked = specs.scaling_of(deployment, version, service.name)
-                scaled = scaling.autoscaling_of(asked, size, self._metric_names) if self._runtime.scales else None
+                scaled = (
+                    scaling.autoscaling_of(asked, size, self._metric_names)
+                    if self._runtime.scales(deployment.place)
+                    else None
+                )
                 await self._runtime.check(replace(spec, autoscaling=scaled))

@@ -8,21 +8,24 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, timedelta
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 from ekiben.api.v1.annotations_pb2 import Role
 from ekiben.builder.v1 import builder_pb2_grpc, images_pb2, images_pb2_grpc
-from ekiben.deployer.v1 import deployer_pb2_grpc, events_pb2_grpc
+from ekiben.deployer.v1 import clusters_pb2_grpc, deployer_pb2_grpc, events_pb2_grpc
 from ekiben.errors import EkibenError, ResourceExhausted
 from ekiben.identity.v1 import identity_pb2_grpc
 from ekiben.registry.v1 import lineage_pb2_grpc, registry_pb2_grpc
 from services.content.archives import fetch_content
 from services.content.attestations import keyless, keys
+from services.content.sealing import open_key_file
 from services.deployer import domain, instances
 from services.deployer.acceptance import Acceptance
 from services.deployer.addresses import Addresses
 from services.deployer.builds import Builds, Output
+from services.deployer.clusters import Clusters
 from services.deployer.deployments import Deployments
 from services.deployer.gate import Gate
 from services.deployer.ownership import Ownership
@@ -37,8 +40,15 @@ from services.deployer.runtimes.podman import Podman
 from services.deployer.runtimes.process import open_process_runtime
 from services.deployer.runtimes.replica import Limits
 from services.deployer.runtimes.serving import Telemetry
+from services.deployer.runtimes.several import SeveralRuntimes
 from services.deployer.runtimes.starting import Fetch, ProcessStarter, Starter
-from services.deployer.servicer import DeploymentsServicer, EventsServicer, InstanceTypesServicer, RoutesServicer
+from services.deployer.servicer import (
+    ClustersServicer,
+    DeploymentsServicer,
+    EventsServicer,
+    InstanceTypesServicer,
+    RoutesServicer,
+)
 from services.deployer.settings import Settings
 from services.deployer.store import Store
 from services.deployer.uses import Uses
@@ -89,6 +99,19 @@ async def open_deployer(settings: Settings, peers: Peers, *, clock: Clock = SYST
         if settings.runtime == "kubernetes":
             logins = _logins(settings, images_pb2_grpc.ImagesStub(peers.builder))
             runtime = await stack.enter_async_context(_kubernetes(settings, cluster[0], logins, clock))
+        several = SeveralRuntimes(runtime)
+        runtime = several
+        key_file = settings.secrets_key_file or data_dir / "secrets.key"
+        sealed = any(one.kubeconfig is not None for one in await store.list_clusters())
+        clusters = Clusters(store, cache(partial(open_key_file, key_file, may_make=not sealed)), several, clock)
+
+        def open_cluster(
+            of: domain.Cluster, namespace: str, kubeconfig: dict[str, Any] | None
+        ) -> AbstractAsyncContextManager[Runtime]:
+            where = Where(of.uid, namespace, of.pull_secret)
+            nodes = _logins(settings, images_pb2_grpc.ImagesStub(peers.builder))
+            return open_kubernetes_runtime(kubeconfig, "", where, pull_host=of.pull_host, logins=nodes, clock=clock)
+
         vault = identity_pb2_grpc.SecretsStub(peers.registry)
         addresses = Addresses(settings)
         owner = await asyncio.to_thread(id_kept_in, data_dir / "owner")
@@ -142,7 +165,12 @@ async def open_deployer(settings: Settings, peers: Peers, *, clock: Clock = SYST
                 Servicer(
                     "ekiben.deployer.v1.InstanceTypes",
                     deployer_pb2_grpc.add_InstanceTypesServicer_to_server,
-                    InstanceTypesServicer(list(instance_types.values()), cluster),
+                    InstanceTypesServicer(list(instance_types.values()), clusters, settings),
+                ),
+                Servicer(
+                    "ekiben.deployer.v1.Clusters",
+                    clusters_pb2_grpc.add_ClustersServicer_to_server,
+                    ClustersServicer(clusters, settings),
                 ),
                 Servicer(
                     "ekiben.deployer.v1.Routes",
@@ -150,7 +178,13 @@ async def open_deployer(settings: Settings, peers: Peers, *, clock: Clock = SYST
                     RoutesServicer(reconciler),
                 ),
             ],
-            loops=[reconciler.run, ownership.run, changes.run, partial(ownership.while_held, uses.run)],
+            loops=[
+                reconciler.run,
+                ownership.run,
+                changes.run,
+                partial(ownership.while_held, uses.run),
+                partial(clusters.run, open_cluster),
+            ],
             ready=ready,
             drain=reconciler.drain,
         )

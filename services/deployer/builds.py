@@ -80,6 +80,8 @@ class Way:
     image: str = ""
     """An image that is there already, as `docker://HOST/NAME@DIGEST`; empty to have one built."""
     models_apart: bool = False
+    output: "Output | None" = None
+    """None for what the deployer's own runtime takes."""
 
 
 BUILT = Way()
@@ -143,7 +145,7 @@ class Builds:
         pause = FIRST_PAUSE_S
         while True:
             try:
-                what = "build image" if self._output is Output.IMAGE else "build environment"
+                what = "build environment" if self._output_of(way) is Output.ENVIRONMENT else "build image"
                 with telemetry.continue_trace(parent, what, **{"ekiben.bento": bento}):
                     with on_behalf_of(caller):
                         progress.built = bool(way.image)
@@ -153,7 +155,7 @@ class Builds:
                             return
                         build = await self._build(progress, bento, secrets, way)
                         progress.built = True
-                        made = await self._made(build)
+                        made = await self._made(build, way)
             except EkibenError as exc:
                 if exc.reason in REFUSED:
                     # An image may be signed, or a key trusted, at any time; another build would change nothing.
@@ -182,12 +184,15 @@ class Builds:
                 pause = AGAIN_S
             await self._clock.sleep(pause)
 
+    def _output_of(self, way: Way) -> Output:
+        return way.output or self._output
+
     def _fail(self, progress: Progress, message: str, reason: str) -> None:
         progress.message, progress.failed, progress.reason = message, True, reason
         self.changed()
 
     async def _build(self, progress: Progress, bento: str, secrets: Sequence[str], way: Way) -> builder_pb2.Build:
-        output = Output.IMAGE_AND_MODELS if way.models_apart else self._output
+        output = Output.IMAGE_AND_MODELS if way.models_apart else self._output_of(way)
         asked = builder_pb2.CreateBuildRequest(
             bento=bento, secrets=secrets, output=output.value, priority=builder_pb2.Build.INTERACTIVE
         )
@@ -203,10 +208,10 @@ class Builds:
                 call.cancel()
         return build  # type: ignore[no-any-return]
 
-    async def _made(self, build: builder_pb2.Build) -> Made | None:
+    async def _made(self, build: builder_pb2.Build, way: Way) -> Made | None:
         if build.state != builder_pb2.Build.SUCCEEDED:
             return None
-        if self._output is Output.ENVIRONMENT:
+        if self._output_of(way) is Output.ENVIRONMENT:
             return Made(build.environment.digest, environment=build.environment.path)
         image = await self._images.GetImage(images_pb2.GetImageRequest(name=build.image))
         apart = tuple((layer.model, layer.image) for layer in image.layers if layer.image)

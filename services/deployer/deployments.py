@@ -121,9 +121,7 @@ class Deployments:
     ) -> tuple[Deployment, Revision]:
         """Write a new deployment with its first revision."""
         given = names.Deployment.parse(sent.name).deployment if sent.name else ""
-        cluster = names.Cluster.parse(sent.cluster).cluster if sent.cluster else domain.DEFAULT_CLUSTER
-        if cluster != domain.DEFAULT_CLUSTER:
-            raise NotFound(f"Cluster {cluster!r} does not exist.", reason="CLUSTER_NOT_FOUND", cluster=cluster)
+        cluster, namespace = await self._where(sent)
         template, bentos = await self._checked(sent)
         exposure = sent.exposure if sent.HasField("exposure") else None
         if given and await self._store.get_deployment(caller.organization, given) is not None:
@@ -154,6 +152,7 @@ class Deployments:
                 status=Status("DEPLOYING"),
                 exposure=messages.exposure_json(exposure),
                 exposed_host=(sent.exposure.host or None),
+                kubernetes_namespace=namespace,
             )
             if not attempt:
                 await self._accept(deployment, revision)
@@ -264,6 +263,22 @@ class Deployments:
 
     # Below
 
+    async def _where(self, sent: pb.Deployment) -> tuple[str, str]:
+        """The cluster, and the namespace of one that was added."""
+        cluster = names.Cluster.parse(sent.cluster).cluster if sent.cluster else domain.DEFAULT_CLUSTER
+        found = await self._store.get_cluster(cluster)
+        if found is None:
+            raise NotFound(
+                f"Cluster {cluster!r} does not exist; `ekiben clusters list` says which there are.",
+                reason="CLUSTER_NOT_FOUND",
+                cluster=cluster,
+            )
+        wanted = sent.kubernetes_namespace
+        if wanted and wanted not in found.namespaces:
+            allowed = f"one of {', '.join(found.namespaces)}" if found.namespaces else "left out in this cluster"
+            domain.refuse([("deployment.kubernetes_namespace", f"must be {allowed}")], reason="NAMESPACE_NOT_ALLOWED")
+        return cluster, wanted or next(iter(found.namespaces), "")
+
     async def _write(
         self,
         before: Deployment,
@@ -335,7 +350,7 @@ class Deployments:
         for secret in dict.fromkeys(wanted):
             names.Secret.parse(secret)
             await self._vault.GetSecret(identity_pb2.GetSecretRequest(name=secret))
-        await prebuilt.settle(template, self._settings.runtime)
+        await prebuilt.settle(template, self._runtime_in(sent.cluster))
         return template, bentos
 
     def _violations(self, sent: pb.Deployment) -> list[tuple[str, str]]:
@@ -361,10 +376,10 @@ class Deployments:
                 found.append((f"{path}.weight_percent", "must be from 0 to 100"))
             share += max(0, version.weight_percent)
             found += self._template_violations(path, version.envs, version.services)
-            found += self._scaling_violations(f"{path}.scaling", version.scaling)
+            found += self._scaling_violations(f"{path}.scaling", version.scaling, sent.cluster)
         if share > 100:
             found.append(("deployment.template.canary.versions", f"the weights add up to {share}, more than 100"))
-        found += self._scaling_violations("deployment.scaling", sent.scaling)
+        found += self._scaling_violations("deployment.scaling", sent.scaling, sent.cluster)
         capture = sent.capture
         if capture.HasField("sample_percent") and not 0 <= capture.sample_percent <= 100:
             found.append(("deployment.capture.sample_percent", "must be from 0 to 100"))
@@ -407,14 +422,21 @@ class Deployments:
             with contextlib.suppress(Unavailable):  # What comes of it is seen later.
                 await self._check_exposure(exposed)
 
-    def _scaling_violations(self, path: str, by_service: Mapping[str, pb.Scaling]) -> list[tuple[str, str]]:
+    def _runtime_in(self, cluster: str) -> str:
+        """The runtime of `clusters/{cluster}`; empty for the default one."""
+        here = cluster in ("", f"clusters/{domain.DEFAULT_CLUSTER}")
+        return self._settings.runtime if here else "kubernetes"
+
+    def _scaling_violations(
+        self, path: str, by_service: Mapping[str, pb.Scaling], cluster: str
+    ) -> list[tuple[str, str]]:
         found = []
+        runtime = self._runtime_in(cluster)
         for service, one in by_service.items():
-            here = f"{path}[{service}]"
+            field = f"{path}[{service}]"
             least = one.min_replicas if one.HasField("min_replicas") else None
-            found += domain.check_scaling(here, least, one.max_replicas if one.HasField("max_replicas") else None)
-            scales = self._settings.runtime == "kubernetes"
-            found += scaling.violations(here, one, runtime=self._settings.runtime, scales=scales)
+            found += domain.check_scaling(field, least, one.max_replicas if one.HasField("max_replicas") else None)
+            found += scaling.violations(field, one, runtime=runtime, scales=runtime == "kubernetes")
         return found
 
     async def _resolve(self, name: str) -> Bento:

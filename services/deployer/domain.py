@@ -268,6 +268,41 @@ class Deployment:
     """JSON of Exposure; empty for none."""
     exposed_host: str | None = None
     """The host that the exposure names, which no other deployment may have; None where it names none."""
+    kubernetes_namespace: str = ""
+    """Of a cluster that was added; empty in the default one."""
+
+    @property
+    def place(self) -> str:
+        """Which of several runtimes it is in: see SetSpec.place."""
+        return "" if self.cluster == DEFAULT_CLUSTER else f"{self.cluster}/{self.kubernetes_namespace}"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster that somebody added, or the default one."""
+
+    name: str
+    """The id, without `clusters/`."""
+    uid: str
+    create_time: datetime
+    description: str = ""
+    server: str = ""
+    """Where its API is."""
+    namespaces: tuple[str, ...] = ()
+    pull_host: str = ""
+    pull_secret: str = ""
+    key_id: str = ""
+    """Which key the kubeconfig is sealed with."""
+    kubeconfig: bytes | None = field(default=None, repr=False)
+    """Sealed; None means the identity of the pod in which the deployer runs."""
+    generation: int = 0
+    """Grows with each change."""
+    update_time: datetime | None = None
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The runtimes that it has, one for each namespace: see SetSpec.place."""
+        return tuple(f"{self.name}/{namespace}" for namespace in self.namespaces)
 
 
 def whole(value: Any) -> Any:

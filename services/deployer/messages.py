@@ -8,7 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from ekiben.deployer.v1 import deployer_pb2 as pb
 from ekiben.deployer.v1 import events_pb2, exposure_pb2
-from services.deployer.domain import Condition, Deployment, InstanceType, Revision, Status
+from services.deployer.domain import Cluster, Condition, Deployment, InstanceType, Revision, Status
 from services.deployer.runtimes import Event, Line, ReplicaStatus, SetStatus
 from services.kernel.updates import etag_of
 
@@ -88,6 +88,7 @@ def deployment(of: Deployment, latest: Revision, urls: Sequence[str]) -> pb.Depl
         etag=etag_of(of.uid, of.generation),
         terminated=of.terminated,
         build=of.build,
+        kubernetes_namespace=of.kubernetes_namespace,
         create_time=time(of.create_time),
         update_time=time(of.update_time),
     )
@@ -175,6 +176,22 @@ def instance_type(of: InstanceType) -> pb.InstanceType:
         pod=of.pod,
         group=of.group or ("gpu" if of.gpu_count else "cpu"),
         price=of.price,
+    )
+
+
+def cluster(of: Cluster, runtime: str) -> pb.Cluster:
+    """One cluster, without its credentials."""
+    return pb.Cluster(
+        name=f"clusters/{of.name}",
+        uid=of.uid,
+        description=of.description,
+        runtime=runtime,
+        create_time=time(of.create_time),
+        namespaces=of.namespaces,
+        pull_host=of.pull_host,
+        pull_secret=of.pull_secret,
+        server=of.server,
+        update_time=time(of.update_time) if of.update_time else None,
     )
 
 

@@ -15,8 +15,8 @@ from ekiben.errors import EkibenError, NotFound
 from ekiben.identity.v1 import identity_pb2
 from services.deployer import gate, messages, rollout, scaling, specs, status
 from services.deployer.addresses import CONDITION, Addresses
-from services.deployer.builds import Builds, Made, Progress, Way
-from services.deployer.domain import MAIN, Condition, Deployment, InstanceType, Revision
+from services.deployer.builds import Builds, Made, Output, Progress, Way
+from services.deployer.domain import DEFAULT_CLUSTER, MAIN, Condition, Deployment, InstanceType, Revision
 from services.deployer.ownership import Ownership
 from services.deployer.rollout import SetView
 from services.deployer.routes import Routes
@@ -152,12 +152,11 @@ class Reconciler:
         self.routes.close()
         self._observed = await self._runtime.observe()
         await self._runtime.expose(None)
-        if self._runtime.outlives:
-            return
-        for one in self._observed:
+        ending = [one for one in self._observed if not one.outlives]
+        for one in ending:
             if one.asked or one.replicas:
                 await self._runtime.scale(one.key, 0)
-        await self._runtime.release([replica.replica for one in self._observed for replica in one.replicas])
+        await self._runtime.release([replica.replica for one in ending for replica in one.replicas])
 
     async def _hear(self) -> None:
         async for _ in self.topic.changes(WANTED):
@@ -167,16 +166,14 @@ class Reconciler:
         """Take every replica out of the routes, then stop them all; what is desired stays. So do replicas that outlive
         the deployer, and their routes."""
         self._stopping = True
-        if self._runtime.outlives:
-            await self.ownership.release()
-            return
-        with contextlib.suppress(EkibenError, TimeoutError):
-            async with asyncio.timeout(DRAIN_ACK_S):
-                await self.routes.publish(self._without_endpoints())
-                ids = [replica.replica for one in self._observed for replica in one.replicas]
-                while not all(self.routes.unrouted(id) for id in ids):
-                    await self._clock.sleep(0.05)
-        await self._runtime.release([replica.replica for one in self._observed for replica in one.replicas])
+        ids = [replica.replica for one in self._observed if not one.outlives for replica in one.replicas]
+        if ids:
+            with contextlib.suppress(EkibenError, TimeoutError):
+                async with asyncio.timeout(DRAIN_ACK_S):
+                    await self.routes.publish(self._without(set(ids)))
+                    while not all(self.routes.unrouted(id) for id in ids):
+                        await self._clock.sleep(0.05)
+        await self._runtime.release(ids)
         await self._runtime.drain(self._settings.shutdown_drain_s)
         await self.ownership.release()
 
@@ -300,6 +297,7 @@ class Reconciler:
 
     def _wanted(self, deployment: Deployment, revision: int, version: Version) -> Progress:
         caller = Principal(deployment.creator, deployment.organization, annotations_pb2.ROLE_SERVICE)
+        output = None if deployment.cluster == DEFAULT_CLUSTER else Output.IMAGE
         return self._builds.want(
             self._tasks,
             (deployment.uid, revision),
@@ -308,7 +306,7 @@ class Reconciler:
             version.secrets,
             caller,
             deployment.traceparent,
-            Way(version.image, version.models_apart),
+            Way(version.image, version.models_apart, output),
         )
 
     async def _secrets(self, view: _View, version: Version) -> list[identity_pb2.Secret] | None:
@@ -348,7 +346,7 @@ class Reconciler:
         template = version.services.get(service, pb.ServiceTemplate())
         called = bool(version.manifest.dependents(service))
         autoscaling = self._autoscaling(deployment, version, service)
-        acted_on = autoscaling if self._runtime.scales else None
+        acted_on = autoscaling if self._runtime.scales(deployment.place) else None
         least = specs.desired_of(deployment, version, service)
         remembered = deployment.status.scale.get(f"{version.target}/{service}")
         desired = scaling.desired_of(acted_on, least, remembered, new, old)
@@ -637,14 +635,21 @@ class Reconciler:
                 return f"deployments/{view.deployment.name} is not available. {status.without_lines(condition.message)}"
         return f"deployments/{view.deployment.name} is starting."
 
-    def _without_endpoints(self) -> list[pb.Route]:
+    def _without(self, replicas: set[str]) -> list[pb.Route]:
+        """The routes as they are, without these replicas."""
         routes = []
         for known in self.routes.current().routes:
             route = pb.Route()
             route.CopyFrom(known)
+            for endpoints in [
+                *(one.endpoints for one in route.targets),
+                *(one.endpoints for one in route.internal_routes),
+            ]:
+                for endpoint in [one for one in endpoints if one.replica in replicas]:
+                    endpoints.remove(endpoint)
+            targets = [target for target in route.targets if target.endpoints]
             route.ClearField("targets")
-            for internal in route.internal_routes:
-                internal.ClearField("endpoints")
+            route.targets.extend(targets)
             route.not_ready_detail = "The platform is stopping."
             routes.append(route)
         return routes

@@ -2,23 +2,24 @@
 
 import contextlib
 from collections.abc import AsyncIterator
-from datetime import datetime
 from typing import Any
 
 from google.protobuf.empty_pb2 import Empty
 
-from ekiben import names
+from ekiben.deployer.v1 import clusters_pb2, events_pb2
+from ekiben.deployer.v1 import clusters_pb2_grpc as cluster_stubs
 from ekiben.deployer.v1 import deployer_pb2 as pb
 from ekiben.deployer.v1 import deployer_pb2_grpc as stubs
-from ekiben.deployer.v1 import events_pb2
 from ekiben.deployer.v1 import events_pb2_grpc as event_stubs
 from ekiben.errors import InvalidArgument, NotFound
 from services.deployer import domain, messages
 from services.deployer.addresses import Addresses
+from services.deployer.clusters import Clusters
 from services.deployer.deployments import Deployments
 from services.deployer.domain import Deployment, Revision
 from services.deployer.reconciler import Reconciler
 from services.deployer.runtimes import Runtime
+from services.deployer.settings import Settings
 from services.kernel import pages
 from services.kernel.identity import current_principal
 
@@ -179,39 +180,61 @@ class EventsServicer(event_stubs.EventsServicer):
 class InstanceTypesServicer(stubs.InstanceTypesServicer):
     """ekiben.deployer.v1.InstanceTypes."""
 
-    def __init__(self, instance_types: list[domain.InstanceType], cluster: tuple[str, datetime]) -> None:
-        self._instance_types = instance_types
-        uid, create_time = cluster
-        self._cluster = pb.Cluster(
-            name=f"clusters/{domain.DEFAULT_CLUSTER}",
-            uid=uid,
-            description="This machine.",
-            runtime="process",
-            create_time=messages.time(create_time),
-        )
+    def __init__(self, instance_types: list[domain.InstanceType], clusters: Clusters, settings: Settings) -> None:
+        self._instance_types, self._clusters, self._settings = instance_types, clusters, settings
 
     async def ListInstanceTypes(
         self, request: pb.ListInstanceTypesRequest, context: Any
     ) -> pb.ListInstanceTypesResponse:
         """All instance types."""
         if request.cluster:
-            self._check(request.cluster)
+            await self._clusters.get(request.cluster)
         return pb.ListInstanceTypesResponse(
             instance_types=[messages.instance_type(one) for one in self._instance_types]
         )
 
     async def GetCluster(self, request: pb.GetClusterRequest, context: Any) -> pb.Cluster:
         """One cluster."""
-        self._check(request.name)
-        return self._cluster
+        return _cluster(await self._clusters.get(request.name), self._settings)
 
     async def ListClusters(self, request: pb.ListClustersRequest, context: Any) -> pb.ListClustersResponse:
         """All clusters."""
-        return pb.ListClustersResponse(clusters=[self._cluster])
+        found = await self._clusters.search()
+        return pb.ListClustersResponse(clusters=[_cluster(one, self._settings) for one in found])
 
-    def _check(self, name: str) -> None:
-        if names.Cluster.parse(name).cluster != domain.DEFAULT_CLUSTER:
-            raise NotFound(f"{name} does not exist.", reason="CLUSTER_NOT_FOUND", cluster=name)
+
+class ClustersServicer(cluster_stubs.ClustersServicer):
+    """ekiben.deployer.v1.Clusters."""
+
+    def __init__(self, clusters: Clusters, settings: Settings) -> None:
+        self._clusters, self._settings = clusters, settings
+
+    async def CreateCluster(self, request: clusters_pb2.CreateClusterRequest, context: Any) -> pb.Cluster:
+        """Another cluster."""
+        return _cluster(await self._clusters.create(request.cluster), self._settings)
+
+    async def UpdateCluster(self, request: clusters_pb2.UpdateClusterRequest, context: Any) -> pb.Cluster:
+        """A changed cluster."""
+        mask = request.update_mask if request.HasField("update_mask") else None
+        return _cluster(await self._clusters.update(request.cluster, mask), self._settings)
+
+    async def DeleteCluster(self, request: clusters_pb2.DeleteClusterRequest, context: Any) -> Empty:
+        """One cluster less."""
+        await self._clusters.delete(request.name)
+        return Empty()
+
+    async def CheckCluster(
+        self, request: clusters_pb2.CheckClusterRequest, context: Any
+    ) -> clusters_pb2.CheckClusterResponse:
+        """How it is."""
+        return await self._clusters.check(request.name)
+
+    async def GetClusterRoles(
+        self, request: clusters_pb2.GetClusterRolesRequest, context: Any
+    ) -> clusters_pb2.GetClusterRolesResponse:
+        """The rights that it needs."""
+        manifests = await self._clusters.roles(request.name, request.service_account)
+        return clusters_pb2.GetClusterRolesResponse(manifests=manifests)
 
 
 class RoutesServicer(stubs.RoutesServicer):
@@ -238,3 +261,17 @@ class RoutesServicer(stubs.RoutesServicer):
 
 def _position(deployment: Deployment) -> tuple[int, str]:
     return -round(deployment.create_time.timestamp() * 1e6), deployment.name
+
+
+def _cluster(of: domain.Cluster, settings: Settings) -> pb.Cluster:
+    """The default one is what the settings say."""
+    if of.name != domain.DEFAULT_CLUSTER:
+        return messages.cluster(of, "kubernetes")
+    found = messages.cluster(of, settings.runtime)
+    if settings.runtime == "kubernetes":
+        found.namespaces.append(settings.kubernetes_namespace)
+        found.pull_host, found.pull_secret = settings.kubernetes_pull_host, settings.kubernetes_pull_secret
+        found.description = "The cluster of the deployer's settings."
+    else:
+        found.description = "This machine."
+    return found

@@ -57,6 +57,9 @@ class Settings(DatabaseSettings):
     kubernetes_metrics: tuple[str, ...] = ("gpu=DCGM_FI_DEV_GPU_UTIL", "qps=bentoml_service_requests_per_second")
     """What the cluster's custom metrics API calls, per pod, the metrics that clients scale by: `NAME=METRIC` each. The
     first default is that of NVIDIA's DCGM exporter, the second is for a rule of your metrics adapter."""
+    secrets_key_file: Path | None = None
+    """File with the key that seals the kubeconfigs of clusters; `secrets.key` in data_dir where it is absent, made when
+    it is not there. Several deployers on one database need the same."""
     host: str = "127.0.0.1"
     """Host in the URLs of deployments: where the gateway's own ports for them are reached."""
     port_range: str = "7500-7999"

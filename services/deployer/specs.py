@@ -163,6 +163,7 @@ def spec_of(
         memory_bytes=memory_bytes,
         drain_s=pod.settings.termination_grace.seconds or drain_s,
         pod=pod,
+        place=deployment.place,
     )
 
 

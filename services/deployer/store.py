@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from ekiben.errors import Aborted
-from services.deployer.domain import Bento, Condition, Deployment, Revision, Status
+from services.deployer.domain import Bento, Cluster, Condition, Deployment, Revision, Status
 from services.kernel.db import AsyncConnection, Database, UtcDateTime, insert_into
 
 metadata = sa.MetaData()
@@ -39,6 +39,7 @@ deployments = sa.Table(
     sa.Column("status", sa.Text, nullable=False),
     sa.Column("exposure", sa.Text, nullable=False, server_default=""),
     sa.Column("exposed_host", sa.String(253), nullable=True),
+    sa.Column("kubernetes_namespace", sa.String(63), nullable=False, server_default=""),
     sa.UniqueConstraint("organization", "name", name="deployments_name"),
     sa.UniqueConstraint("port", name="deployments_port"),
     sa.Index("deployments_exposed_host", "exposed_host", unique=True),
@@ -70,6 +71,16 @@ clusters = sa.Table(
     # The data directory of the deployer that has it, and a number that this one counts up; empty for nobody.
     sa.Column("owner", sa.String(64), nullable=False, server_default=""),
     sa.Column("owner_signs", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("description", sa.Text, nullable=False, server_default=""),
+    sa.Column("server", sa.Text, nullable=False, server_default=""),
+    sa.Column("namespaces", sa.Text, nullable=False, server_default="[]"),
+    sa.Column("pull_host", sa.Text, nullable=False, server_default=""),
+    sa.Column("pull_secret", sa.Text, nullable=False, server_default=""),
+    # Sealed with the key of this id; null for the identity of the deployer's pod.
+    sa.Column("key_id", sa.String(64), nullable=False, server_default=""),
+    sa.Column("kubeconfig", sa.LargeBinary, nullable=True),
+    sa.Column("generation", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("update_time", UtcDateTime, nullable=True),
 )
 
 
@@ -204,6 +215,41 @@ class Store:
                 row = (await connection.execute(query)).one()
             return row[0], row[1]
 
+    async def list_clusters(self) -> list[Cluster]:
+        """All clusters, by name."""
+        async with self._database.read() as connection:
+            return [
+                _cluster(row)
+                for row in (await connection.execute(sa.select(clusters).order_by(clusters.c.name))).mappings()
+            ]
+
+    async def get_cluster(self, name: str) -> Cluster | None:
+        """One cluster."""
+        query = sa.select(clusters).where(clusters.c.name == name)
+        async with self._database.read() as connection:
+            row = (await connection.execute(query)).mappings().one_or_none()
+        return None if row is None else _cluster(row)
+
+    async def add_cluster(self, cluster: Cluster) -> bool:
+        """Write a new cluster. False where there is one of that name."""
+        async with self._database.transaction() as connection:
+            made = insert_into(self._database.dialect, clusters).values(**_cluster_values(cluster))
+            return (await connection.execute(made.on_conflict_do_nothing())).rowcount == 1
+
+    async def change_cluster(self, cluster: Cluster) -> bool:
+        """Write a changed cluster. False where somebody else changed it meanwhile."""
+        values = _cluster_values(replace(cluster, generation=cluster.generation + 1))
+        return await self._write_cluster(cluster.name, clusters.c.generation == cluster.generation, **values)
+
+    async def remove_cluster(self, name: str) -> list[str]:
+        """Delete a cluster without deployments; else gives some of their names, and nothing is deleted."""
+        async with self._database.transaction() as connection:
+            there = sa.select(deployments.c.name).where(deployments.c.cluster == name).order_by(deployments.c.name)
+            found = list((await connection.execute(there.limit(5))).scalars())
+            if not found:
+                await connection.execute(sa.delete(clusters).where(clusters.c.name == name))
+            return found
+
     async def owner_of(self, cluster: str) -> tuple[str, int]:
         """Which deployer has the cluster, empty for none, and its newest sign of life."""
         query = sa.select(clusters.c.owner, clusters.c.owner_signs).where(clusters.c.name == cluster)
@@ -264,6 +310,15 @@ def _deployment(row: Any) -> Deployment:
     values["port"] = row["port"] or 0
     values["status"] = _status(json.loads(row["status"]))
     return Deployment(**values)
+
+
+def _cluster(row: Any) -> Cluster:
+    values = {key: value for key, value in row.items() if key not in ("owner", "owner_signs")}
+    return Cluster(**{**values, "namespaces": tuple(json.loads(values["namespaces"]))})
+
+
+def _cluster_values(cluster: Cluster) -> dict[str, Any]:
+    return {**asdict(cluster), "namespaces": json.dumps(cluster.namespaces)}
 
 
 def _revision(row: Any) -> Revision:

@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from ekiben.builder.v1 import builder_pb2, images_pb2
-from ekiben.deployer.v1 import deployer_pb2, events_pb2
+from ekiben.deployer.v1 import clusters_pb2, deployer_pb2, events_pb2
 from ekiben.errors import InvalidArgument
 from ekiben.identity.v1 import identity_pb2
 from ekiben.recorder.v1 import recorder_pb2
@@ -46,6 +46,7 @@ API_FILES: tuple[FileDescriptor, ...] = tuple(
         images_pb2,
         deployer_pb2,
         events_pb2,
+        clusters_pb2,
         recorder_pb2,
     )
 )

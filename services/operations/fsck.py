@@ -17,6 +17,7 @@ from services.content import open_blobs, open_blobs_to_read
 from services.content.blobs import BlobReader
 from services.content.blobs.checked import read_verified
 from services.content.digest import Digest
+from services.content.sealing import read_keys
 from services.kernel.clock import SYSTEM, Clock
 from services.kernel.db import Database
 from services.operations import copies
@@ -28,7 +29,6 @@ from services.operations.store.checks import others, registry, tables
 from services.operations.store.moments import one_moment
 from services.operations.store.services import package_of
 from services.operations.vaults import Vault
-from services.registry.sealing import read_keys
 from services.registry.store import blobs as held
 from services.registry.store import uploads as upload_rows
 

@@ -17,6 +17,7 @@ from ekiben.registry.v1 import (
 )
 from ekiben.registry.v1 import registry_pb2_grpc as registry
 from services.content import open_blobs
+from services.content.sealing import KeyFile, open_key_file
 from services.kernel.app import Component, Servicer
 from services.kernel.clock import SYSTEM, Clock
 from services.kernel.db import Database, open_database
@@ -33,7 +34,6 @@ from services.registry.lineage import Lineage
 from services.registry.lister import Lister
 from services.registry.logins import Logins
 from services.registry.quotas import Quotas
-from services.registry.sealing import KeyFile, open_key_file
 from services.registry.secrets import Secrets
 from services.registry.servicer.accounts import Accounts as AccountsServicer
 from services.registry.servicer.accounts import Logins as LoginsServicer

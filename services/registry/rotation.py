@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ekiben.errors import DataLoss, FailedPrecondition
+from services.content.sealing import Keys, Sealed, new_key, read_keys, write_keys
 from services.kernel.clock import Clock
 from services.kernel.db import Database
-from services.registry.sealing import Keys, Sealed, new_key, read_keys, write_keys
 from services.registry.store import secrets as rows
 
 _BATCH = 100

@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ekiben.errors import AlreadyExists, InvalidArgument, NotFound
+from services.content.sealing import Sealed, Sealing
 from services.kernel.clock import Clock
 from services.kernel.db import Database
 from services.kernel.identity import Principal
@@ -17,7 +18,6 @@ from services.registry.accounts import words_of
 from services.registry.catalog import organization_of
 from services.registry.domain import check_text
 from services.registry.identities import MAX_SECRET_BYTES, MAX_SECRET_ITEMS, Secret, SecretItem
-from services.registry.sealing import Sealed, Sealing
 from services.registry.store import secrets as rows
 
 MOUNT_FILE = 2

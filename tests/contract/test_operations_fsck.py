@@ -18,6 +18,7 @@ from ekiben.api.v1.annotations_pb2 import Role
 from ekiben.errors import FailedPrecondition
 from services.builder import store as builder
 from services.content.digest import Digest
+from services.content.sealing import new_key, write_keys
 from services.deployer import store as deployer
 from services.kernel.clock import ManualClock
 from services.kernel.db import Database
@@ -32,7 +33,6 @@ from services.registry.aliases import Aliases
 from services.registry.domain import BlobState, ContentState, Draft, Kind
 from services.registry.first_start import ensure_admin
 from services.registry.identities import SecretItem
-from services.registry.sealing import new_key, write_keys
 from services.registry.store import tables as t
 from tests.fixtures_operations import ME, Registry, installation_at, opened
 from tests.postgres import PostgresServer

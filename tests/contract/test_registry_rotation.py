@@ -10,6 +10,7 @@ import pytest
 
 from ekiben.api.v1.annotations_pb2 import Role
 from ekiben.errors import FailedPrecondition
+from services.content.sealing import KeyFile, open_key_file, read_keys
 from services.kernel.clock import ManualClock
 from services.kernel.db import Database, open_database
 from services.kernel.identity import Principal
@@ -17,7 +18,6 @@ from services.registry import rotation
 from services.registry.app import MIGRATIONS
 from services.registry.identities import SecretItem
 from services.registry.rotation import drop_old_keys, rotate
-from services.registry.sealing import KeyFile, open_key_file, read_keys
 from services.registry.secrets import Secrets
 from services.registry.signing import Signer
 from services.registry.store import secrets as rows
@@ -154,7 +154,7 @@ async def test_a_secret_that_cannot_be_opened_is_told_and_left(vault: Vault) -> 
         await rows.update(connection, "default", "s2", {"key_id": "gone"})
     done = await rotate(vault.database, vault.file)
     assert list(done.failures) == ["secrets/s2"]
-    assert "'gone' is not in the registry's key file" in done.failures["secrets/s2"]
+    assert "'gone' is not in the key file" in done.failures["secrets/s2"]
     assert await vault.used() == {done.key_id: 4, "gone": 1}
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from ekiben.api.v1.annotations_pb2 import Role
 from ekiben.errors import AlreadyExists, FailedPrecondition, InvalidArgument
+from services.content.sealing import Keys
 from services.kernel.clock import ManualClock
 from services.kernel.db import Database, open_database
 from services.kernel.identity import AuditRecord, Principal
@@ -21,7 +22,6 @@ from services.registry.domain import ContentState, Draft, Kind
 from services.registry.first_start import ensure_admin
 from services.registry.identities import SecretItem
 from services.registry.logins import Logins
-from services.registry.sealing import Keys
 from services.registry.search import Subject, parse
 from services.registry.secrets import Secrets
 from services.registry.store import blobs as held

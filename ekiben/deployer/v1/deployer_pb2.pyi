@@ -167,6 +167,7 @@ class Deployment(_message.Message):
     TERMINATED_FIELD_NUMBER: _builtins.int
     BUILD_FIELD_NUMBER: _builtins.int
     EXPOSURE_FIELD_NUMBER: _builtins.int
+    KUBERNETES_NAMESPACE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Identifier. `deployments/{deployment}`, the id matching `[a-z]([a-z0-9-]{0,61}[a-z0-9])?`;
     made up by the server from the bento's name when a create leaves it empty.
@@ -199,6 +200,10 @@ class Deployment(_message.Message):
     """Output only. True once terminated by TerminateDeployment, until updated."""
     build: _builtins.str
     """Output only. The running build or the last one: `builds/{build}`."""
+    kubernetes_namespace: _builtins.str
+    """Optional. The namespace of the cluster; absent means its first one. Fixed at creation. For clusters that were added
+    by CreateCluster.
+    """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Optional. Keys at most 128 characters, values at most 1,024."""
@@ -271,10 +276,11 @@ class Deployment(_message.Message):
         terminated: _builtins.bool = ...,
         build: _builtins.str = ...,
         exposure: _exposure_pb2.Exposure | None = ...,
+        kubernetes_namespace: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "create_time", b"create_time", "exposure", b"exposure", "template", b"template", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_authorization", b"access_authorization", "build", b"build", "capture", b"capture", "cluster", b"cluster", "conditions", b"conditions", "create_time", b"create_time", "creator", b"creator", "dev", b"dev", "etag", b"etag", "exposure", b"exposure", "generation", b"generation", "labels", b"labels", "latest_revision", b"latest_revision", "name", b"name", "observed_generation", b"observed_generation", "reconciling", b"reconciling", "replica_counts", b"replica_counts", "scaling", b"scaling", "serving_revision", b"serving_revision", "state", b"state", "template", b"template", "terminated", b"terminated", "uid", b"uid", "update_time", b"update_time", "urls", b"urls"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_authorization", b"access_authorization", "build", b"build", "capture", b"capture", "cluster", b"cluster", "conditions", b"conditions", "create_time", b"create_time", "creator", b"creator", "dev", b"dev", "etag", b"etag", "exposure", b"exposure", "generation", b"generation", "kubernetes_namespace", b"kubernetes_namespace", "labels", b"labels", "latest_revision", b"latest_revision", "name", b"name", "observed_generation", b"observed_generation", "reconciling", b"reconciling", "replica_counts", b"replica_counts", "scaling", b"scaling", "serving_revision", b"serving_revision", "state", b"state", "template", b"template", "terminated", b"terminated", "uid", b"uid", "update_time", b"update_time", "urls", b"urls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1038,17 +1044,48 @@ class Cluster(_message.Message):
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     RUNTIME_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    KUBECONFIG_FIELD_NUMBER: _builtins.int
+    CONTEXT_FIELD_NUMBER: _builtins.int
+    NAMESPACES_FIELD_NUMBER: _builtins.int
+    PULL_HOST_FIELD_NUMBER: _builtins.int
+    PULL_SECRET_FIELD_NUMBER: _builtins.int
+    SERVER_FIELD_NUMBER: _builtins.int
+    UPDATE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Identifier. `clusters/{cluster}`."""
     uid: _builtins.str
     """Output only. A UUID that no other resource ever has."""
     description: _builtins.str
-    """Output only. Free text."""
+    """Optional. Free text."""
     runtime: _builtins.str
-    """Output only. The runtime: `process`."""
+    """Output only. The runtime: `process`, `podman` or `kubernetes`."""
+    kubeconfig: _builtins.str
+    """Input only. A kubeconfig as text, with its credentials inside; kept encrypted, and never given back. Absent means
+    the identity of the pod in which the deployer runs.
+    """
+    context: _builtins.str
+    """Input only. The context of the kubeconfig; absent means its current one."""
+    pull_host: _builtins.str
+    """Optional. `HOST[:PORT]` under which its nodes reach the platform's `/v2/`, where the builder keeps images in a
+    folder.
+    """
+    pull_secret: _builtins.str
+    """Optional. Name of a Secret of each namespace with the login for images; absent means one of the platform's."""
+    server: _builtins.str
+    """Output only. Where its API is."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Output only. When it was created."""
+
+    @_builtins.property
+    def namespaces(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Optional. Namespaces in which deployments may be; the first is that of deployments which name none. Absent means
+        `ekiben`.
+        """
+
+    @_builtins.property
+    def update_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. When it was changed last."""
 
     def __init__(
         self,
@@ -1058,10 +1095,17 @@ class Cluster(_message.Message):
         description: _builtins.str = ...,
         runtime: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        kubeconfig: _builtins.str = ...,
+        context: _builtins.str = ...,
+        namespaces: _abc.Iterable[_builtins.str] | None = ...,
+        pull_host: _builtins.str = ...,
+        pull_secret: _builtins.str = ...,
+        server: _builtins.str = ...,
+        update_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "description", b"description", "name", b"name", "runtime", b"runtime", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "create_time", b"create_time", "description", b"description", "kubeconfig", b"kubeconfig", "name", b"name", "namespaces", b"namespaces", "pull_host", b"pull_host", "pull_secret", b"pull_secret", "runtime", b"runtime", "server", b"server", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

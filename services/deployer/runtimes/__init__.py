@@ -98,6 +98,8 @@ class SetSpec:
     pod: Pod = field(default_factory=Pod)
     autoscaling: Autoscaling | None = None
     """Who scales it from here on; None where only `scale` does. Only for a runtime that `scales`."""
+    place: str = ""
+    """Which of several runtimes: empty for the one of the deployer's settings, else `CLUSTER/NAMESPACE`."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,9 @@ class SetStatus:
     """Whether somebody else gives it replicas now; `asked` is what he asked for."""
     scaled: Scaled | None = None
     """What the cluster's autoscaler says, where it has one."""
+    outlives: bool = False
+    """Whether its replicas go on when the deployer stops, and are another deployer's as well as this one's. Where they
+    do not, a deployer that stops drains them, and one that lost its cluster to another ends them."""
 
     def count(self, *phases: Phase) -> int:
         """How many replicas are in one of the phases."""
@@ -186,12 +191,9 @@ class Event:
 class Runtime(Protocol):
     """See the module."""
 
-    outlives: bool
-    """Whether replicas go on when the deployer stops, and are another deployer's as well as this one's. Where they do
-    not, a deployer that stops drains them, and one that lost the cluster to another ends them."""
-
-    scales: bool
-    """Whether it acts on `SetSpec.autoscaling`."""
+    def scales(self, place: str) -> bool:
+        """Whether it acts on `SetSpec.autoscaling` in a place: see SetSpec.place."""
+        ...
 
     async def check(self, spec: SetSpec) -> None:
         """Refuse what could never be applied, before somebody is told that it will be. Nothing is changed.

@@ -59,9 +59,6 @@ class _Set:
 class ProcessRuntime:
     """See the module. Made by `open_process_runtime`."""
 
-    outlives = False
-    scales = False
-
     def __init__(
         self,
         data_dir: Path,
@@ -82,6 +79,10 @@ class ProcessRuntime:
         self._closing = False
 
     # The port
+
+    def scales(self, place: str) -> bool:
+        """Nothing here scales by itself."""
+        return False
 
     async def check(self, spec: SetSpec) -> None:
         """Refuse what is asked of pods."""

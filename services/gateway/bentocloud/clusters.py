@@ -45,7 +45,11 @@ async def get(call: Call) -> Reply:
         **cluster_reply(cluster),
         "organization": organization_reply(organization),
         "kube_config": "",
-        "config": {"default_deployment_kube_namespace": KUBE_NAMESPACE, "ingress_ip": "", "aws": ""},
+        "config": {
+            "default_deployment_kube_namespace": next(iter(cluster.namespaces), KUBE_NAMESPACE),
+            "ingress_ip": "",
+            "aws": "",
+        },
         "grafana_root_path": "",
         "resource_instances": [],
     }
@@ -60,13 +64,13 @@ async def list_instance_types(call: Call) -> list[Reply]:
 
 
 def cluster_reply(cluster: deployer.Cluster) -> Reply:
-    """A cluster. The first one, so that the client's links to pages need no more than a deployment's name."""
+    """A cluster. The default one is the first, so that the client's links to pages need only a deployment's name."""
     return {
         **resource("cluster", last(cluster.name), cluster.uid, created=cluster.create_time),
         "description": cluster.description,
         "organization_name": "default",
         "creator": _NOBODY,
-        "is_first": True,
+        "is_first": last(cluster.name) == DEFAULT_CLUSTER,
     }
 
 

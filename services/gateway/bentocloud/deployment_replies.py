@@ -54,7 +54,7 @@ def deployment_reply(
     return {
         **base,
         "status": status,
-        "kube_namespace": KUBE_NAMESPACE,
+        "kube_namespace": deployment.kubernetes_namespace or KUBE_NAMESPACE,
         "creator": creator,
         "cluster": cluster,
         "latest_revision": _revision(deployment, creator, bentos) if deployment.latest_revision else None,

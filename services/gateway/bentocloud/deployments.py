@@ -15,7 +15,7 @@ from services.gateway.bentocloud.deployment_replies import bentos_of, deployment
 from services.gateway.bentocloud.deployment_requests import deployment_of
 from services.gateway.bentocloud.repositories import BENTOS
 from services.gateway.bentocloud.versions import with_repository
-from services.gateway.bentocloud.wire import Reply, member, number, page
+from services.gateway.bentocloud.wire import Reply, last, member, number, page
 
 _NO_CODESPACES = (
     "Codespaces (`bentoml code`) are not offered here yet. "
@@ -31,22 +31,25 @@ async def get(call: Call) -> Reply:
 
 
 async def list_all(call: Call) -> Reply:
-    """GET /api/v2/deployments: all of them, unless `count` says how many; `total` counts all that match."""
-    await clusters.check(call)
+    """GET /api/v2/deployments: all, or those of the cluster that is named, unless `count` says how many; `total` counts
+    all that match."""
+    cluster = await clusters.check(call) if call.query("cluster") else ""
     query = call.request.rel_url.query
     start, count = number(query, "start", 0), number(query, "count", 0)
     words = " ".join(filter(None, (call.query("q"), call.query("search"))))
     listing = deployer.ListDeploymentsRequest(filter=words)
-    found = [each async for each in call.pages(call.api.deployments.ListDeployments, listing, "deployments")]
+    listed = call.pages(call.api.deployments.ListDeployments, listing, "deployments")
+    found = [each async for each in listed if cluster in ("", last(each.cluster))]
     shown = found[start : start + count if count else None]
     return page(await replies(call, shown), start=start, total=len(found))
 
 
 async def create(call: Call) -> Reply:
     """POST /api/v2/deployments."""
-    await clusters.check(call)
+    cluster = await clusters.check(call)
     body = await call.body()
     deployment = deployment_of(body, member(body, "name", str, ""))
+    deployment.cluster = f"clusters/{cluster}"
     if deployment.dev:
         bento = await call(call.api.bentos.GetBento, registry.GetBentoRequest(name=deployment.template.bento))
         if bento.content.state == registry.Content.EXTERNAL:

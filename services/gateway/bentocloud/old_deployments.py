@@ -13,6 +13,7 @@ from ekiben.deployer.v1 import deployer_pb2 as deployer
 from ekiben.errors import InvalidArgument
 from services.gateway.bentocloud import deployments
 from services.gateway.bentocloud.api import Call
+from services.gateway.bentocloud.clusters import DEFAULT_CLUSTER
 from services.gateway.bentocloud.deployment_requests import deployment_of
 from services.gateway.bentocloud.wire import Reply, member, number, page, required
 
@@ -41,7 +42,11 @@ async def get(call: Call) -> Reply:
 async def create(call: Call) -> Reply:
     """POST /api/v1/clusters/{cluster}/deployments."""
     body = await call.body()
-    request = deployer.CreateDeploymentRequest(deployment=deployment_of(new_body(body), required(body, "name")))
+    deployment = deployment_of(new_body(body), required(body, "name"))
+    deployment.cluster = str(names.Cluster(call.path("cluster")))
+    if call.path("cluster") != DEFAULT_CLUSTER:
+        deployment.kubernetes_namespace = member(body, "kube_namespace", str, "")
+    request = deployer.CreateDeploymentRequest(deployment=deployment)
     return await _reply(call, await call(call.api.deployments.CreateDeployment, request))
 
 

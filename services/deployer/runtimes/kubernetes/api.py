@@ -105,6 +105,22 @@ class Api:
         """One object, with its managed fields. Raises NotFound."""
         return await self._call("GET", f"{_PATHS[kind].format(self._namespace)}/{name}", [])
 
+    async def version(self) -> str:
+        """Of Kubernetes: `v1.36.3`. Raises as `apply` does."""
+        return str((await self._call("GET", "/version", [])).get("gitVersion"))
+
+    async def rules(self) -> list[Object]:
+        """What these credentials may do in the namespace. Raises as `apply` does."""
+        asked = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectRulesReview",
+            "metadata": {"name": "rules"},
+            "spec": {"namespace": self._namespace},
+        }
+        answer = await self._call("POST", "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", [], asked)
+        found: list[Object] = answer["status"]["resourceRules"]
+        return found
+
     async def listed(self, kind: str, selector: str, *, fields: str = "") -> tuple[list[Object], str]:
         """All objects with these labels and these `fields`, and the version of the list."""
         found: list[Object] = []
@@ -201,15 +217,18 @@ class Api:
 
 
 @asynccontextmanager
-async def open_api(kubeconfig: Path | None, context: str, namespace: str) -> AsyncIterator[Api]:
-    """The API of the cluster that a kubeconfig names, or of the one in which this process is a pod.
+async def open_api(kubeconfig: Path | Mapping[str, Any] | None, context: str, namespace: str) -> AsyncIterator[Api]:
+    """The API of the cluster that a kubeconfig (its file, or what is in it) names, or of the one in which this process
+    is a pod.
 
     Raises:
         SettingsError: there is no such file or context, or this is no pod.
     """
     settings = client.Configuration()
     try:
-        if kubeconfig is not None:
+        if isinstance(kubeconfig, Mapping):
+            await config.load_kube_config_from_dict(dict(kubeconfig), client_configuration=settings)
+        elif kubeconfig is not None:
             await config.load_kube_config(str(kubeconfig), context=context or None, client_configuration=settings)
         else:
             config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]

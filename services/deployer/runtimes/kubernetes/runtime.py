@@ -9,11 +9,12 @@ gateways need to hear of it.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from ekiben.errors import EkibenError, NotFound, Unavailable
 from services.deployer.runtimes import Event, Line, SetSpec, SetStatus
@@ -54,9 +55,6 @@ _NEW_PODS_S = 1.0
 class KubernetesRuntime:
     """See the module. Made by `open_kubernetes_runtime`."""
 
-    outlives = True
-    scales = True
-
     def __init__(
         self,
         api: Api,
@@ -85,6 +83,10 @@ class KubernetesRuntime:
         self._exposures = Exposures(api, where, gateway_service, clock, self._changed.set)
 
     # The port
+
+    def scales(self, place: str) -> bool:
+        """Pods are scaled by the cluster."""
+        return True
 
     async def check(self, spec: SetSpec) -> None:
         """Refuse what the cluster would not take. Nothing is changed there."""
@@ -145,6 +147,7 @@ class KubernetesRuntime:
                     for pod in sorted(replicas[key], key=_name)
                 ),
                 note=self._note(key),
+                outlives=True,
             )
             for key, one in found.items()
         ]
@@ -390,7 +393,7 @@ def _name(item: Object) -> str:
 
 @asynccontextmanager
 async def open_kubernetes_runtime(
-    kubeconfig: Path | None,
+    kubeconfig: Path | Mapping[str, Any] | None,
     context: str,
     where: Where,
     *,

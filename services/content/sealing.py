@@ -79,8 +79,7 @@ class Keys:
         key = self._keys.get(sealed.key_id)
         if key is None:
             raise FailedPrecondition(
-                f"The key {sealed.key_id!r} is not in the registry's key file. Restore the file, or write the "
-                "secret again.",
+                f"The key {sealed.key_id!r} is not in the key file. Restore the file, or write the secret again.",
                 reason="SECRET_KEY_MISSING",
                 key=sealed.key_id,
             )
