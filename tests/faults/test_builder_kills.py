@@ -35,10 +35,12 @@ class Process:
     step: str = ""
     settings: dict[str, object] = field(default_factory=dict)
     running: subprocess.Popen[bytes] | None = None
+    name: str = "b"
+    """Of this one among several on one folder."""
 
     @property
     def address(self) -> str:
-        return f"unix:{self.registry.run_dir}/builder"
+        return f"unix:{self.registry.run_dir}/builder-{self.name}"
 
     def start(self) -> None:
         peers = self.registry.peers
@@ -46,7 +48,7 @@ class Process:
             "builder": {
                 "database_url": f"sqlite:///{self.data_dir}/builder.db",
                 "data_dir": str(self.data_dir),
-                "run_dir": str(self.registry.run_dir / "b"),
+                "run_dir": str(self.registry.run_dir / self.name),
                 **self.settings,
             },
             "peers": {"registry": peers.registry, "blobs": peers.blobs},
@@ -55,7 +57,7 @@ class Process:
             "step": self.step,
             "once": str(self.data_dir.parent / "once"),
         }
-        file = self.data_dir.parent / "builder.json"
+        file = self.data_dir.parent / f"builder-{self.name}.json"
         file.write_text(json.dumps(given))
         with (self.data_dir.parent / "builder.log").open("ab") as log:
             self.running = subprocess.Popen(
@@ -91,15 +93,17 @@ async def builds(process: Process) -> AsyncIterator["BuildsAsyncStub"]:
 
 async def created(process: Process, bento: str, **request: Any) -> str:
     """The name of a new build; the builder may still be starting."""
+    # A channel that finds nobody tries again later and later; and a call waits for half a minute.
+    await until(Path(process.address.removeprefix("unix:")).exists, "the builder listens", 90)
     async with builds(process) as stub:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             build = await stub.CreateBuild(pb.CreateBuildRequest(bento=bento, **request), wait_for_ready=True)
     return build.name
 
 
 async def ended(process: Process, name: str) -> tuple[pb.Build, list[str]]:
     async with builds(process) as stub:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             request = pb.WatchBuildRequest(name=name)
             build = [build async for build in stub.WatchBuild(request, wait_for_ready=True)][-1]
             lines = [line.text async for line in stub.ReadBuildLog(pb.ReadBuildLogRequest(name=name))]
