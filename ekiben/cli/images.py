@@ -157,6 +157,25 @@ def copy(source: str, target: str, platform: str, no_attachments: bool) -> None:
     os.execv(sys.executable, command)
 
 
+@images.command()
+@click.argument("where")
+@click.option("--whole", is_flag=True, help="Read every layer too, and check it against its digest.")
+def fsck(where: str, whole: bool) -> None:
+    """Say whether images are whole: oci:FOLDER or docker://HOST/REPOSITORY for all of them there, or one by its name.
+
+    Everything that a tag leads to is asked for, what is attached too. Ends with 1 where something is missing or
+    damaged.
+
+    \b
+    Examples:
+      ekiben images fsck oci:data/builder/images
+      ekiben images fsck docker://registry.example.com/team/summarizer:1.0 --whole
+    """
+    sys.stdout.flush()
+    command = [sys.executable, "-P", "-m", "services.builder.image_checking", where]
+    os.execv(sys.executable, [*command, *["--whole"] * whole])
+
+
 for command in (
     platform_images.list_,
     platform_images.get,

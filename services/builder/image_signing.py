@@ -149,6 +149,11 @@ def _verify(given: argparse.Namespace) -> int:
         raise InvalidArgument("Name whom you trust: --key FILE, or --identity SUBJECT@@ISSUER.", reason="TRUST_MISSING")
     found = asyncio.run(verify(given.image, _platform(given), trust, whole=given.whole))
     _say(f"Signed by {', '.join(found.signers)}.")
+    if not found.named:
+        _say(
+            f"WARNING: {given.image} is an index, which is not signed itself: only its image for {_platform(given)} "
+            "is. Run that by the digest; who is given the name may run another of it."
+        )
     print(found.digest)
     return 0
 

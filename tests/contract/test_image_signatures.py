@@ -110,7 +110,7 @@ async def test_an_index_is_signed_for_all_of_its_manifests(store: ImageStore) ->
     made = await store.tag("v", index, INDEX, None)
     assert (await refusal(store)).reason == "IMAGE_NOT_SIGNED"
     await signing.sign(store, made, signing.by_key(KEY))
-    assert (await verify(store)).digest == listed[0].digest
+    assert (await verify(store)).digest == listed[0].digest and (await verify(store)).named
     found = await verification.verify(store, "v", ARM, TRUSTED, NOW)
     assert found.digest == listed[1].digest
     assert (await store.resolve(str(found.digest), ARM))[0].digest == found.digest
@@ -126,7 +126,8 @@ async def test_a_signature_of_a_manifest_does_not_cover_others_of_its_index(stor
     index = canonical({"schemaVersion": 2, "mediaType": INDEX, "manifests": [each.to_json() for each in listed]})
     await store.tag("v", index, INDEX, None)
     await signing.sign(store, listed[0], signing.by_key(KEY))
-    assert (await verify(store)).digest == listed[0].digest
+    found = await verify(store)
+    assert (found.digest, found.named) == (listed[0].digest, False)
     with pytest.raises(FailedPrecondition, match="no signature"):
         await verification.verify(store, "v", ARM, TRUSTED, NOW)
 

@@ -43,6 +43,8 @@ class Verified:
     digest: Digest
     """Of what is run; a signature of a manifest may be of the index that names it."""
     signers: tuple[str, ...]
+    named: bool = True
+    """Whether what the reference names is signed; else, of an index, what is run only."""
 
 
 @dataclass(frozen=True)
@@ -99,12 +101,13 @@ async def verify(
     digest = str(named.digest)
     run = named.digest if platform is None else (await store.resolve(digest, platform))[0].digest
     refusals = _Refusals()
-    signers: list[str] = []
+    signers: dict[Digest, list[str]] = {}
     for subject in dict.fromkeys((named.digest, run)):
-        signers += await _bundled(store, subject, trust, now, repository, refusals)
-        signers += await _simple(store, reference, subject, trust, now, repository, refusals)
-    if signers:
-        return Verified(run, tuple(dict.fromkeys(signers)))
+        signers[subject] = await _bundled(store, subject, trust, now, repository, refusals)
+        signers[subject] += await _simple(store, reference, subject, trust, now, repository, refusals)
+    if any(signers.values()):
+        everybody = [each for found in signers.values() for each in found]
+        return Verified(run, tuple(dict.fromkeys(everybody)), bool(signers[named.digest]))
     shown = reference if reference == digest else f"{reference or 'The image'} ({digest})"
     if not refusals.reasons:
         raise FailedPrecondition(
