@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -138,8 +139,31 @@ def _shipped(bento: Path) -> dict[str, str]:
                 if path is not None and path.is_file():
                     found[str((here / name).relative_to(bento))] = _digest_of_file(here / name)
             if any(name in names for name in _PROJECT):
-                found[str(here.relative_to(bento))] = _digest_of_folder(here)
+                found[str(here.relative_to(bento))] = _digest_of_folder(here, bento)
     return found
+
+
+def copy_folder(folder: Path, into: Path, bento: Path) -> None:
+    """Copy a source folder of a bento: what its digest in `BentoFiles.shipped` is of. Blocks."""
+    into.mkdir()
+    for path in _files_of(folder, bento):
+        target = into / path.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, target)
+
+
+def _files_of(folder: Path, bento: Path, above: tuple[str, ...] = (), *, linked: bool = False) -> Iterator[Path]:
+    """The files of a source folder. Links are followed as far as they stay in the bento; one to a folder leads to no
+    folder above itself, nor to others by more links."""
+    above = (*above, os.path.realpath(folder))
+    for path in folder.iterdir():
+        real = _inside(path, bento)
+        if real is None or (path.is_symlink() and linked and real.is_dir()):
+            continue
+        if real.is_file():
+            yield path
+        elif real.is_dir() and str(real) not in above:
+            yield from _files_of(path, bento, above, linked=linked or path.is_symlink())
 
 
 def _digest_of_file(path: Path) -> str:
@@ -147,9 +171,9 @@ def _digest_of_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _digest_of_folder(folder: Path) -> str:
+def _digest_of_folder(folder: Path, bento: Path) -> str:
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for path in sorted(_files_of(folder, bento)):
         digest.update(f"{path.relative_to(folder)}\0{_digest_of_file(path)}\n".encode())
     return digest.hexdigest()
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ekiben.errors import EkibenError, FailedPrecondition
+from services.builder import bento as bentos
 from services.builder import failures, requirements
 from services.builder.domain import Step
 from services.builder.interpreters import Interpreter
@@ -137,7 +138,7 @@ class Locks:
         """
         with path.open("rb") as content:
             digest = hashlib.file_digest(content, "sha256").hexdigest()
-        self._keep(digest, path, directory)
+        self._keep(digest, path, directory, path.parent)
         return f"shipped:{digest}/{path.name}"
 
     async def _resolve(
@@ -198,16 +199,19 @@ class Locks:
     def _keep_shipped(self, recipe: Recipe, bento: Path, directory: Path) -> dict[str, Path]:
         """Copy what the bento brings along to where locks may name it for ever."""
         shipped = (recipe.shipped or {}).items()
-        return {name: self._keep(digest, bento / name, directory) for name, digest in shipped}
+        return {name: self._keep(digest, bento / name, directory, bento) for name, digest in shipped}
 
-    def _keep(self, digest: str, source: Path, directory: Path) -> Path:
+    def _keep(self, digest: str, source: Path, directory: Path, bento: Path) -> Path:
         """A file or folder by its content and its name: other bentos may have the same under another one."""
         target = (self._shipped / digest / source.name).absolute()
         touch(target.parent)
         if not target.exists():
             with tempfile.TemporaryDirectory(dir=directory) as making:
                 made = Path(making) / source.name
-                (shutil.copytree if source.is_dir() else shutil.copy2)(source, made)
+                if source.is_dir():
+                    bentos.copy_folder(source, made, bento)
+                else:
+                    shutil.copy2(source, made)
                 target.parent.mkdir(exist_ok=True)
                 try:
                     made.rename(target)

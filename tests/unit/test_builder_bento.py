@@ -113,3 +113,29 @@ def test_only_files_of_the_bento_are_taken_for_archives(tmp_path: Path) -> None:
     (src / "link.whl").symlink_to("mine.whl")
     bento_of(tmp_path / "bento", "bentoml_version: 1.4.39")
     assert sorted(bento.read(tmp_path / "bento").shipped or {}) == ["src/link.whl", "src/mine.whl"]
+
+
+def test_a_source_folder_is_what_of_it_lies_in_the_bento(tmp_path: Path) -> None:
+    folder = tmp_path / "bento" / "src" / "mine"
+    (folder / "package" / "empty").mkdir(parents=True)
+    common = tmp_path / "bento" / "src" / "common"
+    common.mkdir()
+    (tmp_path / "theirs").write_text("theirs")
+    for path in (folder / "pyproject.toml", folder / "package" / "a.py", common / "b.py"):
+        path.write_text(path.name)
+    os.mkfifo(folder / "pipe")
+    links = {"away": "/etc/hostname", "theirs": "../../../theirs", "dangling": "nowhere", "loop": ".", "up": ".."}
+    for name, target in links.items():
+        (folder / name).symlink_to(target)
+    (folder / "package" / "common").symlink_to("../../common")
+    bento_of(tmp_path / "bento", "bentoml_version: 1.4.39")
+    before = (bento.read(tmp_path / "bento").shipped or {})["src/mine"]
+    bento.copy_folder(folder, tmp_path / "copy", tmp_path / "bento")
+    copied = {str(path.relative_to(tmp_path / "copy")) for path in (tmp_path / "copy").rglob("*") if path.is_file()}
+    assert {each for each in copied if not each.startswith("up/")} == {
+        "pyproject.toml",
+        "package/a.py",
+        "package/common/b.py",
+    }
+    (common / "b.py").write_text("changed")
+    assert (bento.read(tmp_path / "bento").shipped or {})["src/mine"] != before
