@@ -62,9 +62,10 @@ def check(files: BentoFiles, engine: Engine | None, platforms: Sequence[Platform
     """Refuse a bento whose image cannot be made, before any work is done for it.
 
     Raises:
-        FailedPrecondition: it runs commands while its image is built, and they cannot be run (reasons of
-            `make_commands` and `Engine.check`).
+        FailedPrecondition: its variables cannot be those of an image (BENTO_INCOMPLETE), or it runs commands while its
+            image is built, and they cannot be run (reasons of `make_commands` and `Engine.check`).
     """
+    images.envs_of(files.manifest)
     if make_commands(files):
         if engine is None:
             raise FailedPrecondition(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ekiben.errors import FailedPrecondition
 from services.content.digest import Digest
 from services.content.images import CONFIG, INDEX, MANIFEST, Descriptor, Image, Platform, canonical
 
@@ -166,16 +167,33 @@ def annotations_of(names: Names) -> dict[str, str]:
 
 
 def envs_of(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """The variables that a bento gives its image: all but those for the build only, and those without a value."""
-    envs, docker = manifest.get("envs"), manifest.get("docker")
+    """The variables that a bento gives its image: all but those for the build only, and those without a value.
+
+    Raises:
+        FailedPrecondition: one that no container can have, or what is no list of them (BENTO_INCOMPLETE).
+    """
+    envs, docker = manifest.get("envs") or [], manifest.get("docker")
     old = docker.get("env") if isinstance(docker, Mapping) else None
     found = {str(key): str(value) for key, value in old.items()} if isinstance(old, Mapping) else {}
-    for each in envs if isinstance(envs, list) else ():
-        if not isinstance(each, Mapping) or not each.get("name") or each.get("stage", "all") == "build":
-            continue
-        if each.get("value") not in (None, ""):
+    if not isinstance(envs, list):
+        raise _unusable(f"bento.yaml has {str(envs)[:50]!r} for envs, where a list belongs")
+    for each in envs:
+        if not isinstance(each, Mapping) or not each.get("name"):
+            raise _unusable(f"bento.yaml has {str(each)[:50]!r} among its envs, which is no variable with a name")
+        if each.get("stage", "all") != "build" and each.get("value") not in (None, ""):
             found[str(each["name"])] = str(each["value"])
+    for name, value in found.items():
+        if not name or re.search(r"[=\0]", name):
+            raise _unusable(f"it has a variable {name[:80]!r}, and nothing can be given one of that name")
+        if "\0" in value:
+            raise _unusable(f"its variable {name} has a NUL in its value, which no variable can hold")
     return found
+
+
+def _unusable(what: str) -> FailedPrecondition:
+    return FailedPrecondition(
+        f"The bento cannot be built: {what}. Correct its envs and build the bento again.", reason="BENTO_INCOMPLETE"
+    )
 
 
 def without_hub(configuration: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,15 +3,17 @@
 import io
 import os
 import random
+import re
 import tarfile
 from pathlib import Path
 
 import pytest
 
 from ekiben.errors import FailedPrecondition
-from services.builder import images
+from services.builder import image_builds, images
 from services.builder.images import commands_of
 from services.builder.layers import Entry, entries_of, tar
+from services.builder.recipe import BentoFiles
 from services.content.images import Image
 
 
@@ -84,3 +86,28 @@ def test_models_that_are_fetched_at_the_start_go_where_that_can_be_written() -> 
     assert environment_of({})["BENTOML_HF_CACHE_DIR"] == "/home/bentoml/bento/hf-models"
     assert "BENTOML_HF_CACHE_DIR" not in environment_of({}, hub=True)
     assert environment_of({"BENTOML_HF_CACHE_DIR": "/cache"}, hub=True)["BENTOML_HF_CACHE_DIR"] == "/cache"
+
+
+@pytest.mark.parametrize(
+    ("manifest", "named"),
+    [
+        ({"envs": [{"name": "TOKEN", "value": "x\0y"}]}, "TOKEN has a NUL"),
+        ({"docker": {"env": {"TOKEN": "x\0y"}}}, "TOKEN has a NUL"),
+        ({"envs": [{"name": "A=B", "value": "1"}]}, "'A=B'"),
+        ({"envs": {"A": "b"}}, "{'A': 'b'}"),
+        ({"envs": ["A=b"]}, "'A=b'"),
+        ({"envs": [{"value": "b"}]}, "{'value': 'b'}"),
+    ],
+)
+def test_variables_that_no_container_can_have_are_refused_before_anything_is_made(
+    manifest: dict[str, object], named: str
+) -> None:
+    with pytest.raises(FailedPrecondition, match=re.escape(named)) as refused:
+        image_builds.check(BentoFiles(manifest, ""), None)
+    assert refused.value.reason == "BENTO_INCOMPLETE"
+
+
+def test_variables_for_the_build_and_without_a_value_are_none_of_the_image() -> None:
+    envs = [{"name": "A", "value": "1"}, {"name": "B", "stage": "build", "value": "2"}, {"name": "C"}]
+    assert images.envs_of({"envs": envs, "docker": {"env": {"D": 3}}}) == {"A": "1", "D": "3"}
+    assert images.envs_of({"envs": None}) == {}
