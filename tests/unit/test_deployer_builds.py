@@ -1,7 +1,7 @@
 """When the deployer asks the builder, and when it stops."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
@@ -102,8 +102,8 @@ class Images:
     async def GetImage(self, request: images_pb2.GetImageRequest) -> images_pb2.Image:
         return images_pb2.Image(name=request.name, digest="sha256:1", location="oci:layout:acme/x:v1")
 
-    async def look(self, image: str, digest: str) -> Condition:
-        assert (image, digest) == ("oci:layout:acme/x:v1", "sha256:1")
+    async def look(self, image: str, digest: str, mounted: Sequence[str] = ()) -> Condition:
+        assert (image, digest, list(mounted)) == ("oci:layout:acme/x:v1", "sha256:1", [])
         if not self.signed:
             raise self.error
         return Condition("Verified", True, "SIGNED")
