@@ -218,7 +218,13 @@ def _kubernetes(
 ) -> AbstractAsyncContextManager[KubernetesRuntime]:
     """Replicas as pods; `installation` marks what is ours."""
     telemetry = PodTelemetry(settings.otlp_http_endpoint, settings.otlp_token_file)
-    where = Where(installation, settings.kubernetes_namespace, settings.kubernetes_pull_secret, telemetry)
+    where = Where(
+        installation,
+        settings.kubernetes_namespace,
+        settings.kubernetes_pull_secret,
+        telemetry,
+        settings.kubernetes_pod_security,
+    )
     return open_kubernetes_runtime(
         settings.kubeconfig,
         settings.kubernetes_context,

@@ -40,6 +40,9 @@ class Settings(DatabaseSettings):
     services, pods, their logs, deployments, poddisruptionbudgets and networkpolicies in it, nothing else."""
     kubernetes_pull_host: str = ""
     """`HOST[:PORT]` under which nodes reach the platform's `/v2/`, where the builder keeps images in a folder."""
+    kubernetes_pod_security: str = "restricted"
+    """The pod security level that no patch of a deployment goes beyond, whatever the namespace enforces: `restricted`,
+    `baseline`, or `privileged` for none."""
     kubernetes_pull_secret: str = ""
     """Name of a Secret of the namespace with the login for images (`kubectl create secret docker-registry`). Empty
     where none is needed, as for the platform's own `/v2/`, whose login the deployer makes and renews."""
@@ -123,6 +126,9 @@ class Settings(DatabaseSettings):
         service, _, port = self.kubernetes_gateway_service.partition(":")
         if self.kubernetes_gateway_service and not (service and port):
             faults.append(f"kubernetes_gateway_service is {self.kubernetes_gateway_service!r}; it must be NAME:PORT.")
+        if self.kubernetes_pod_security not in ("restricted", "baseline", "privileged"):
+            level = self.kubernetes_pod_security
+            faults.append(f"kubernetes_pod_security is {level!r}; it must be restricted, baseline or privileged.")
         if len(str(self.run_dir)) > 64:
             faults.append(f"run_dir has {len(str(self.run_dir))} characters; sockets in it need it to have at most 64.")
         if self.owner_lease_s < 1:

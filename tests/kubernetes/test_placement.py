@@ -33,7 +33,7 @@ def where(cluster: Cluster) -> Iterator[Where]:
         cluster.kubectl("create", "secret", "generic", SECRET, "--from-literal=KEY=value", "-n", name)
         cluster.kubectl("label", "secret", SECRET, "ekiben.dev/usable=true", "-n", name)
         cluster.kubectl("create", "secret", "generic", "closed", "--from-literal=KEY=value", "-n", name)
-        yield Where(os.urandom(4).hex(), name)
+        yield Where(os.urandom(4).hex(), name, pod_security="privileged")
 
 
 @asynccontextmanager
@@ -222,6 +222,51 @@ async def test_what_the_cluster_would_not_take_is_refused_in_its_own_words(clust
         await runtime.check(usable)
     left = cluster.get("deployments,pods,services,secrets", "-n", where.namespace, "-l", f"{SET}={usable.key}")
     assert not left["items"]
+
+
+OURS = {"name": "bento"}
+SECURITY: list[dict[str, Any]] = [
+    {},
+    {"hostPID": True},
+    {"volumes": [{"name": "root", "hostPath": {"path": "/"}}]},
+    {"volumes": [{"name": "x", "nfs": {"server": "a", "path": "/"}}]},
+    {"volumes": [{"name": "x", "projected": {"sources": [{"configMap": {"name": "c"}}]}}]},
+    {"securityContext": {"runAsNonRoot": False}},
+    {"securityContext": {"runAsUser": 0}},
+    {"securityContext": {"seccompProfile": {"type": "Unconfined"}}},
+    {"securityContext": {"sysctls": [{"name": "net.ipv4.tcp_syncookies", "value": "1"}]}},
+    {"securityContext": {"sysctls": [{"name": "net.core.somaxconn", "value": "1"}]}},
+    {"securityContext": {"seLinuxOptions": {"type": "container_t", "level": "s0"}}},
+    {"securityContext": {"seLinuxOptions": {"role": "x"}}},
+    {"containers": [{**OURS, "securityContext": {"allowPrivilegeEscalation": None}}]},
+    {"containers": [{**OURS, "securityContext": {"privileged": True, "allowPrivilegeEscalation": True}}]},
+    {"containers": [{**OURS, "securityContext": {"capabilities": {"add": ["NET_BIND_SERVICE"]}}}]},
+    {"containers": [{**OURS, "securityContext": {"capabilities": {"add": ["CHOWN"]}}}]},
+    {"containers": [{**OURS, "securityContext": {"capabilities": {"drop": ["KILL"]}}}]},
+    {"containers": [{**OURS, "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}}}]},
+    {"containers": [{**OURS, "securityContext": {"appArmorProfile": {"type": "Unconfined"}}}]},
+    {"containers": [{**OURS, "ports": [{"containerPort": 3000, "hostPort": 3000}]}]},
+    {"containers": [{**OURS, "livenessProbe": {"httpGet": {"host": "10.0.0.1"}}}]},
+    {"containers": [{"name": "beside", "image": "b:1"}]},
+    {"initContainers": [{"name": "first", "image": "f:1", "securityContext": {"runAsUser": 0}}]},
+]
+
+
+async def test_the_platform_holds_pods_to_a_level_as_the_cluster_does(cluster: Cluster, where: Where) -> None:
+    """The namespace enforces restricted: what our own check says is what admission says."""
+    async with running(cluster, where) as theirs, running(cluster, replace(where, pod_security="restricted")) as ours:
+        for patch in SECURITY:
+            one = spec({"labels": {"a": "b"}}, {"spec": patch} if patch else {})
+            said = [await _refusal(runtime, one) for runtime in (ours, theirs)]
+            assert ("POD_SECURITY" in said[0]) == ("violates PodSecurity" in said[1]), (patch, said)
+
+
+async def _refusal(runtime: KubernetesRuntime, one: SetSpec) -> str:
+    try:
+        await runtime.check(one)
+    except InvalidArgument as exc:
+        return f"{exc.reason} {exc.message}"
+    return ""
 
 
 async def test_a_used_up_quota_does_not_keep_a_revision_out(cluster: Cluster, where: Where) -> None:

@@ -14,6 +14,7 @@ from services.deployer.runtimes.kubernetes import objects
 from services.deployer.runtimes.kubernetes.api import Api
 from services.deployer.runtimes.kubernetes.names import Object, Where, name_of
 from services.deployer.runtimes.kubernetes.placement import USABLE, used
+from services.deployer.runtimes.kubernetes.security import faults
 from services.deployer.runtimes.kubernetes.volumes import explained
 
 NOBODY = "default"
@@ -25,7 +26,8 @@ async def check(api: Api, spec: SetSpec, where: Where, pull_host: str) -> None:
 
     Raises:
         InvalidArgument: the cluster would not take it (KUBERNETES_REFUSED), in its own words; or something that it uses
-            is not there, or does not say that it may be used (OBJECT_NOT_USABLE).
+            is not there, or does not say that it may be used (OBJECT_NOT_USABLE); or a patch makes more of the pod than
+            the platform allows (POD_SECURITY).
         PermissionDenied, Unavailable: the cluster cannot be asked.
     """
     image = f"{pull_host or 'registry.invalid'}/ekiben/not-built@sha256:{'0' * 64}"
@@ -38,6 +40,13 @@ async def check(api: Api, spec: SetSpec, where: Where, pull_host: str) -> None:
     for name in spec.pull_secrets:
         await _usable(api, "Secret", name)
     template = objects.template_of(spec, where)
+    if wrong := faults(template, where.pod_security):
+        raise InvalidArgument(
+            f"The pod is more than {where.pod_security}, the pod security level that this platform allows: "
+            f"{'; '.join(wrong)}. Leave that out, or have whoever runs the platform set kubernetes_pod_security.",
+            reason="POD_SECURITY",
+            level=where.pod_security,
+        )
     for kind, name in sorted(set(used(template, name_of(spec.key)))):
         await _usable(api, kind, name)
     for each in (objects.anchor(spec, where), *made):

@@ -35,6 +35,8 @@ class Where:
     """Name of a Secret of the namespace with the credentials for images."""
     telemetry: PodTelemetry = field(default_factory=PodTelemetry, compare=False)
     """Where pods send spans and monitored values."""
+    pod_security: str = "restricted"
+    """The level of the pod security standards to which patches are held."""
 
 
 def name_of(key: str) -> str:
