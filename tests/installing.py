@@ -2,22 +2,28 @@
 
 import contextlib
 import fcntl
+import http.client
 import os
 import random
 import shutil
+import signal
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import pytest
 import yaml
 from uv import find_uv_bin
 
 from tests.base_image import base_image
 from tests.bentoml_clients import cache_dir
 from tests.cluster import Cluster
-from tests.platform import ROOT, run
+from tests.platform import ROOT, run, wait_for
 
 USER = 10001
 _WHEELS = ("bentoml==1.4.39", "opentelemetry-exporter-otlp", "opentelemetry-exporter-otlp-proto-http")
@@ -109,3 +115,83 @@ def written(path: Path, values: Mapping[str, Any]) -> Path:
     """The file with these values."""
     path.write_text(yaml.safe_dump(dict(values)))
     return path
+
+
+@contextlib.contextmanager
+def way(cluster: Cluster, target: str) -> Iterator[str]:
+    """`HOST:PORT` under which pods reach a server of this machine while inside; `target` is a Unix socket's path, or
+    `HOST:PORT` on loopback.
+
+    A node listens for it, and a Unix socket leads out of the node's network: nothing here listens for strangers.
+    """
+    if cluster.folder is None:
+        pytest.skip("pods of another cluster reach no server of this machine")
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ekw", dir="/tmp")))
+        socket = Path(target)
+        if not target.startswith("/"):
+            socket = folder / "way.sock"
+            stack.enter_context(_socat(f"UNIX-LISTEN:{socket},fork,mode=600", f"TCP:{target}"))
+            wait_for("the way's socket", socket.exists)
+        (node,) = [
+            each["address"]
+            for each in cluster.get("node", "node-1")["status"]["addresses"]
+            if each["type"] == "InternalIP"
+        ]
+        port = random.randrange(20000, 29000)
+        listen = f"TCP-LISTEN:{port},bind={node},fork,reuseaddr"
+        inside = ("nsenter", "--net=/run/netns/ek-node-1")
+        stack.enter_context(_socat(listen, f"UNIX-CONNECT:{socket}", before=inside))
+        yield f"{node}:{port}"
+
+
+@contextlib.contextmanager
+def _socat(source: str, target: str, before: Sequence[str] = ()) -> Iterator[None]:
+    command = [*before, "socat", source, target]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+class Load:
+    """Callers of one URL while inside, each again and again, on a connection that it keeps while the other side does."""
+
+    def __init__(self, url: str, headers: Mapping[str, str], callers: int = 3) -> None:
+        self.answered = 0
+        self.failed: list[str] = []
+        self._stop = threading.Event()
+        self._url, self._headers = urlsplit(url), dict(headers)
+        self._threads = [threading.Thread(target=self._call) for _ in range(callers)]
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _call(self) -> None:
+        connection: http.client.HTTPConnection | None = None
+        while not self._stop.is_set():
+            try:
+                if connection is None:
+                    connection = http.client.HTTPConnection(str(self._url.hostname), self._url.port or 80, timeout=60)
+                connection.request("POST", self._url.path, b"{}", self._headers)
+                answer = connection.getresponse()
+                body = answer.read()
+                self.answered += 1
+                if answer.status != 200:
+                    self.failed.append(f"{answer.status} {body!r}")
+                if answer.will_close:
+                    connection.close()
+                    connection = None
+            except (OSError, http.client.HTTPException) as exc:
+                self.failed.append(repr(exc))
+                connection = None

@@ -1,7 +1,12 @@
 """The chart by real helm on a real cluster: installed, used with the real client, upgraded, rolled back, uninstalled."""
 
+import base64
+import json
+import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,9 +17,12 @@ from tests.cluster import Cluster
 from tests.cluster_platform import new_namespace
 from tests.helm import CHART, MISSING, Helm, helm_program
 from tests.oci_registry import OciRegistry
-from tests.platform import BentoMl, http
+from tests.platform import BentoMl, http, wait_for
+from tests.postgres import PostgresServer
+from tests.s3 import ACCESS_KEY, SECRET_KEY, S3Server
 
 JSON = {"content-type": "application/json"}
+SMALL = {"requests": {"cpu": "20m", "memory": "96Mi"}, "limits": {"memory": "1Gi"}}
 
 
 @pytest.fixture(scope="module")
@@ -27,40 +35,115 @@ def helm(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Helm:
 
 
 @pytest.fixture(scope="module")
-def image(oci_registry: OciRegistry, pull_host: str) -> str:
-    """The platform's own image, made by its own builder, as nodes call it."""
+def image(oci_registry: OciRegistry, pull_host: str) -> Mapping[str, str]:
+    """The platform's own image, made by its own builder, as nodes call it: what the chart wants to know."""
     repository = oci_registry.new_repository("ekiben")
     digest = installing.platform_image(f"docker://{oci_registry.host}/{repository}:v1", oci_registry.host)
-    return f"{pull_host}/{repository}@{digest}"
+    return {"repository": f"{pull_host}/{repository}", "digest": digest}
 
 
-def test_from_an_empty_namespace_to_a_served_bento_and_away_again(
-    cluster: Cluster, helm: Helm, image: str, bentos: Path, tmp_path: Path
+def values_of(cluster: Cluster, image: Mapping[str, str]) -> dict[str, Any]:
+    """What every installation here is told: pods of the test's cluster reach no package index and no registry."""
+    env = {"UV_OFFLINE": "1", "UV_FIND_LINKS": "/var/lib/ekiben/given/wheels", "EKIBEN_DEPLOYER_DRAIN_S": "2"}
+    return {
+        "image": image,
+        "images": {"nodePort": installing.free_node_port(cluster), "bases": "oci:/var/lib/ekiben/given/base"},
+        "env": env,
+    }
+
+
+def fill(volume: Path) -> None:
+    """What a builder there needs."""
+    shutil.copytree(base_image().removeprefix("oci:"), volume / "given" / "base")
+    shutil.copytree(installing.wheels(), volume / "given" / "wheels")
+
+
+def address_of(cluster: Cluster, namespace: str) -> str:
+    return "http://" + str(cluster.get("service", "ekiben", "-n", namespace)["spec"]["clusterIP"])
+
+
+def test_from_an_empty_namespace_to_a_served_bento_and_uninstalling_leaves_all_of_it(
+    cluster: Cluster, helm: Helm, image: Mapping[str, str], bentos: Path, tmp_path: Path
 ) -> None:
     with new_namespace(cluster, "install") as namespace, installing.volume(cluster, namespace, "data-ekiben-0") as data:
-        shutil.copytree(base_image().removeprefix("oci:"), data / "bases")
-        shutil.copytree(installing.wheels(), data / "wheels")
-        repository, _, digest = image.partition("@")
-        node_port = installing.free_node_port(cluster)
+        fill(data)
+        given = {**values_of(cluster, image), "persistence": {"size": "1Gi"}, "resources": SMALL}
+        values = installing.written(tmp_path / "values.yaml", given)
+        install = ("install", "ekiben", str(CHART), "-n", namespace, "-f", str(values), "--wait", "--timeout", "3m")
+        read_token = ("exec", "-n", namespace, "ekiben-0", "--", "cat", "/var/lib/ekiben/admin-token")
+        host = {**JSON, "host": "chain-default.localhost"}
+
+        def describes() -> bool:
+            answer = http("POST", f"{address_of(cluster, namespace)}/describe", b'{"text": "two words"}', host)
+            return answer.status == 200 and answer.json() == {"words": 2, "letters": 9}
+
+        with installing.told(cluster, namespace):
+            helm(*install)
+            token = cluster.kubectl(*read_token).strip()
+            bentoml = BentoMl(client("1.4"), tmp_path / "client")
+            bentoml("cloud", "login", "--endpoint", address_of(cluster, namespace), "--api-token", token)
+            bentoml(
+                "deploy", ".", "-n", "chain", cwd=shutil.copytree(bentos / "chain", tmp_path / "chain"), timeout_s=500
+            )
+            assert describes()
+            selector = ("pods", "-n", namespace, "-l", "app.kubernetes.io/name=chain")
+            pods = {pod["metadata"]["uid"] for pod in cluster.get(*selector)["items"]}
+            helm("uninstall", "ekiben", "-n", namespace, "--wait", "--timeout", "2m")
+            assert cluster.get("pvc", "data-ekiben-0", "-n", namespace)["status"]["phase"] == "Bound"
+            helm(*install)
+            assert cluster.kubectl(*read_token).strip() == token
+            wait_for("the answer of what was deployed before", describes, 60)
+            assert {pod["metadata"]["uid"] for pod in cluster.get(*selector)["items"]} == pods
+
+
+def test_an_upgrade_and_a_rollback_of_services_apart_fail_no_prediction(
+    cluster: Cluster,
+    helm: Helm,
+    image: Mapping[str, str],
+    bentos: Path,
+    tmp_path: Path,
+    postgres: PostgresServer,
+    s3: S3Server,
+) -> None:
+    postgres.create(database := f"install_{os.urandom(4).hex()}")
+    with (
+        new_namespace(cluster, "apart") as namespace,
+        installing.volume(cluster, namespace, "data-ekiben-builder-0") as data,
+        installing.way(cluster, f"{postgres.folder}/.s.PGSQL.{postgres.port}") as database_at,
+        installing.way(cluster, s3.endpoint.removeprefix("http://")) as s3_at,
+    ):
+        fill(data)
+        keys = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
+        literals = [f"--from-literal={name}={value}" for name, value in keys.items()]
+        cluster.kubectl("create", "secret", "generic", "s3", "-n", namespace, *literals)
         given = {
-            "image": {"repository": repository, "digest": digest},
-            "images": {"nodePort": node_port, "bases": "oci:/var/lib/ekiben/bases"},
-            # Pods of the test's cluster reach no package index.
-            "env": {"UV_OFFLINE": "1", "UV_FIND_LINKS": "/var/lib/ekiben/wheels", "EKIBEN_DEPLOYER_DRAIN_S": "2"},
-            "persistence": {"size": "1Gi"},
-            "resources": {"requests": {"cpu": "50m", "memory": "128Mi"}},
+            **values_of(cluster, image),
+            "mode": "distributed",
+            "database": {"url": f"postgresql://postgres@{database_at}/{database}"},
+            "blobs": {
+                "url": s3.url(s3.new_bucket(), endpoint=f"http://{s3_at}"),
+                "direct": False,
+                "credentialsSecret": "s3",
+            },
+            **{name: {"resources": SMALL, "replicas": 2} for name in ("gateway", "registry")},
+            **{name: {"resources": SMALL, "replicas": 1} for name in ("recorder", "deployer")},
+            "builder": {"resources": SMALL, "persistence": {"size": "1Gi"}},
         }
         values = installing.written(tmp_path / "values.yaml", given)
+        common = ("ekiben", str(CHART), "-n", namespace, "-f", str(values), "--wait", "--timeout", "5m")
         with installing.told(cluster, namespace):
-            helm("install", "ekiben", str(CHART), "-n", namespace, "-f", str(values), "--wait", "--timeout", "3m")
-            address = cluster.get("service", "ekiben", "-n", namespace)["spec"]["clusterIP"]
-            token = cluster.kubectl(
-                "exec", "-n", namespace, "ekiben-0", "--", "cat", "/var/lib/ekiben/admin-token"
-            ).strip()
+            helm("install", *common)
+            address = address_of(cluster, namespace)
+            secret = cluster.get("secret", "ekiben", "-n", namespace)["data"]
+            token = base64.b64decode(secret["admin-token"]).decode()
             bentoml = BentoMl(client("1.4"), tmp_path / "client")
-            bentoml("cloud", "login", "--endpoint", f"http://{address}", "--api-token", token)
-            project = shutil.copytree(bentos / "chain", tmp_path / "chain")
-            bentoml("deploy", ".", "-n", "chain", cwd=project, timeout_s=500)
-            host = {**JSON, "host": "chain-default.localhost"}
-            answer = http("POST", f"http://{address}/describe", b'{"text": "two words"}', host)
-            assert (answer.status, answer.json()) == (200, {"words": 2, "letters": 9}), answer.body
+            bentoml("cloud", "login", "--endpoint", address, "--api-token", token)
+            project = shutil.copytree(bentos / "versions", tmp_path / "versions")
+            bentoml("deploy", ".", "-n", "versions", cwd=project, timeout_s=500)
+            with installing.Load(f"{address}/version", {**JSON, "host": "versions-default.localhost"}) as load:
+                helm("upgrade", *common, "--set", "podAnnotations.release=two")
+                helm("rollback", "ekiben", "1", "-n", namespace, "--wait", "--timeout", "5m")
+            assert not load.failed and load.answered > 100
+            assert cluster.get("secret", "ekiben", "-n", namespace)["data"] == secret
+            listed = json.loads(bentoml("deployment", "list", "-o", "json").stdout)
+            assert [each["name"] for each in listed] == ["versions"]
