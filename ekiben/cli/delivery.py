@@ -32,6 +32,7 @@ def apply(
     """
     if image:
         template.image.reference = image
+        template.ClearField("model_delivery")  # It has its models.
     elif image is not None:
         template.ClearField("image")
     if pull_secrets:

@@ -350,7 +350,7 @@ class Deployments:
         for secret in dict.fromkeys(wanted):
             names.Secret.parse(secret)
             await self._vault.GetSecret(identity_pb2.GetSecretRequest(name=secret))
-        await prebuilt.settle(template, self._runtime_in(sent.cluster))
+        await prebuilt.settle(template, self._runtime_in(sent.cluster), self._settings.model_delivery)
         return template, bentos
 
     def _violations(self, sent: pb.Deployment) -> list[tuple[str, str]]:

@@ -11,9 +11,14 @@ from services.content import open_images
 from services.content.images.registry.names import parse
 from services.deployer import domain
 
+MOUNTED = "image-volume"
 
-async def settle(template: pb.Template, runtime: str) -> None:
+
+async def settle(template: pb.Template, runtime: str, delivery: str = "layers") -> None:
     """Refuse what replicas of this runtime cannot have, and give each image the digest of what its tag stands for now.
+
+    A template that does not say how models come gets the `delivery` of the settings, for good: where another is set
+    later, what runs stays as it is.
 
     Raises:
         FailedPrecondition: RUNTIME_WITHOUT_IMAGES, MODEL_DELIVERY_UNSUPPORTED, PULL_SECRETS_UNSUPPORTED.
@@ -24,6 +29,9 @@ async def settle(template: pb.Template, runtime: str) -> None:
     for target, version in sorted(template.canary.versions.items()):
         if version.HasField("image"):
             given.append((f"deployment.template.canary.versions[{target}].image", version.image))
+    silent = not template.model_delivery and not template.HasField("image")
+    if delivery == MOUNTED and runtime == "kubernetes" and silent:
+        template.model_delivery = images_pb2.IMAGE_VOLUME
     _check_delivery(template, runtime)
     for path, image in given:
         _check(path, image, runtime)

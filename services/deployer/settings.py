@@ -23,6 +23,9 @@ class Settings(DatabaseSettings):
     needs the host's network, or an `otlp_http_endpoint` that can be reached from another one."""
     podman_runtime: str = ""
     """With `podman`, what `podman --runtime` takes. Empty for podman's own, or runc where only that works."""
+    model_delivery: str = "layers"
+    """How models come into the replicas of deployments that do not say it, those of `bentoml deploy` for instance:
+    `layers` of the bento's image, or where they run on Kubernetes each as an `image-volume`."""
     image_policy: str = "off"
     """What is done about images that nobody trusted signed: `off`, nothing; `warn`, they run and the deployment says
     so; `enforce`, they are refused. Needs a runtime that runs images."""
@@ -119,6 +122,8 @@ class Settings(DatabaseSettings):
                 if not 0 < first <= last < 65536:
                     faults.append(f"port_range is {self.port_range!r}; it must lie between 1 and 65535.")
         faults += self._policy_faults()
+        if self.model_delivery not in ("layers", "image-volume"):
+            faults.append(f"model_delivery is {self.model_delivery!r}; it must be layers or image-volume.")
         if not all(name and metric for name, metric in self.metric_names.items()):
             faults.append(f"kubernetes_metrics is {self.kubernetes_metrics!r}; each must be NAME=METRIC.")
         if self.runtime not in ("process", "podman", "kubernetes"):

@@ -27,13 +27,15 @@ class Builder:
 
     def __init__(self) -> None:
         self.given: list[str] = []
-        self.away = False
+        self.away = self.killed = False
         self.clock = ManualClock()
 
     async def issue(self, organization: str, lifetime: timedelta) -> Login:
         if self.away:
             raise Unavailable("The builder is away.", reason="UNAVAILABLE")
         self.given.append(f"{organization}-{len(self.given)}")
+        if self.killed:
+            raise SystemError("killed")
         return Login(self.given[-1], self.clock.now() + lifetime)
 
 
@@ -99,6 +101,12 @@ async def test_logins_are_made_renewed_in_place_and_taken_away(cluster: Cluster,
         running = tasks.create_task(secret.cache.run())
         await secret.cache.filled.wait()
         before = live()
+        # The process ends between the token and the Secret: what is there goes on, and the next one asks anew.
+        builder.killed = True
+        with pytest.raises(SystemError):
+            await secret.look({"default"})
+        builder.killed = False
+        assert live() == before
         await secret.look({"default"})
         assert live()[f"{HOST}/other"] == before[f"{HOST}/other"] and live()[f"{HOST}/default"] == builder.given[-1]
         await secret.remove()

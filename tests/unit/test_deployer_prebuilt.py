@@ -76,6 +76,19 @@ async def test_a_canary_has_an_image_of_its_own_and_models_as_the_deployment_has
     assert found == {"main": ("", True), "next": (f"docker://h.example/next@{DIGEST}", False), "small": ("", True)}
 
 
+async def test_the_settings_speak_for_a_template_that_says_nothing_when_it_is_written() -> None:
+    silent, said, given = template(), template(), template(f"h.example/iris@{DIGEST}")
+    said.model_delivery = asked.LAYERS
+    for one in (silent, said, given):
+        await prebuilt.settle(one, "kubernetes", prebuilt.MOUNTED)
+    assert [one.model_delivery for one in (silent, said, given)] == [asked.IMAGE_VOLUME, asked.LAYERS, 0]
+    elsewhere = template()
+    await prebuilt.settle(elsewhere, "process", prebuilt.MOUNTED)
+    assert not elsewhere.model_delivery
+    await prebuilt.settle(silent, "kubernetes")
+    assert silent.model_delivery == asked.IMAGE_VOLUME
+
+
 class Builder:
     """Answers each build with what it was asked for."""
 
