@@ -48,6 +48,7 @@ def fields(deployment: pb.Deployment) -> list[tuple[str, str]]:
         ("Env", "\n".join(f"{env.name}={env.value}" for env in template.envs)),
         ("Secrets", " ".join(last(secret) for secret in template.secrets)),
         ("Capture", _capture(capture)),
+        ("Exposed as", _exposure(deployment)),
         ("Access", "API token required" if deployment.access_authorization else ""),
         ("Labels", pairs(deployment.labels)),
         ("Created", f"{moment(deployment.create_time)} by {last(deployment.creator)}"),
@@ -80,6 +81,15 @@ def _capture(capture: pb.CapturePolicy) -> str:
     percent = capture.sample_percent if capture.HasField("sample_percent") else 100
     limit = capture.max_body_bytes if capture.HasField("max_body_bytes") else 64 << 10
     return f"{percent:g} % of predictions, bodies up to {limit} bytes"
+
+
+def _exposure(deployment: pb.Deployment) -> str:
+    """What was asked for; the condition tells what came of it."""
+    if not deployment.HasField("exposure"):
+        return ""
+    exposure = deployment.exposure
+    kind = type(exposure).Kind.Name(exposure.kind)
+    return " ".join(filter(None, [kind, exposure.host + exposure.path, "with TLS" if exposure.HasField("tls") else ""]))
 
 
 def wait_options(function: F) -> F:

@@ -9,6 +9,7 @@ import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from ekiben.deployer.v1 import deployer_pb2 as pb
+from ekiben.deployer.v1 import exposure_pb2
 from ekiben.errors import Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from ekiben.identity.v1 import identity_pb2
 from ekiben.identity.v1.identity_pb2_grpc import SecretsStub
@@ -239,6 +240,9 @@ async def test_what_is_wrong_is_refused_before_anything_is_written(suite: Suite,
         with pytest.raises(error) as refused:
             await suite.create("bad", bento, template=pb.Template(**fields))
         assert refused.value.reason == reason
+    with pytest.raises(FailedPrecondition) as unsupported:
+        await suite.create("bad", bento, exposure=exposure_pb2.Exposure(kind=exposure_pb2.Exposure.INGRESS))
+    assert unsupported.value.reason == "EXPOSURE_UNSUPPORTED"
     with pytest.raises(NotFound):
         await suite.create("bad", "bentoRepositories/none/bentos/latest")
     with pytest.raises(InvalidArgument):

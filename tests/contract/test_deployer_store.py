@@ -76,6 +76,22 @@ async def test_names_and_ports_are_had_once(store: Store) -> None:
     assert all([await store.add_deployment(other, revision(other)) for other in portless])
 
 
+async def test_an_exposed_host_is_had_once_until_it_is_left(store: Store) -> None:
+    one, two = (replace(deployment(name), exposed_host=f"{name}.example.com") for name in ("one", "two"))
+    assert await store.add_deployment(one, revision(one)) and await store.add_deployment(two, revision(two))
+    third = replace(deployment("three"), exposed_host=one.exposed_host)
+    assert not await store.add_deployment(third, revision(third))
+    assert await store.host_taken("one.example.com", two.uid) and not await store.host_taken("one.example.com", one.uid)
+    # Two that looked at once: the second one hears of it, and nothing of its change is written.
+    thief = replace(two, generation=2, exposed_host=one.exposed_host, labels={})
+    with pytest.raises(Aborted):
+        await store.change_deployment(thief, 1, revision(two, 2))
+    assert await store.get_deployment(two.organization, "two") == two
+    await store.change_deployment(replace(one, generation=2, exposed_host=None), 1)
+    await store.change_deployment(thief, 1)
+    assert await store.host_taken("one.example.com", one.uid)
+
+
 async def test_a_change_of_what_changed_meanwhile_is_aborted_and_writes_nothing(store: Store) -> None:
     one = deployment("one")
     await store.add_deployment(one, revision(one))
