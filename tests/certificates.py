@@ -10,8 +10,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 
-def certificates(folder: Path) -> None:
-    """A root and one certificate for loopback, signed by it: ca.pem, cert.pem, key.pem."""
+def certificates(folder: Path, *hosts: str) -> None:
+    """A root and one certificate for loopback and `hosts`, signed by it: ca.pem, cert.pem, key.pem."""
     now = datetime.datetime.now(datetime.UTC)
     root_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     root = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Ekiben test root")])
@@ -28,7 +28,10 @@ def certificates(folder: Path) -> None:
             .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
             .add_extension(
                 x509.SubjectAlternativeName(
-                    [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+                    [
+                        *(x509.DNSName(name) for name in ("localhost", *hosts)),
+                        x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
+                    ]
                 ),
                 critical=False,
             )

@@ -1,11 +1,8 @@
 """Ingresses and HTTPRoutes of deployments on a real cluster. No controller runs there: what one would say is written by the tests."""
 
 import asyncio
-import contextlib
-import fcntl
 import json
 import os
-import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -21,8 +18,8 @@ from services.deployer.runtimes.kubernetes.names import Where
 from services.deployer.runtimes.kubernetes.runtime import KubernetesRuntime, open_kubernetes_runtime
 from tests.cluster import Cluster
 from tests.fixtures_kernel import until
+from tests.ingress_controller import definitions_lock, gateway_api, installed
 
-GATEWAY_API = "v1.4.0"
 INGRESSES = "/apis/networking.k8s.io/v1/namespaces/{}/ingresses"
 ROUTES = "/apis/gateway.networking.k8s.io/v1/namespaces/{}/httproutes"
 PLAIN = Exposed("deployments/iris", "u", INGRESS, "iris.example.com", tls=Tls())
@@ -38,17 +35,11 @@ def where(cluster: Cluster) -> Iterator[Where]:
 
 
 @pytest.fixture(scope="module")
-def gateway_api(cluster: Cluster) -> Iterator[Path]:
-    """The definitions of the Gateway API, as its Go module has them."""
-    with contextlib.suppress(subprocess.CalledProcessError, FileNotFoundError, subprocess.TimeoutExpired):
-        command = ["go", "mod", "download", "-json", f"sigs.k8s.io/gateway-api@{GATEWAY_API}"]
-        done = subprocess.run(command, capture_output=True, check=True, timeout=120, cwd="/")
-        # Names of definitions are fixed: of test runs on one cluster one at a time.
-        with open((cluster.folder or Path("/tmp")) / "gateway-api.lock", "wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield Path(json.loads(done.stdout)["Dir"]) / "config" / "crd" / "standard"
-        return
-    pytest.skip("the Gateway API's definitions are not to be had: they come by Go, through its module proxy")
+def definition() -> Path:
+    """Of an HTTPRoute, as the Go module of the Gateway API has it."""
+    if (folder := gateway_api()) is None:
+        pytest.skip("the Gateway API's definitions are not to be had: they come by Go, through its module proxy")
+    return folder / "gateway.networking.k8s.io_httproutes.yaml"
 
 
 @asynccontextmanager
@@ -144,19 +135,20 @@ async def test_what_the_cluster_would_not_take_is_refused_in_its_words(cluster: 
 
 
 async def test_a_route_waits_for_the_gateway_api_and_is_taken_or_refused(
-    cluster: Cluster, where: Where, gateway_api: Path
+    cluster: Cluster, where: Where, definition: Path
 ) -> None:
     route = replace(PLAIN, kind=HTTP_ROUTE, gateways=(Parent("edge", listener="https"),))
-    definition = gateway_api / "gateway.networking.k8s.io_httproutes.yaml"
+    with definitions_lock(cluster):
+        await taken_or_refused(cluster, where, definition, route)
+
+
+async def taken_or_refused(cluster: Cluster, where: Where, definition: Path, route: Exposed) -> None:
     async with running(cluster, where) as runtime:
         with pytest.raises(FailedPrecondition, match="install the definitions of the Gateway API"):
             await runtime.check_exposure(route)
         await runtime.expose([route])
         await until(says(runtime, route, "GATEWAY_API_MISSING"), "it is missed", 30)
-        try:
-            cluster.kubectl("apply", "-f", str(definition))
-            established = "--for=condition=Established"
-            cluster.kubectl("wait", established, "crd/httproutes.gateway.networking.k8s.io", "--timeout=30s")
+        with installed(cluster, definition):
             await until(says(runtime, route, "HTTP_ROUTE_PENDING"), "it is made once there is such a kind", 60)
             (live,) = the(cluster, "httproutes.gateway.networking.k8s.io", where)
             parent = {
@@ -180,5 +172,3 @@ async def test_a_route_waits_for_the_gateway_api_and_is_taken_or_refused(
             (live,) = the(cluster, "httproutes.gateway.networking.k8s.io", where)
             tell(cluster, ROUTES, where, live, {"parents": [parent]})
             await until(says(runtime, route, "EXPOSED"), "it is taken", 30)
-        finally:
-            cluster.kubectl("delete", "-f", str(definition), "--wait=false")

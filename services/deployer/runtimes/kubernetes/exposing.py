@@ -101,11 +101,17 @@ class Exposures:
         if not self._service:
             return
         async with asyncio.TaskGroup() as tasks:
-            for kind in self._caches:
+            for kind, cache in self._caches.items():
                 tasks.create_task(self._keep(kind))
+                tasks.create_task(self._begin(cache))
             while True:
                 await self._turn()
                 await self._signal.wait(at_most_s=self._pause_s())
+
+    async def _begin(self, cache: Cache) -> None:
+        """Wake up once it is known what is there: an empty list is no news of its own."""
+        await cache.filled.wait()
+        self._heard()
 
     async def _keep(self, kind: str) -> None:
         """Keep the cache of a kind, once there is such a kind."""
@@ -135,7 +141,7 @@ class Exposures:
         for name, one in list(self._wanted.items()):
             cache = self._caches[KINDS[one.exposed.kind]]
             if cache.filled.is_set() and one.again_at <= self._clock.monotonic() and self._differs(cache, name, one):
-                await self._apply(cache, name, one)
+                await self._apply(cache, one)
                 self._changed()
         for kind, cache in self._caches.items():
             for name, live in list(cache.objects.items()):
@@ -155,7 +161,7 @@ class Exposures:
             one.generation = generation
         return generation > one.generation
 
-    async def _apply(self, cache: Cache, name: str, one: _One) -> None:
+    async def _apply(self, cache: Cache, one: _One) -> None:
         try:
             applied = await self._api.apply(one.made)
         except EkibenError as exc:
@@ -165,8 +171,7 @@ class Exposures:
             return
         one.fault, one.failures, one.again_at = None, 0, 0.0
         one.generation = int(applied["metadata"].get("generation") or 0)
-        # The watch may tell of it only later: without it, it would be applied once more.
-        cache.objects[name] = applied
+        cache.put(applied)
 
     def _pause_s(self) -> float | None:
         now = self._clock.monotonic()
