@@ -2,7 +2,7 @@
 # Installs the real servers and tools that tests start by themselves, where they are missing and apt-get is there.
 # The S3 server, the OCI registry, the OCI conformance suite, helm and the readers of lazy layers are Go programs, built once below ~/.cache/ekiben-tests where there is Go (1.26 or newer).
 # With EKIBEN_TEST_KUBERNETES=1 also what a cluster of two nodes on this machine needs; its programs are built meanwhile, at
-# the lowest priority (a quarter of an hour of two cores, once), and the tests that need them wait. No server is started. Tests that miss one are skipped with a reason that names the package.
+# a low priority (a quarter of an hour of two cores, once), and the tests that need them wait. No server is started. Tests that miss one are skipped with a reason that names the package.
 set -eu
 cd "$(dirname "$0")/.."
 if command -v go >/dev/null 2>&1; then
@@ -38,7 +38,7 @@ if [ "${EKIBEN_TEST_KUBERNETES:-}" ]; then
     need openssl openssl
     [ -x /usr/lib/cni/bridge ] || missing="$missing containernetworking-plugins"
     if command -v go >/dev/null 2>&1 && [ -x .venv/bin/python ]; then
-        nohup nice -n 19 .venv/bin/python -m tests.cluster build >/dev/null 2>"${TMPDIR:-/tmp}/ekiben-cluster-build.log" &
+        nohup nice -n 5 .venv/bin/python -m tests.cluster build >/dev/null 2>"${TMPDIR:-/tmp}/ekiben-cluster-build.log" &
     fi
 fi
 [ -n "$missing" ] || exit 0
