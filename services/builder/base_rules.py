@@ -11,7 +11,7 @@ import contextlib
 import fcntl
 import json
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -136,7 +136,12 @@ def _host(location: Location) -> str:
 
 @asynccontextmanager
 async def opened(
-    name: str, platforms: Sequence[Platform], cache: Path, *, refresh: bool = False
+    name: str,
+    platforms: Sequence[Platform],
+    cache: Path,
+    *,
+    refresh: bool = False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> AsyncIterator[list[BaseImage]]:
     """The base that `name` stands for, for each platform: what it stood for before, unless `refresh`.
 
@@ -145,7 +150,7 @@ async def opened(
         EkibenError: see `open_images`.
     """
     folder = cache / "bases"
-    async with open_images(name) as (store, reference):
+    async with open_images(name, say) as (store, reference):
         # A layout on disk changes only when its owner has it changed.
         moves = name.startswith("docker:") and not _DIGEST.search(reference)
 

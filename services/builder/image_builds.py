@@ -119,7 +119,7 @@ async def build_image(
     check(source.files, workshop.engine, platforms)
     name = base_rules.choose(base, source.files, source.recipe.python)
     ours = name == base_rules.choose(base, BentoFiles({}, ""), source.recipe.python)
-    async with base_rules.opened(name, platforms, workshop.cache, refresh=refresh_base) as found:
+    async with base_rules.opened(name, platforms, workshop.cache, refresh=refresh_base, say=work.say) as found:
         bases = [replace(each, ours=ours) for each in found]
         try:
             return await _build(source, bases, into, reference, workshop, work, compression)

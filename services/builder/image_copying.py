@@ -20,7 +20,7 @@ async def copy(source: str, target: str, *, platform: str = "", attachments: boo
     Raises:
         EkibenError: it cannot be copied; reasons are those of `open_images` and `copy_image`.
     """
-    async with open_images(source) as (there, named), open_images(target) as (into, reference):
+    async with open_images(source, _say) as (there, named), open_images(target, _say) as (into, reference):
         kept = "" if named.startswith("sha256:") else named
         return await copy_image(
             there,

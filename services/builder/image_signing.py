@@ -32,7 +32,7 @@ async def sign(image: str, key: Private | None, *, token: str = "", older_client
     """
     seal = signing.by_key(key) if key is not None else signing.by_identity(token)
     name = verification.repository_of(image)
-    async with open_images(image) as (store, reference):
+    async with open_images(image, _say) as (store, reference):
         named = await store.find(reference)
         for subject in await verification.subjects(store, named):
             await signing.sign(store, subject, seal, name=name)
@@ -48,7 +48,7 @@ async def verify(image: str, platform: Platform, trust: Trust, *, whole: bool = 
     Raises:
         EkibenError: as `verification.verify`; with `whole` also DataLoss (BLOB_DAMAGED), NotFound (BLOB_NOT_FOUND).
     """
-    async with open_images(image) as (store, reference):
+    async with open_images(image, _say) as (store, reference):
         repository = verification.repository_of(image)
         found = await verification.verify(store, reference, platform, trust, SYSTEM.now(), repository=repository)
         if whole:
@@ -61,7 +61,7 @@ async def verify(image: str, platform: Platform, trust: Trust, *, whole: bool = 
 
 async def attestations(image: str, platform: Platform, trust: Trust) -> list[Attested]:
     """What is said of an image: of what its reference names, and of its manifest for a platform."""
-    async with open_images(image) as (store, reference):
+    async with open_images(image, _say) as (store, reference):
         named = await store.find(reference)
         manifest, _ = await store.resolve(str(named.digest), platform)
         found, repository = [], verification.repository_of(image)

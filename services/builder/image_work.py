@@ -83,7 +83,7 @@ class ImageWork:
         bento = names.Bento.parse(build.bento)
         repository = repository_of(build.organization, bento)
         platforms = [Platform.parse(each) for each in build.platforms]
-        async with self.place.open(repository) as (store, _):
+        async with self.place.open(repository, work.say) as (store, _):
             tag = tag_of(bento.bento, models_apart=apart)
             made_as = build_tag(build.id) if self.place.layout is not None else tag
             descriptor = await image_builds.build_image(

@@ -89,7 +89,7 @@ async def build(
             refresh_commands,
             from_source,
         )
-        async with open_images(output) as (into, named):
+        async with open_images(output, _say) as (into, named):
             return await image_builds.build_image(
                 source,
                 platforms or [here()],

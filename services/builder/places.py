@@ -8,7 +8,7 @@ meet.
 
 import hashlib
 import re
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,9 +105,11 @@ class Place:
         """The folder of the layout; None for a registry."""
         return Path(self.url.removeprefix("oci:")) if self.url.startswith("oci:") else None
 
-    def open(self, repository: str) -> AbstractAsyncContextManager[tuple[ImageStore, str]]:
+    def open(
+        self, repository: str, say: Callable[[str], None] = lambda text: None
+    ) -> AbstractAsyncContextManager[tuple[ImageStore, str]]:
         """The store for images of a repository, as `open_images` gives it."""
-        return open_images(self.url if self.layout is not None else f"{self.url.rstrip('/')}/{repository}")
+        return open_images(self.url if self.layout is not None else f"{self.url.rstrip('/')}/{repository}", say)
 
     async def untag(self, repository: str, tags: Iterable[str], digest: Digest) -> None:
         """Let tags that name this image name nothing any more. What a registry has without a tag it collects itself.

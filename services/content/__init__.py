@@ -10,8 +10,9 @@
 `open_blobs` and `open_images` are the only places where a URL scheme becomes a class.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -50,7 +51,9 @@ async def open_blobs(url: str) -> AsyncIterator[BlobStore]:
 
 
 @asynccontextmanager
-async def open_images(name: str) -> AsyncIterator[tuple[ImageStore, str]]:
+async def open_images(
+    name: str, say: Callable[[str], None] = lambda text: None
+) -> AsyncIterator[tuple[ImageStore, str]]:
     """The store that a name in skopeo's manner stands for, and the reference in it; empty for none.
 
         oci:FOLDER[:REFERENCE]
@@ -58,6 +61,9 @@ async def open_images(name: str) -> AsyncIterator[tuple[ImageStore, str]]:
         docker-archive:FILE[:NAME:TAG]          only to be written
 
     Nothing is asked and nothing is made yet.
+
+    Args:
+        say: takes lines for people: what a registry is waited for.
 
     Raises:
         InvalidArgument: another form (IMAGE_NAME_INVALID).
@@ -70,9 +76,12 @@ async def open_images(name: str) -> AsyncIterator[tuple[ImageStore, str]]:
         yield LayoutImageStore(Path(folder)), reference
         return
     if transport == "docker" and rest.startswith("//"):
-        from services.content.images.registry.store import open_registry  # here: layouts need no HTTP library
+        # Here: layouts need no HTTP library.
+        from services.content.images.registry.options import RegistryOptions
+        from services.content.images.registry.store import open_registry
 
-        async with open_registry(rest.removeprefix("//")) as (store, reference):
+        options = replace(RegistryOptions.from_environment(), say=say)
+        async with open_registry(rest.removeprefix("//"), options) as (store, reference):
             yield store, reference
         return
     if transport == "docker-archive" and rest.partition(":")[0]:

@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 import os
+import re
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,26 @@ async def test_a_registry_that_hangs_is_left_after_a_while(oci_registry: OciRegi
             proxy.choose = lambda operation, count: "hang" if operation == "PUT upload" else ""
             with pytest.raises(Unavailable):
                 await store.write(large(), described(LARGE))
+
+
+async def test_whoever_waits_for_a_busy_registry_is_told(case: Case) -> None:
+    told: asyncio.Queue[str] = asyncio.Queue()
+    options = replace(case.store._client.options, say=told.put_nowait)
+    async with open_registry(f"{case.proxy.host}/{case.repository}", options) as (store, _):
+        case.proxy.choose = once(("HEAD blob", "429:100"))
+        asking = asyncio.create_task(store.size(described(b"").digest))
+        line = await asyncio.wait_for(told.get(), 60)
+        asking.cancel()
+        assert re.fullmatch(rf"{case.proxy.host} is busy; again in 1[0-2]\d s\.", line)
+
+
+async def test_an_answer_that_comes_by_drops_is_given_up(case: Case) -> None:
+    await put(case.store, "v1", b"content")
+    options = replace(case.store._client.options, attempts=1, whole_s=0.2)
+    async with open_registry(f"{case.proxy.host}/{case.repository}", options) as (store, _):
+        case.proxy.choose = lambda operation, count: "slow:5" if operation == "GET manifest" else ""
+        with pytest.raises(Unavailable, match="not whole after"):
+            await store.resolve("v1", AMD64)
 
 
 @pytest.mark.parametrize("fault", [f"half:{5 * MIB}", "half:0", "500", "cut", "429:0"])

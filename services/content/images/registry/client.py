@@ -8,6 +8,7 @@ import asyncio
 import logging
 import random
 import ssl
+import time
 import urllib.request
 from collections.abc import AsyncIterable, AsyncIterator, Collection, Mapping
 from typing import Any
@@ -27,6 +28,8 @@ _CONNECT_S = 10.0
 _REDIRECTS = 5
 _LONGEST_WAIT_S = 20.0
 _READ_BYTES = 1 << 20
+_QUIET_S = 5.0
+"""Nobody is told what takes less."""
 Body = bytes | AsyncIterable[bytes] | None
 
 
@@ -68,7 +71,7 @@ class Client:
         while True:
             try:
                 async with await self.once(method, await self.url(path), what, accepted, scopes, **request) as response:
-                    return await Answer.whole(response)
+                    return await Answer.whole(response, self.options.whole_s)
             except Broken as exc:
                 await patience.wait(exc, self.location.host, what)
             except Refused as exc:
@@ -266,10 +269,11 @@ class Patience:
     def __init__(self, options: RegistryOptions) -> None:
         self._options = options
         self._failures = 0
+        self._since = time.monotonic()
 
     def progress(self) -> None:
         """It got on: count anew."""
-        self._failures = 0
+        self._failures, self._since = 0, time.monotonic()
 
     async def wait(self, broken: Broken, host: str, what: str) -> None:
         """Wait before the next try, as long as the server asks, or a random time. Raises its error after the last."""
@@ -281,7 +285,11 @@ class Patience:
         # Everybody who was turned away is told the same time: some come a little later than that.
         seconds = longest * (0.5 + random.random() / 2) if asked is None else asked * (1 + random.random() / 5)
         log.info("%s does not %s: %s; again in %.1f s", host, what, broken, seconds)
+        if max(seconds, time.monotonic() - self._since) >= _QUIET_S:
+            why = "is busy" if broken.busy else f"does not {what}: {broken}"
+            self._options.say(f"{host} {why}; again in {seconds:.0f} s.")
         await asyncio.sleep(seconds)
+        self._since = time.monotonic()
 
 
 def _proxy(url: URL) -> str | None:

@@ -5,7 +5,7 @@ Everything is where docker, podman and skopeo have it, so that a machine on whic
 
 import os
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,6 +32,10 @@ class RegistryOptions:
     """Longest time without a byte."""
     answer_s: float = 600.0
     """Longest time for the answer to a blob that was sent: a registry may have to copy it then."""
+    whole_s: float = 120.0
+    """Longest time for all of an answer that is no blob, however steadily it comes."""
+    say: Callable[[str], None] = lambda text: None
+    """Takes lines for people: what is waited for, where that takes seconds."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "RegistryOptions":

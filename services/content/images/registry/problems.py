@@ -3,6 +3,7 @@
 Source: OCI distribution-spec 1.1, "Error Codes".
 """
 
+import asyncio
 import datetime
 import email.utils
 import json
@@ -80,17 +81,24 @@ class Answer:
         return cls(response, body)
 
     @classmethod
-    async def whole(cls, response: aiohttp.ClientResponse) -> "Answer":
-        """One that must fit into memory. Raises Broken, or InvalidArgument (MANIFEST_INVALID) when it does not."""
+    async def whole(cls, response: aiohttp.ClientResponse, within_s: float) -> "Answer":
+        """One that must fit into memory, and come within a time. Raises Broken, or InvalidArgument (MANIFEST_INVALID)
+        when it does not fit."""
         body = bytearray()
         try:
-            async for chunk in response.content.iter_any():
-                body += chunk
-                if len(body) > MAX_MANIFEST_BYTES:
-                    raise InvalidArgument(
-                        f"{response.url.host} sent a manifest or a list of more than 4 MiB.", reason="MANIFEST_INVALID"
-                    )
-        except (aiohttp.ClientError, TimeoutError, OSError) as exc:
+            async with asyncio.timeout(within_s) as deadline:
+                async for chunk in response.content.iter_any():
+                    body += chunk
+                    if len(body) > MAX_MANIFEST_BYTES:
+                        raise InvalidArgument(
+                            f"{response.url.host} sent a manifest or a list of more than 4 MiB.",
+                            reason="MANIFEST_INVALID",
+                        )
+        except TimeoutError as exc:
+            if deadline.expired():
+                raise Broken(f"the answer was not whole after {within_s:g} s, only {len(body)} bytes") from exc
+            raise Broken("the answer broke off (TimeoutError)") from exc
+        except (aiohttp.ClientError, OSError) as exc:
             raise Broken(f"the answer broke off ({type(exc).__name__})") from exc
         return cls(response, bytes(body))
 

@@ -140,7 +140,7 @@ class Authority:
                     raise answer.transient()
                 raise login_needed(host, repository, f"its token service {realm.host} said {answer}")
             try:
-                found = json.loads((await Answer.whole(response)).body)
+                found = json.loads((await Answer.whole(response, self._options.whole_s)).body)
                 text = str(found.get("token") or found["access_token"])
                 life = float(found.get("expires_in") or _LIFE_S)
             except InvalidArgument as exc:
