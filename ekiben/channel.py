@@ -212,7 +212,7 @@ def _service_config() -> str:
     global _config
     if not _config:
         from ekiben.builder.v1 import builder_pb2, images_pb2
-        from ekiben.deployer.v1 import deployer_pb2, events_pb2
+        from ekiben.deployer.v1 import deployer_pb2, events_pb2, terminals_pb2
         from ekiben.identity.v1 import identity_pb2
         from ekiben.recorder.v1 import recorder_pb2
         from ekiben.registry.v1 import aliases_pb2, deletions_pb2, files_pb2, lineage_pb2, registry_pb2
@@ -231,6 +231,7 @@ def _service_config() -> str:
                 lineage_pb2,
                 recorder_pb2,
                 registry_pb2,
+                terminals_pb2,
             )
             for service in api.DESCRIPTOR.services_by_name.values()
             for method in service.methods

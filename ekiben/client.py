@@ -24,6 +24,7 @@ from ekiben.models import Models
 from ekiben.predictions import Predictions
 from ekiben.quotas import Quotas
 from ekiben.secrets import Secrets
+from ekiben.terminals import Terminals
 from ekiben.tokens import Tokens
 from ekiben.traces import Traces
 from ekiben.transfer import Transfer
@@ -54,6 +55,7 @@ class Client:
         self.builds = Builds(self._channel)
         self.images = Images(self._channel)
         self.deployments = Deployments(self._channel)
+        self.terminals = Terminals(self._channel)
         self.predictions = Predictions(self._channel)
         self.lineage = Lineage(self._channel, self.predictions)
         self.traces = Traces(self._channel)

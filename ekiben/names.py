@@ -267,6 +267,15 @@ class Deployment(ResourceName):
 
 
 @dataclass(frozen=True)
+class Terminal(ResourceName):
+    """`deployments/{deployment}/terminals/{terminal}`."""
+
+    _segments = (("deployments", _HOST), ("terminals", _HOST))
+    deployment: str
+    terminal: str
+
+
+@dataclass(frozen=True)
 class Revision(ResourceName):
     """`deployments/{deployment}/revisions/{revision}`; ids count from 1."""
 

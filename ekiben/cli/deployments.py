@@ -14,6 +14,7 @@ from ekiben.cli.output import age, collect, last, moment, pairs, print_item, pri
 from ekiben.cli.rollouts import follow, ready, state
 from ekiben.cli.session import run
 from ekiben.cli.templates import Flags, Services, flag_options
+from ekiben.cli.terminals import debug, exec_, recordings
 from ekiben.client import Client
 from ekiben.deployer.v1 import deployer_pb2 as pb
 from ekiben.deployer.v1 import images_pb2
@@ -323,6 +324,8 @@ async def logs(
 
 
 deployments.add_command(events)
+for _command in (exec_, debug, recordings):
+    deployments.add_command(_command)
 
 
 @deployments.command()

@@ -14,7 +14,7 @@ from typing import Any
 
 from ekiben.api.v1.annotations_pb2 import Role
 from ekiben.builder.v1 import builder_pb2_grpc, images_pb2, images_pb2_grpc
-from ekiben.deployer.v1 import clusters_pb2_grpc, deployer_pb2_grpc, events_pb2_grpc
+from ekiben.deployer.v1 import clusters_pb2_grpc, deployer_pb2_grpc, events_pb2_grpc, terminals_pb2_grpc
 from ekiben.errors import EkibenError, ResourceExhausted
 from ekiben.identity.v1 import identity_pb2_grpc
 from ekiben.registry.v1 import lineage_pb2_grpc, registry_pb2_grpc
@@ -50,7 +50,9 @@ from services.deployer.servicer import (
     RoutesServicer,
 )
 from services.deployer.settings import Settings
-from services.deployer.store import Store
+from services.deployer.store import Store, TerminalStore
+from services.deployer.terminal_servicer import TerminalsServicer
+from services.deployer.terminals import Terminals
 from services.deployer.uses import Uses
 from services.kernel.app import Component, Servicer
 from services.kernel.clock import SYSTEM, Clock
@@ -145,6 +147,8 @@ async def open_deployer(settings: Settings, peers: Peers, *, clock: Clock = SYST
             Acceptance(runtime, instance_types, settings.metric_names, settings.drain_s),
         )
 
+        terminals = Terminals(TerminalStore(database), deployments, reconciler, runtime, settings, owner, clock)
+
         async def ready() -> None:
             await database.ping()
             ownership.check()
@@ -161,6 +165,11 @@ async def open_deployer(settings: Settings, peers: Peers, *, clock: Clock = SYST
                     "ekiben.deployer.v1.Events",
                     events_pb2_grpc.add_EventsServicer_to_server,
                     EventsServicer(deployments, reconciler, runtime),
+                ),
+                Servicer(
+                    "ekiben.deployer.v1.Terminals",
+                    terminals_pb2_grpc.add_TerminalsServicer_to_server,
+                    TerminalsServicer(terminals),
                 ),
                 Servicer(
                     "ekiben.deployer.v1.InstanceTypes",
@@ -182,6 +191,7 @@ async def open_deployer(settings: Settings, peers: Peers, *, clock: Clock = SYST
                 reconciler.run,
                 ownership.run,
                 changes.run,
+                terminals.run,
                 partial(ownership.while_held, uses.run),
                 partial(clusters.run, open_cluster),
             ],

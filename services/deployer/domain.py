@@ -312,3 +312,34 @@ def whole(value: Any) -> Any:
     if isinstance(value, list):
         return [whole(one) for one in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """A command that somebody ran in a replica by hand. Its recording outlives it, and the deployment."""
+
+    id: str
+    organization: str
+    deployment: str
+    """The deployment's id."""
+    deployment_uid: str
+    replica: str
+    service: str
+    command: tuple[str, ...]
+    tty: bool
+    debug_image: str
+    """Of the container beside the replica in which it runs; empty for the replica's own."""
+    user: str
+    state: str
+    """`PENDING`, `OPEN` or `ENDED`."""
+    create_time: datetime
+    reason: str = ""
+    """Why it ended: `EXITED`, `CLIENT_LEFT`, `TIME_LIMIT`, `RECORDING_FULL`, `LOST`, `FAILED`."""
+    exit_code: int | None = None
+    end_time: datetime | None = None
+    owner: str = ""
+
+    @property
+    def name(self) -> str:
+        """The resource's name."""
+        return f"deployments/{self.deployment}/terminals/{self.id}"

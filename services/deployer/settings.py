@@ -81,6 +81,15 @@ class Settings(DatabaseSettings):
     leaves their telemetry off, and so does, for pods, an address of loopback. Another one restarts all pods."""
     otlp_token_file: Path | None = None
     """File with the token for that receiver, which may do nothing else."""
+    terminals: str = "developer"
+    """Who may open terminals in replicas: `developer` (who may run any code in them anyhow), `admin`, or `off` for
+    nobody."""
+    terminal_limit_s: float = 3600.0
+    """How long a terminal may be open; then its command is hung up."""
+    terminal_recording_max_bytes: int = 16 << 20
+    """Size at which a recording is full, and its terminal is closed: what is not recorded is not done."""
+    terminal_keep_days: float = 90.0
+    """How long recordings of terminals are kept; 0 keeps them for ever."""
     instance_types: tuple[str, ...] = ("cpu.small=0.5/512Mi", "cpu.1=1/2Gi", "cpu.2=2/4Gi", "cpu.4=4/8Gi")
     """Sizes that services may ask for: `NAME=CORES/MEMORY[/GPUS[/GPU_TYPE]]` each. On Kubernetes a GPU is
     `nvidia.com/gpu`, or the GPU_TYPE where that is a resource, as `amd.com/gpu`."""
@@ -136,6 +145,13 @@ class Settings(DatabaseSettings):
             faults.append(f"kubernetes_pod_security is {level!r}; it must be restricted, baseline or privileged.")
         if len(str(self.run_dir)) > 64:
             faults.append(f"run_dir has {len(str(self.run_dir))} characters; sockets in it need it to have at most 64.")
+        if self.terminals not in ("developer", "admin", "off"):
+            faults.append(f"terminals is {self.terminals!r}; it must be developer, admin or off.")
+        if self.terminal_limit_s < 1 or self.terminal_recording_max_bytes < 1 << 16 or self.terminal_keep_days < 0:
+            faults.append(
+                "terminal_limit_s must be at least 1, terminal_recording_max_bytes at least 65536, terminal_keep_days "
+                "at least 0."
+            )
         if self.owner_lease_s < 1:
             faults.append(f"owner_lease_s is {self.owner_lease_s}; it must be at least 1.")
         if not 60 <= self.kubernetes_pull_token_s <= 30 * 86400:

@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from ekiben.builder.v1 import builder_pb2, images_pb2
-from ekiben.deployer.v1 import clusters_pb2, deployer_pb2, events_pb2
+from ekiben.deployer.v1 import clusters_pb2, deployer_pb2, events_pb2, terminals_pb2
 from ekiben.errors import InvalidArgument
 from ekiben.identity.v1 import identity_pb2
 from ekiben.recorder.v1 import recorder_pb2
@@ -47,6 +47,7 @@ API_FILES: tuple[FileDescriptor, ...] = tuple(
         deployer_pb2,
         events_pb2,
         clusters_pb2,
+        terminals_pb2,
         recorder_pb2,
     )
 )
@@ -146,7 +147,8 @@ def read_bindings(files: Iterable[FileDescriptor] = API_FILES) -> Iterator[Bindi
     for file in files:
         for service in file.services_by_name.values():
             for method in service.methods:
-                if method.GetOptions().HasExtension(annotations_pb2.http):
+                # HTTP answers one request; what goes both ways is gRPC's alone, and Envoy knows its path all the same.
+                if method.GetOptions().HasExtension(annotations_pb2.http) and not method.client_streaming:
                     yield from _bindings_of(method, method.GetOptions().Extensions[annotations_pb2.http])
 
 

@@ -15,12 +15,14 @@ from typing import Any
 import aiohttp
 import pytest
 
+from ekiben.errors import FailedPrecondition
 from services.deployer.runtimes import Phase, ReplicaStatus, SecretFile, SetSpec, SetStatus
 from services.deployer.runtimes.containers import ContainerStarter
 from services.deployer.runtimes.podman import Podman
 from services.deployer.runtimes.process import ProcessRuntime, open_process_runtime
 from services.deployer.runtimes.replica import Limits
 from services.deployer.runtimes.serving import Telemetry
+from services.deployer.runtimes.sessions import ExecSpec
 from services.deployer.runtimes.starting import ProcessStarter, Starter
 from services.kernel import processes, shim
 from tests.bentoml_clients import client
@@ -350,3 +352,29 @@ async def test_what_the_builder_made_and_is_gone_has_a_reason(bench: Bench, buil
         await runtime.apply(spec, 1)
         await see(runtime, spec.key, ready(1))
         await stop(runtime)
+
+
+async def test_a_command_runs_where_the_replica_is(bench: Bench, built: Callable[..., Built]) -> None:
+    spec = bench.spec(built("plain"), "Plain", envs={"TOKEN": "of the replica"})
+    async with bench.open() as runtime:
+        await runtime.apply(spec, 1)
+        (replica,) = (await see(runtime, spec.key, ready(1))).replicas
+
+        async def outcome(command: tuple[str, ...], *, tty: bool = False) -> tuple[int | None, str]:
+            asked = ExecSpec(spec.deployment_uid, replica.replica, command, tty=tty, columns=90, rows=20)
+            async with runtime.exec(asked) as session:
+                if not tty:
+                    await session.send(b"typed\n")
+                    await session.end_input()
+                text = "".join([data.decode() async for _, data in session.output()])
+                return session.exit_code, text
+
+        code, text = await outcome(("sh", "-c", "echo $TOKEN; cat; test -d $BENTOML_HOME && exit 3"))
+        assert (code, text) == (3, "of the replica\ntyped\n")
+        code, text = await outcome(("sh", "-c", "stty size"), tty=True)
+        assert (code, text.strip()) == (0, "20 90")
+        with pytest.raises(FailedPrecondition) as gone:
+            async with runtime.exec(ExecSpec(spec.deployment_uid, "nobody", ("true",))):
+                pass
+        assert gone.value.reason == "REPLICA_NOT_RUNNING"
+        await leave(runtime, spec)

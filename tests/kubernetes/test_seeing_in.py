@@ -1,5 +1,6 @@
 """Seeing in: what is wrong in words, the cluster's events, logs of the run before; what the client's pods say."""
 
+import base64
 import json
 import os
 import shutil
@@ -7,10 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from tests.cluster import Cluster
-from tests.platform import BentoMl, Platform, http, wait_for
+from tests.keyboard import Keyboard
+from tests.platform import BIN, BentoMl, Platform, http, wait_for
 
 JSON = {"content-type": "application/json"}
 
@@ -70,6 +73,65 @@ def test_the_log_of_the_run_before_is_kept(kubernetes_platform: Platform, moody:
     assert unknown.returncode == 1 and "There is no replica nobody" in unknown.stderr
     refused = kubernetes_platform.ekiben("deployments", "logs", moody, "--previous", "--follow", check=False)
     assert "does not grow" in refused.stderr
+
+
+def test_a_command_runs_in_a_pod_and_is_recorded(kubernetes_platform: Platform, moody: str) -> None:
+    (replica,) = [each["replica"] for each in replicas(kubernetes_platform, moody)]
+    exec_ = ("deployments", "exec", moody, "--replica", replica, "--")
+    done = kubernetes_platform.ekiben(*exec_, "sh", "-c", "echo $BENTO_PATH; id -u; echo no >&2; exit 7", check=False)
+    assert (done.returncode, done.stdout) == (7, "/home/bentoml/bento\n1034\n")
+    assert "no" in done.stderr
+    missing = kubernetes_platform.ekiben(*exec_, "no-such-program", check=False)
+    assert missing.returncode not in (0, 7) and "no-such-program" in missing.stderr
+    listed = kubernetes_platform.ekiben_json("deployments", "recordings", "list", moody)
+    kept = next(each for each in listed if each.get("exitCode") == 7)
+    id = kept["name"].rpartition("/")[2]
+    assert "1034" in kubernetes_platform.ekiben("deployments", "recordings", "replay", moody, id).stdout
+    cast = kubernetes_platform.ekiben("deployments", "recordings", "show", moody, id).stdout.splitlines()
+    assert json.loads(cast[0])["version"] == 2
+    audited = kubernetes_platform.ekiben_json("audit", "list", "--limit", "50")
+    assert any(e["method"].endswith("CreateTerminal") and e["resource"] == kept["name"] for e in audited)
+
+
+def test_a_terminal_is_one_with_its_size_and_its_keys(kubernetes_platform: Platform, moody: str) -> None:
+    with Keyboard([str(BIN / "ekiben"), "deployments", "exec", moody, "-it"], kubernetes_platform) as keyboard:
+        keyboard.type("stty size; tty\n")
+        keyboard.until("30 100")
+        keyboard.until("/dev/pts/")
+        keyboard.resize(132, 43)
+        keyboard.type("sleep 600\n")
+        keyboard.type("\x03")  # Ctrl-C ends what runs there, not the terminal.
+        keyboard.type("stty size; exit 5\n")
+        keyboard.until("43 132")
+        assert keyboard.ended() == 5
+
+
+def test_a_container_of_another_image_sees_the_replica_s_processes(
+    cluster: Cluster, kubernetes_namespace: str, kubernetes_platform: Platform, moody: str
+) -> None:
+    (replica,) = [each["replica"] for each in replicas(kubernetes_platform, moody)]
+    image = cluster.get("pod", replica, "-n", kubernetes_namespace)["spec"]["containers"][0]["image"]
+    debug = ("deployments", "debug", moody, "--image", image)
+    code = "import os, sys; print([open(f'/proc/{p}/cmdline').read() for p in os.listdir('/proc') if p.isdigit()])"
+    done = kubernetes_platform.ekiben(*debug, "-i", "--", "python", "-c", f"{code}; sys.exit(9)", check=False)
+    assert done.returncode == 9, done.stderr
+    assert "start-http-server" in done.stdout
+    lost = kubernetes_platform.ekiben(*debug[:-1], image.replace("sha256:", "sha256:0")[:-1], "--", "true", check=False)
+    assert lost.returncode == 1 and "cannot be started beside the replica" in lost.stderr
+
+
+async def test_the_client_s_websockets_show_pods_and_their_logs(kubernetes_platform: Platform, moody: str) -> None:
+    (replica,) = [each["replica"] for each in replicas(kubernetes_platform, moody)]
+    headers = {"X-YATAI-API-TOKEN": kubernetes_platform.token}
+    async with aiohttp.ClientSession(base_url=kubernetes_platform.url, headers=headers) as session:
+        async with session.ws_connect(f"/ws/v2/deployments/{moody}/pods?organization_name=default") as socket:
+            (pod,) = (await socket.receive_json(timeout=20))["payload"]
+        assert (pod["name"], pod["status"]["phase"]) == (f"{moody}.{replica}", "Running")
+        async with session.ws_connect(f"/ws/v1/clusters/default/tail?pod_name={pod['name']}") as socket:
+            wanted = {"id": "1", "container_name": "main", "follow": True, "tail_lines": 50}
+            await socket.send_json({"type": "data", "payload": wanted})
+            frame = await socket.receive_json(timeout=20)
+        assert frame["type"] == "data" and base64.b64decode(frame["payload"]["items"][0])
 
 
 def test_an_unready_replica_says_what_its_probe_was_answered(kubernetes_platform: Platform, moody: str) -> None:

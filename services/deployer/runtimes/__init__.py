@@ -11,6 +11,7 @@ routes to it (a runtime which has its own ways may stop it before).
 """
 
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
@@ -19,6 +20,7 @@ from typing import Any, Protocol
 from ekiben.deployer.v1.pods_pb2 import PodSettings
 from services.deployer.runtimes.exposures import Exposed, ExposureStatus
 from services.deployer.runtimes.scaling import Autoscaling, Scaled
+from services.deployer.runtimes.sessions import ExecSpec, Session
 
 
 class Phase(Enum):
@@ -266,5 +268,14 @@ class Runtime(Protocol):
 
         Raises:
             FailedPrecondition: this runtime writes down no events (EVENTS_NOT_KEPT).
+        """
+        ...
+
+    def exec(self, spec: ExecSpec) -> AbstractAsyncContextManager[Session]:
+        """Run a command in a replica while inside; left before its end, it is hung up.
+
+        Raises:
+            FailedPrecondition: nothing runs there (REPLICA_NOT_RUNNING), the command cannot be started (EXEC_FAILED),
+                or there are no containers (DEBUG_UNSUPPORTED).
         """
         ...

@@ -22,19 +22,32 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path, PurePosixPath
 
 from ekiben.errors import InvalidArgument
 from services.deployer.runtimes import SecretFile, SetSpec, launcher, serving
 from services.deployer.runtimes.podman import Podman, Pulled, ulimits
-from services.deployer.runtimes.starting import CONTENT_KEPT_S, OUT_OF_MEMORY, Folders, Launch
+from services.deployer.runtimes.starting import CONTENT_KEPT_S, OUT_OF_MEMORY, Folders, Launch, not_running
 from services.kernel import processes
 
 BENTO = Path(serving.BENTO)
 INSIDE = Path("/run/ekiben")
 LEAST_SHARED_BYTES = 1 << 30
 """Size of /dev/shm at least, through which data loaders pass tensors. Only what is used of it takes memory."""
+_ENTER = """
+import os, sys
+for pair in open("/proc/1/environ", "rb").read().split(b"\\0"):
+    name, equals, value = pair.partition(b"=")
+    if equals and name not in (b"TERM", b"container"):
+        os.environb[name] = value
+try:
+    os.execvp(sys.argv[1], sys.argv[1:])
+except OSError as exc:
+    print(f"{sys.argv[1]}: {exc.strerror}", file=sys.stderr)
+    sys.exit(127)
+"""
+"""Runs a command with what the replica's own process was given, which podman does not know."""
 NOT_STARTED = 125
 """Podman's own status for a container that it could not start."""
 
@@ -68,6 +81,14 @@ class ContainerStarter:
         """See Starter."""
         image = await self._podman.image(spec.image, spec.image_digest, tell)
         return await asyncio.to_thread(self._prepare, replica, spec, folders, image)
+
+    async def enter(self, replica: str, pid: int, command: Sequence[str], *, tty: bool) -> Launch:
+        """See Starter. Hung up, podman leaves what ignores that to the end of the container."""
+        _, output, _ = await self._podman.run("inspect", "--format", "{{.State.Running}}", replica)
+        if output.strip() != "true":
+            raise not_running(replica)
+        words = ["exec", "--interactive", *(["--tty"] if tty else []), replica, "python", "-I", "-c", _ENTER, *command]
+        return Launch(self._podman.command(*words), self._podman.env, self._run)
 
     async def ended(self, replica: str, returncode: int | None) -> str:
         """See Starter."""

@@ -29,10 +29,11 @@ from pathlib import Path
 from typing import Any
 
 from ekiben.errors import FailedPrecondition
-from services.deployer.runtimes import Event, Line, Phase, SetSpec, SetStatus, logs, podless
+from services.deployer.runtimes import Event, Line, Phase, SetSpec, SetStatus, logs, podless, shells
 from services.deployer.runtimes.exposures import Exposed, ExposureStatus
 from services.deployer.runtimes.replica import Limits, Replica
-from services.deployer.runtimes.starting import Folders, Starter
+from services.deployer.runtimes.sessions import SHELL, ExecSpec, Session
+from services.deployer.runtimes.starting import Folders, Starter, not_running
 from services.kernel import processes
 from services.kernel.clock import SYSTEM, Clock
 from services.kernel.processes import SupervisedProcess
@@ -215,6 +216,23 @@ class ProcessRuntime:
             reason="EVENTS_NOT_KEPT",
         )
         yield  # The port says that it is an iterator.
+
+    @asynccontextmanager
+    async def exec(self, spec: ExecSpec) -> AsyncIterator[Session]:
+        """A command in a replica's environment: as its user, with its variables, in its folder."""
+        if spec.debug_image:
+            raise FailedPrecondition(
+                "Replicas of this cluster are on one machine, where nothing is put beside them; leave the image out.",
+                reason="DEBUG_UNSUPPORTED",
+            )
+        sets = [known for known in self._sets.values() if known.status.deployment_uid == spec.deployment_uid]
+        replica = next((known.replicas[spec.replica] for known in sets if spec.replica in known.replicas), None)
+        if replica is None or replica.process is None or replica.process.returncode is not None:
+            raise not_running(spec.replica)
+        launch = await self._starter.enter(spec.replica, replica.process.pid, spec.command or SHELL, tty=spec.tty)
+        running = shells.run(launch.argv, launch.env, launch.cwd, tty=spec.tty, columns=spec.columns, rows=spec.rows)
+        async with running as session:
+            yield session
 
     # Its life
 

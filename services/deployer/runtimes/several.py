@@ -5,9 +5,11 @@ A place that is not there (yet, or any more) takes what is asked and says so; th
 
 import asyncio
 from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import AbstractAsyncContextManager
 
 from services.deployer.runtimes import Event, Line, Runtime, SetSpec, SetStatus
 from services.deployer.runtimes.exposures import Exposed, ExposureStatus
+from services.deployer.runtimes.sessions import ExecSpec, Session
 
 OWN = ""
 """The place that the deployer's settings name."""
@@ -148,6 +150,10 @@ class SeveralRuntimes:
     def events(self, deployment_uid: str, *, follow: bool = False) -> AsyncIterator[Event]:
         """See Runtime."""
         return self._where(deployment_uid).events(deployment_uid, follow=follow)
+
+    def exec(self, spec: ExecSpec) -> AbstractAsyncContextManager[Session]:
+        """See Runtime."""
+        return self._where(spec.deployment_uid).exec(spec)
 
     def _where(self, deployment_uid: str) -> Runtime:
         return self._runtimes.get(self._of.get(deployment_uid, OWN), self._runtimes[OWN])

@@ -82,6 +82,14 @@ class Starter(Protocol):
         """
         ...
 
+    async def enter(self, replica: str, pid: int, command: Sequence[str], *, tty: bool) -> Launch:
+        """How to run a command where a replica is, in its environment. `pid` is that of its main process.
+
+        Raises:
+            FailedPrecondition: it has just ended (REPLICA_NOT_RUNNING).
+        """
+        ...
+
     async def ended(self, replica: str, returncode: int | None) -> str:
         """The tree of a replica has ended. Why, where it knows that better than the return code; else empty."""
         ...
@@ -139,6 +147,17 @@ class ProcessStarter:
         bento = await self._ensure("bentos", spec.bento, spec.bento_digest)
         models = {name: await self._ensure("models", name, digest) for name, digest in spec.models}
         return await asyncio.to_thread(self._prepare, replica, spec, folders, bento, models)
+
+    async def enter(self, replica: str, pid: int, command: Sequence[str], *, tty: bool) -> Launch:
+        """See Starter. What it was started with may be another by now: the kernel knows what this one has."""
+        try:
+            variables = await asyncio.to_thread(Path(f"/proc/{pid}/environ").read_bytes)
+            folder = await asyncio.to_thread(os.readlink, f"/proc/{pid}/cwd")
+        except OSError as exc:
+            raise not_running(replica) from exc
+        pairs = (os.fsdecode(each).partition("=") for each in variables.split(b"\0") if b"=" in each)
+        env = {name: value for name, _, value in pairs}
+        return Launch(command, env | {"TERM": "xterm-256color"} if tty else env, Path(folder))
 
     async def ended(self, replica: str, returncode: int | None) -> str:
         """See Starter."""
@@ -224,3 +243,13 @@ class ProcessStarter:
                 for folder in (self._data / kind).iterdir():
                     if f"sha256:{folder.name}" not in used and folder.stat().st_mtime < long_ago:
                         shutil.rmtree(folder, ignore_errors=True)
+
+
+def not_running(replica: str) -> FailedPrecondition:
+    """Nothing can be run in a replica that does not run."""
+    return FailedPrecondition(
+        f"Replica {replica} does not run now, so that nothing can be run in it; `ekiben deployments replicas` lists "
+        "those that do, and `logs` says how it ended.",
+        reason="REPLICA_NOT_RUNNING",
+        replica=replica,
+    )

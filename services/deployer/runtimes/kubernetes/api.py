@@ -55,6 +55,9 @@ _SILENT_S = 180
 """A bookmark comes each minute, so a connection that is silent for longer is dead, or nothing was to be told."""
 _DENIED = re.compile(r'[Uu]ser "[^"]*" cannot \w+ resource ')
 """What is forbidden to these credentials; admission says forbidden too of what it takes from nobody."""
+_CHANNELS = "v5.channel.k8s.io"
+_HEARTBEAT_S = 20.0
+"""A terminal in which nothing happens is not cut off on the way."""
 
 
 class Api:
@@ -174,6 +177,44 @@ class Api:
             async with self._opened("GET", url, query, timeout=timeout) as response:
                 async for line in response.content:
                     yield line.rstrip(b"\n")
+
+    async def debug(self, pod: str, container: Object) -> None:
+        """Put an ephemeral container into a pod. By a merge: it stays as long as the pod, and is never applied again.
+
+        Raises as `apply` does.
+        """
+        url = f"{_PATHS['Pod'].format(self._namespace)}/{pod}/ephemeralcontainers"
+        query = [("fieldManager", f"{FIELD_MANAGER}-debug"), ("fieldValidation", "Strict")]
+        change = {"kind": "Pod", "metadata": {"name": pod}, "spec": {"ephemeralContainers": [container]}}
+        await self._call("PATCH", url, query, change, content_type="application/strategic-merge-patch+json")
+
+    @asynccontextmanager
+    async def connected(
+        self, pod: str, verb: str, query: list[tuple[str, str]]
+    ) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+        """A WebSocket to `exec` in or `attach` to a container of a pod, by `v5.channel.k8s.io`.
+
+        Raises as `apply` does; FailedPrecondition too where the cluster is older than 1.30 (KUBERNETES_TOO_OLD).
+        """
+        headers: dict[str, str] = {}
+        await self._api.update_params_for_auth(headers, query, ["BearerToken"])
+        session: aiohttp.ClientSession = self._api.rest_client.pool_manager
+        url = f"{self._api.configuration.host}{_PATHS['Pod'].format(self._namespace)}/{pod}/{verb}"
+        about = {"kind": f"{verb} in pod", "metadata": {"name": pod}}
+        try:
+            async with session.ws_connect(
+                url, params=query, headers=headers, protocols=(_CHANNELS,), heartbeat=_HEARTBEAT_S, max_msg_size=0
+            ) as socket:
+                if socket.protocol != _CHANNELS:
+                    raise FailedPrecondition(
+                        "The cluster is too old for terminals, which need Kubernetes 1.30 or later.",
+                        reason="KUBERNETES_TOO_OLD",
+                    )
+                yield socket
+        except aiohttp.WSServerHandshakeError as exc:
+            raise _error(exc.status, exc.message, about) from exc
+        except (aiohttp.ClientError, TimeoutError, OSError) as exc:
+            raise _away(exc) from exc
 
     async def _call(
         self,

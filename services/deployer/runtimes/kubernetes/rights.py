@@ -38,6 +38,7 @@ RIGHTS = (
     Right("", "events", _LOOK, "events and words for what is wrong with pods"),
     Right("apps", "replicasets", _LOOK, "words for pods that cannot be made"),
     Right("", "pods/exec", ("get", "create"), "terminals"),
+    Right("", "pods/attach", ("get", "create"), "debug containers"),
     Right("", "pods/ephemeralcontainers", ("patch",), "debug containers"),
     Right("networking.k8s.io", "ingresses", _KEEP, "exposure by Ingress"),
     Right("gateway.networking.k8s.io", "httproutes", _KEEP, "exposure by HTTPRoute"),

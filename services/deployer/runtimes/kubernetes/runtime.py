@@ -19,7 +19,7 @@ from typing import Any
 from ekiben.errors import EkibenError, NotFound, Unavailable
 from services.deployer.runtimes import Event, Line, SetSpec, SetStatus
 from services.deployer.runtimes.exposures import Exposed, ExposureStatus
-from services.deployer.runtimes.kubernetes import checking, events, objects
+from services.deployer.runtimes.kubernetes import checking, events, objects, terminal
 from services.deployer.runtimes.kubernetes.api import Api, open_api
 from services.deployer.runtimes.kubernetes.autoscaling import SCALED_BY, scaled_of
 from services.deployer.runtimes.kubernetes.caches import Cache
@@ -40,6 +40,7 @@ from services.deployer.runtimes.kubernetes.pods import not_made, replica_of
 from services.deployer.runtimes.kubernetes.pulling import Logins, PullSecret
 from services.deployer.runtimes.kubernetes.slices import endpoints_of, placed
 from services.deployer.runtimes.scaling import HPA
+from services.deployer.runtimes.sessions import ExecSpec, Session
 from services.kernel.clock import SYSTEM, Clock
 from services.kernel.watches import Signal
 
@@ -216,6 +217,17 @@ class KubernetesRuntime:
         """What the cluster wrote down of the objects of its sets in the last hour, or for as long as it keeps that."""
         async for one in events.of_deployment(self._api, lambda: self._sets_of(deployment_uid), follow=follow):
             yield one
+
+    @asynccontextmanager
+    async def exec(self, spec: ExecSpec) -> AsyncIterator[Session]:
+        """A command in a pod: in the bento's container, or in an ephemeral one beside it."""
+
+        def pod_of() -> Object | None:
+            pods = self._pods(spec.deployment_uid, "", spec.replica)
+            return next((pod for pod, _ in pods), None) if spec.replica else None
+
+        async with terminal.run(self._api, spec, pod_of, self._clock) as session:
+            yield session
 
     # Its life
 

@@ -1,0 +1,439 @@
+"""Use cases over terminals: asked for, run and recorded, read afterwards.
+
+A terminal is a row before anything runs, so that who asked for what is known whatever happens then. While it is open,
+its recording is written every second; where it cannot be written, or is full, the terminal is closed. A deployer that
+starts says of those that its former run had open that they are lost; what ran in them was hung up with it.
+"""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from ekiben import names
+from ekiben.api.v1.annotations_pb2 import Role
+from ekiben.errors import (
+    EkibenError,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    Unavailable,
+)
+from services.deployer.casts import Cast
+from services.deployer.deployments import Deployments
+from services.deployer.domain import MAIN, Terminal
+from services.deployer.reconciler import Reconciler
+from services.deployer.runtimes import Phase, Runtime, SetStatus
+from services.deployer.runtimes.sessions import STDOUT, ExecSpec, Session
+from services.deployer.settings import Settings
+from services.deployer.store import TerminalStore
+from services.kernel.clock import Clock
+from services.kernel.identity import Principal
+
+log = logging.getLogger(__name__)
+
+ATTACH_WITHIN = timedelta(minutes=1)
+FLUSH_S = 1.0
+"""So much of a recording is lost with a deployer that is killed."""
+FLUSH_CHARS = 64 << 10
+LONGEST_COMMAND = 64 << 10
+LONGEST_INPUT = 64 << 10
+SWEEP_S = 600.0
+
+
+@dataclass(frozen=True)
+class Input:
+    """One thing that the caller does: sends data, resizes, or says that no more comes."""
+
+    data: bytes = b""
+    size: tuple[int, int] | None = None
+    end: bool = False
+
+
+@dataclass(frozen=True)
+class Started:
+    """The command runs."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What the command wrote."""
+
+    stdout: bool
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Exit:
+    """It ended."""
+
+    exit_code: int
+    reason: str
+    message: str = ""
+
+
+Output = Started | Written | Exit
+
+
+class Terminals:
+    """See the module."""
+
+    def __init__(
+        self,
+        store: TerminalStore,
+        deployments: Deployments,
+        reconciler: Reconciler,
+        runtime: Runtime,
+        settings: Settings,
+        owner: str,
+        clock: Clock,
+    ) -> None:
+        self._store, self._deployments, self._reconciler, self._runtime = store, deployments, reconciler, runtime
+        self._settings, self._owner, self._clock = settings, owner, clock
+
+    async def create(
+        self,
+        caller: Principal,
+        parent: str,
+        *,
+        replica: str,
+        service: str,
+        command: Sequence[str],
+        tty: bool,
+        image: str,
+    ) -> Terminal:
+        """Write one down, to be attached to.
+
+        Raises:
+            PermissionDenied: terminals are for administrators (ROLE_TOO_LOW).
+            FailedPrecondition: they are off (TERMINALS_OFF), or no replica runs (REPLICA_NOT_RUNNING).
+            NotFound: no such replica (REPLICA_NOT_FOUND).
+        """
+        self._allowed(caller)
+        if sum(len(word.encode()) + 1 for word in command) > LONGEST_COMMAND or any("\0" in word for word in command):
+            raise InvalidArgument(
+                "The command must have at most 64 KiB, and no zero bytes.",
+                reason="FIELDS_INVALID",
+                violations=[("terminal.command", "is too long, or holds a zero byte")],
+            )
+        deployment, revision = await self._deployments.get(caller.organization, parent)
+        entry = revision.bentos[MAIN].parsed().entry
+        chosen = _chosen(self._reconciler.observed(deployment.uid), replica, service, entry)
+        terminal = Terminal(
+            id=f"t{secrets.token_hex(8)}",
+            organization=caller.organization,
+            deployment=deployment.name,
+            deployment_uid=deployment.uid,
+            replica=chosen[0],
+            service=chosen[1],
+            command=tuple(command),
+            tty=tty,
+            debug_image=image,
+            user=caller.user,
+            state="PENDING",
+            create_time=self._clock.now(),
+        )
+        await self._store.add(terminal)
+        return terminal
+
+    async def get(self, caller: Principal, name: str) -> Terminal:
+        """One. A developer's own, or an administrator's any.
+
+        Raises:
+            NotFound: there is none, or it is somebody else's (TERMINAL_NOT_FOUND).
+        """
+        parsed = names.Terminal.parse(name)
+        found = await self._store.get(caller.organization, parsed.deployment, parsed.terminal)
+        if found is None or (caller.role < Role.ROLE_ADMIN and found.user != caller.user):
+            raise NotFound(
+                f"{name} does not exist, or is somebody else's; `ekiben deployments recordings list` shows yours.",
+                reason="TERMINAL_NOT_FOUND",
+                terminal=name,
+            )
+        return found
+
+    async def list_(
+        self, caller: Principal, parent: str, after: tuple[datetime, str] | None, limit: int
+    ) -> list[Terminal]:
+        """Newest first; a developer's own, or for an administrator all."""
+        deployment = names.Deployment.parse(parent).deployment
+        user = "" if caller.role >= Role.ROLE_ADMIN else caller.user
+        return await self._store.list_(caller.organization, deployment, user, after, limit)
+
+    async def read(self, caller: Principal, name: str) -> AsyncIterator[str]:
+        """The recording, as far as it has come."""
+        terminal = await self.get(caller, name)
+        async for text in self._store.read(terminal.id):
+            yield text
+
+    async def delete(self, caller: Principal, name: str) -> None:
+        """Remove one with its recording.
+
+        Raises:
+            FailedPrecondition: it is open (TERMINAL_OPEN).
+        """
+        terminal = await self.get(caller, name)
+        if terminal.state == "OPEN":
+            raise FailedPrecondition(f"{name} is open; delete it once it has ended.", reason="TERMINAL_OPEN")
+        await self._store.remove(terminal.id)
+
+    async def attach(
+        self, caller: Principal, name: str, size: tuple[int, int], inputs: AsyncIterator[Input]
+    ) -> AsyncIterator[Output]:
+        """Run the command: its outputs, `Exit` last. Left before that, it is hung up.
+
+        Raises:
+            FailedPrecondition: it is open or has ended (TERMINAL_TAKEN), or its replica does not run any more.
+        """
+        self._allowed(caller)
+        terminal = await self.get(caller, name)
+        if terminal.user != caller.user:
+            raise PermissionDenied(f"{name} is somebody else's.", reason="TERMINAL_FOREIGN")
+        late = self._clock.now() > terminal.create_time + ATTACH_WITHIN
+        self._reconciler.ownership.check()
+        if late or not await self._store.open(terminal.id, self._owner):
+            raise FailedPrecondition(
+                f"{name} was opened before, or was not opened within a minute; make another one.",
+                reason="TERMINAL_TAKEN",
+                terminal=name,
+            )
+        outputs: asyncio.Queue[Output | BaseException] = asyncio.Queue(64)
+        # A task of its own, as a time limit cannot reach over a `yield`; it ends with this iterator.
+        running = asyncio.create_task(self._run(terminal, size, inputs, outputs))
+        try:
+            while True:
+                output = await outputs.get()
+                if isinstance(output, BaseException):
+                    raise output
+                yield output
+                if isinstance(output, Exit):
+                    return
+        finally:
+            running.cancel()
+            await asyncio.wait([running])
+
+    async def run(self) -> None:
+        """End what a former run of this deployer left open, and remove what is old; for ever."""
+        first = True
+        while True:
+            try:
+                await self.sweep(own=first)
+                first = False
+            except EkibenError as exc:
+                log.warning("terminals could not be swept", extra={"reason": exc.reason})
+            await self._clock.sleep(SWEEP_S)
+
+    async def sweep(self, *, own: bool = False) -> None:
+        """End what is lost, `own`: of this deployer's former run too; and remove what is old."""
+        now = self._clock.now()
+        longest = timedelta(seconds=self._settings.terminal_limit_s) + 5 * ATTACH_WITHIN
+        await self._store.end_lost(self._owner if own else "-", now - longest, now)
+        if self._settings.terminal_keep_days:
+            await self._store.remove_old(now - timedelta(days=self._settings.terminal_keep_days))
+
+    def _allowed(self, caller: Principal) -> None:
+        if self._settings.terminals == "off":
+            raise FailedPrecondition(
+                "Nobody may open terminals here; EKIBEN_DEPLOYER_TERMINALS says so.", reason="TERMINALS_OFF"
+            )
+        if self._settings.terminals == "admin" and caller.role < Role.ROLE_ADMIN:
+            raise PermissionDenied(
+                "Only administrators may open terminals here; EKIBEN_DEPLOYER_TERMINALS says so.", reason="ROLE_TOO_LOW"
+            )
+
+    async def _run(
+        self,
+        terminal: Terminal,
+        size: tuple[int, int],
+        inputs: AsyncIterator[Input],
+        outputs: "asyncio.Queue[Output | BaseException]",
+    ) -> None:
+        exit = Exit(255, "CLIENT_LEFT")
+        recording = _Recording(self._store, terminal, self._settings.terminal_recording_max_bytes, self._clock)
+        try:
+            exit = await self._session(terminal, size, inputs, outputs, recording)
+        except asyncio.CancelledError:
+            raise
+        except EkibenError as exc:
+            reason = "LOST" if isinstance(exc, Unavailable) else "FAILED"
+            exit = Exit(255, reason, exc.message)
+            if not recording.begun:
+                await outputs.put(exc)
+        except Exception:
+            log.exception("a terminal ended by a fault", extra={"terminal": terminal.name})
+            exit = Exit(255, "LOST", "A fault in the platform ended it.")
+        finally:
+            await asyncio.shield(self._close(terminal, recording, exit))
+        await outputs.put(exit)
+
+    async def _close(self, terminal: Terminal, recording: "_Recording", exit: Exit) -> None:
+        """Write how it ended. Never raises: the caller waits to hear it, and what is not written is swept as lost."""
+        code = exit.exit_code if exit.reason == "EXITED" else None
+        recording.mark(exit.reason if code is None else f"{exit.reason} {code}")
+        for writing in (recording.flush(), self._store.end(terminal.id, exit.reason, code, self._clock.now())):
+            try:
+                await writing
+            except Exception:
+                log.exception("the end of a terminal could not be written", extra={"terminal": terminal.name})
+        log.info("terminal ended", extra={"terminal": terminal.name, "user": terminal.user, "reason": exit.reason})
+
+    async def _session(
+        self,
+        terminal: Terminal,
+        size: tuple[int, int],
+        inputs: AsyncIterator[Input],
+        outputs: "asyncio.Queue[Output | BaseException]",
+        recording: "_Recording",
+    ) -> Exit:
+        spec = ExecSpec(
+            terminal.deployment_uid,
+            terminal.replica,
+            terminal.command,
+            tty=terminal.tty,
+            columns=size[0],
+            rows=size[1],
+            debug_image=terminal.debug_image,
+            name=f"debug-{terminal.id}",
+        )
+        try:
+            async with asyncio.timeout(self._settings.terminal_limit_s), self._runtime.exec(spec) as session:
+                recording.begin(size)
+                await recording.flush()  # Before anything is done there.
+                await outputs.put(Started())
+                async with asyncio.TaskGroup() as tasks:
+                    helpers = [
+                        tasks.create_task(_typed(inputs, session, recording, tty=terminal.tty)),
+                        tasks.create_task(recording.keep()),
+                    ]
+                    async for stream, data in session.output():
+                        recording.output(data)
+                        await outputs.put(Written(stream == STDOUT, data))
+                    for helper in helpers:
+                        helper.cancel()
+        except TimeoutError:
+            minutes = self._settings.terminal_limit_s / 60
+            return Exit(255, "TIME_LIMIT", f"A terminal may be open for {minutes:g} minutes; open another one.")
+        except BaseExceptionGroup as group:
+            first = group.exceptions[0]
+            if isinstance(first, ResourceExhausted):
+                return Exit(255, "RECORDING_FULL", first.message)
+            raise first from None
+        except ResourceExhausted as exc:
+            return Exit(255, "RECORDING_FULL", exc.message)
+        if session.exit_code is None:
+            return Exit(255, "LOST", "The way to the replica was lost.")
+        return Exit(session.exit_code, "EXITED")
+
+
+class _Recording:
+    """An asciicast as it is written."""
+
+    def __init__(self, store: TerminalStore, terminal: Terminal, max_bytes: int, clock: Clock) -> None:
+        self._store, self._terminal, self._clock = store, terminal, clock
+        self._room = max_bytes
+        self._cast, self._lines, self._chars, self._number, self._began = Cast(), list[str](), 0, 0, 0.0
+        self._full = asyncio.Event()
+        self._writing = asyncio.Lock()
+        self.begun = False
+
+    def begin(self, size: tuple[int, int]) -> None:
+        self.begun, self._began = True, self._clock.monotonic()
+        terminal = self._terminal
+        title = f"{terminal.deployment} {terminal.replica} {terminal.user}"
+        self._add(Cast.header(terminal.command, title, int(self._clock.now().timestamp()), *size))
+
+    def output(self, data: bytes) -> None:
+        self._add(self._cast.output(self._at(), data))
+
+    def input(self, data: bytes) -> None:
+        self._add(self._cast.input(self._at(), data))
+
+    def resize(self, columns: int, rows: int) -> None:
+        self._add(self._cast.resize(self._at(), columns, rows))
+
+    def mark(self, text: str) -> None:
+        if self.begun:
+            self._room = 1000  # For this there is always room.
+            self._add(self._cast.marker(self._at(), text))
+
+    async def keep(self) -> None:
+        """Write what has come, again and again."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FLUSH_S):
+                    await self._full.wait()
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Write what has come. Raises what the store raises: then the terminal ends."""
+        # Whoever is cancelled here leaves the piece to be written all the same, before the next one.
+        await asyncio.shield(asyncio.ensure_future(self._write()))
+
+    async def _write(self) -> None:
+        async with self._writing:
+            if not self._lines:
+                return
+            text, self._lines, self._chars = "".join(self._lines), [], 0
+            self._full.clear()
+            await self._store.append(self._terminal.id, self._number, text)
+            self._number += 1
+
+    def _at(self) -> float:
+        return self._clock.monotonic() - self._began
+
+    def _add(self, line: str) -> None:
+        if not line:
+            return
+        self._room -= len(line.encode())
+        if self._room < 0:
+            raise ResourceExhausted(
+                "The recording is full, and what is not recorded is not done; open another terminal.",
+                reason="RECORDING_FULL",
+            )
+        self._lines.append(line)
+        self._chars += len(line)
+        if self._chars > FLUSH_CHARS:
+            self._full.set()
+
+
+async def _typed(inputs: AsyncIterator[Input], session: Session, recording: _Recording, *, tty: bool) -> None:
+    """Pass on what the caller does."""
+    async for one in inputs:
+        if one.size is not None:
+            recording.resize(*one.size)
+            await session.resize(*one.size)
+        if one.data:
+            if not tty:
+                recording.input(one.data)
+            await session.send(one.data)
+        if one.end:
+            break
+    await session.end_input()
+
+
+def _chosen(sets: Sequence[SetStatus], replica: str, service: str, entry: str) -> tuple[str, str]:
+    """The id and the service of the replica that is meant."""
+    found = [(one, each) for one in sets for each in one.replicas if replica in ("", each.replica)]
+    if replica and not found:
+        raise NotFound(
+            f"There is no replica {replica[:100]}; `ekiben deployments replicas` lists those that are there.",
+            reason="REPLICA_NOT_FOUND",
+            replica=replica[:100],
+        )
+    if not replica:
+        wanted = service or entry
+        found = [(one, each) for one, each in found if one.service == wanted]
+        order = {Phase.READY: 0, Phase.UNREADY: 1, Phase.STARTING: 2, Phase.DRAINING: 3, Phase.CRASHED: 4}
+        found.sort(key=lambda pair: (order[pair[1].phase], -pair[0].revision, pair[1].replica))
+    if not found:
+        raise FailedPrecondition(
+            f"{service or entry or 'The deployment'} has no replica that runs; `ekiben deployments get` says why.",
+            reason="REPLICA_NOT_RUNNING",
+        )
+    one, each = found[0]
+    return each.replica, one.service
