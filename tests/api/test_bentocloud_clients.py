@@ -254,8 +254,10 @@ async def test_deployments(stores: dict[str, Store], front: Front, tmp_path: Pat
     assert shown["bento"] == store.bento
     assert shown["config"]["services"]["Modelled"]["scaling"]["max_replicas"] == 3
     assert shown["config"]["envs"] == [{"name": "A", "value": "1"}]
-    await bentoml("deployment", "update", "web", "--instance-type", "cpu.small")
     kept = front.deployments.kept["deployments/web"]
+    kept.template.services["Modelled"].pod.node_selector["disk"] = "ssd"  # Of which the client knows nothing.
+    await bentoml("deployment", "update", "web", "--instance-type", "cpu.small")
+    assert dict(kept.template.services["Modelled"].pod.node_selector) == {"disk": "ssd"}
     assert kept.template.services["Modelled"].instance_type == "cpu.small"
     assert [env.name for env in kept.template.envs] == ["A"]
     listed = json.loads(await bentoml("deployment", "list", "-o", "json"))

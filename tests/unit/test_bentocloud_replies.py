@@ -14,7 +14,7 @@ from ekiben.identity.v1 import identity_pb2 as identity
 from ekiben.registry.v1 import registry_pb2 as registry
 from services.gateway.bentocloud import api_tokens, clusters, old_deployments, pods, secrets, wire
 from services.gateway.bentocloud.deployment_replies import deployment_reply, status_of
-from services.gateway.bentocloud.deployment_requests import bento_name, deployment_of
+from services.gateway.bentocloud.deployment_requests import bento_name, deployment_of, keep
 from services.gateway.bentocloud.manifests import bento_manifest, raw_member
 from services.gateway.bentocloud.repositories import BENTOS, MODELS
 from services.gateway.bentocloud.versions import transmission_strategy, version_reply, with_repository
@@ -165,7 +165,37 @@ def test_instance_types_say_quantities_as_kubernetes_does() -> None:
     assert reply["display_name"] == "cpu.small"
 
 
-CREATE = {
+def test_instance_types_name_what_a_cluster_has() -> None:
+    size = deployer.InstanceType(name="instanceTypes/mig", cpu_millicores=4000, memory_bytes=8 << 30, group="a100")
+    size.pod.resources.requests.update({"cpu": "2"})
+    size.pod.resources.limits.update({"cpu": "4", "nvidia.com/mig-1g.5gb": "1"})
+    size.pod.node_selector["pool"] = "gpu"
+    config = clusters.instance_type_reply(size)["config"]
+    custom = {"nvidia.com/mig-1g.5gb": "1"}
+    assert config["resources"]["requests"] == {"cpu": "2", "memory": "8Gi", "gpu": None, "custom": custom}
+    assert config["resources"]["limits"] == {"cpu": "4", "memory": "8Gi", "gpu": None, "custom": custom}
+    assert (config["group"], config["node_selectors"]) == ("a100", {"pool": "gpu"})
+
+
+def test_an_update_keeps_what_the_client_has_no_words_for() -> None:
+    current = deployment_of(CREATE, "web")
+    current.template.services["Svc"].pod.edge = True
+    current.template.canary.versions["blue"].services["Svc"].pod.edge = True
+    current.scaling["Svc"].autoscaling.SetInParent()
+    current.template.services["Gone"].pod.edge = True
+    wanted = deployment_of(CREATE, "web")
+    keep(current, wanted)
+    assert wanted.template.services["Svc"].pod.edge and wanted.template.canary.versions["blue"].services["Svc"].pod.edge
+    assert wanted.scaling["Svc"].HasField("autoscaling") and "Gone" not in wanted.template.services
+    current.template.image.SetInParent()
+    keep(current, wanted)
+    assert wanted.template.HasField("image")
+    moved = deployment_of({**CREATE, "bento": "iris:v2"}, "web")
+    keep(current, moved)
+    assert not moved.template.HasField("image")  # It is of the former bento.
+
+
+CREATE: dict[str, Any] = {
     "bento": "iris:v1",
     "name": "web",
     "access_authorization": True,

@@ -11,6 +11,8 @@ from ekiben.deployer.v1 import deployer_pb2 as deployer
 from ekiben.errors import InvalidArgument
 from services.gateway.bentocloud.wire import member, read_labels, required
 
+Services = Mapping[str, deployer.ServiceTemplate]
+Scalings = Mapping[str, deployer.Scaling]
 _LARGEST_REPLICAS = 1 << 20
 
 
@@ -40,6 +42,32 @@ def template_of(body: Mapping[str, Any]) -> deployer.Template:
     if canary is not None and member(canary, "versions", dict, {}):
         template.canary.CopyFrom(canary_of(canary))
     return template
+
+
+def keep(current: deployer.Deployment, wanted: deployer.Deployment) -> None:
+    """Give a deployment that replaces another what clients have no words for: each of their updates would lose it."""
+    if wanted.template.bento == current.template.bento and current.template.HasField("image"):
+        wanted.template.image.CopyFrom(current.template.image)
+    wanted.template.model_delivery = current.template.model_delivery
+    _keep_services(current.template.services, wanted.template.services)
+    _keep_scaling(current.scaling, wanted.scaling)
+    versions = current.template.canary.versions
+    for name, version in wanted.template.canary.versions.items():
+        if name in versions:
+            _keep_services(versions[name].services, version.services)
+            _keep_scaling(versions[name].scaling, version.scaling)
+
+
+def _keep_services(current: Services, wanted: Services) -> None:
+    for name, service in wanted.items():
+        if name in current and current[name].HasField("pod"):
+            service.pod.CopyFrom(current[name].pod)
+
+
+def _keep_scaling(current: Scalings, wanted: Scalings) -> None:
+    for name, scaling in wanted.items():
+        if name in current and current[name].HasField("autoscaling"):
+            scaling.autoscaling.CopyFrom(current[name].autoscaling)
 
 
 def bento_name(tag: str) -> str:

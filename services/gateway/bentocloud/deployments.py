@@ -7,16 +7,17 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from ekiben import names
 from ekiben.deployer.v1 import deployer_pb2 as deployer
-from ekiben.errors import NotFound, Unimplemented
+from ekiben.errors import Aborted, NotFound, Unimplemented
 from ekiben.registry.v1 import registry_pb2 as registry
 from services.gateway.bentocloud import clusters
 from services.gateway.bentocloud.api import Call
 from services.gateway.bentocloud.deployment_replies import bentos_of, deployment_reply
-from services.gateway.bentocloud.deployment_requests import deployment_of
+from services.gateway.bentocloud.deployment_requests import deployment_of, keep
 from services.gateway.bentocloud.repositories import BENTOS
 from services.gateway.bentocloud.versions import with_repository
 from services.gateway.bentocloud.wire import Reply, last, member, number, page
 
+_ATTEMPTS = 5
 _NO_CODESPACES = (
     "Codespaces (`bentoml code`) are not offered here yet. "
     "Use `bentoml serve` to develop and `bentoml deploy` to deploy."
@@ -66,8 +67,23 @@ async def update(call: Call) -> Reply:
     paths = ["template", "scaling", "access_authorization"]
     if body.get("labels") is not None:
         paths.append("labels")
+    return await _reply(call, await replace(call, deployment, paths))
+
+
+async def replace(call: Call, deployment: deployer.Deployment, paths: list[str]) -> deployer.Deployment:
+    """Update a deployment as a client wants it, but for what it has no words for."""
     request = deployer.UpdateDeploymentRequest(deployment=deployment, update_mask=FieldMask(paths=paths))
-    return await _reply(call, await call(call.api.deployments.UpdateDeployment, request))
+    for attempt in range(_ATTEMPTS):
+        current = await call(call.api.deployments.GetDeployment, deployer.GetDeploymentRequest(name=deployment.name))
+        request.deployment.CopyFrom(deployment)
+        request.deployment.etag = current.etag
+        keep(current, request.deployment)
+        try:
+            return await call(call.api.deployments.UpdateDeployment, request)
+        except Aborted:  # Somebody else changed it meanwhile: what is kept is another thing now.
+            if attempt == _ATTEMPTS - 1:
+                raise
+    raise AssertionError
 
 
 async def void_update(call: Call) -> Reply:

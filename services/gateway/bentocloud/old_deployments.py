@@ -6,8 +6,6 @@ The API server is the bento's entry service, which is called like the repository
 from collections.abc import Mapping
 from typing import Any
 
-from google.protobuf.field_mask_pb2 import FieldMask
-
 from ekiben import names
 from ekiben.deployer.v1 import deployer_pb2 as deployer
 from ekiben.errors import InvalidArgument
@@ -54,10 +52,9 @@ async def update(call: Call) -> Reply:
     """PATCH …/deployments/{name}."""
     body = await call.body()
     paths = ["template", "scaling"] + (["labels"] if body.get("labels") is not None else [])
-    request = deployer.UpdateDeploymentRequest(
-        deployment=deployment_of(new_body(body), call.path("deployment")), update_mask=FieldMask(paths=paths)
+    return await _reply(
+        call, await deployments.replace(call, deployment_of(new_body(body), call.path("deployment")), paths)
     )
-    return await _reply(call, await call(call.api.deployments.UpdateDeployment, request))
 
 
 async def terminate(call: Call) -> Reply:
