@@ -3,7 +3,7 @@
 import asyncio
 import json
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from services.builder.domain import Build, Image, ImageLayer, Output, model_of
 from services.builder.image_builds import Source, Workshop
 from services.builder.locks import Work
 from services.builder.places import Place, build_tag, id_of, pin_of, repository_of, tag_of
+from services.builder.recipe import hub_models
 from services.builder.store import ImageRows
 from services.content.images import Descriptor, ImageStore, Platform
 from services.content.images import Image as Content
@@ -76,7 +77,7 @@ class ImageWork:
         """
         organization = names.Organization.parse(build.organization).organization
         base_rules.check_own(build.base, source.files, self.place.url, organization)
-        models = await self._models_of(build, work)
+        models = await self._models_of(build, work, hub_models(source.files.manifest))
         apart = bool(models) and build.output is Output.IMAGE_AND_MODELS
         build = replace(build, models=[model_of(name, model.key) for name, model in models])
         source = replace(source, models=[model for _, model in models], models_apart=apart)
@@ -131,12 +132,16 @@ class ImageWork:
         )
         return made, build, await self._rows.get(build.organization, image) is not None
 
-    async def _models_of(self, build: Build, work: Work) -> Sequence[tuple[str, Model]]:
-        """The models of the build's bento, each with its resource name; fetched when they are needed."""
+    async def _models_of(self, build: Build, work: Work, elsewhere: Container[str]) -> Sequence[tuple[str, Model]]:
+        """The models of the build's bento, each with its resource name; fetched when they are needed. Those whose tags
+        are `elsewhere` are not in the registry."""
         found = []
         with on_behalf_of(Principal(build.creator, build.organization, Role.ROLE_DEVELOPER)):
             bento = await self._bentos.GetBento(registry_pb2.GetBentoRequest(name=build.bento))
             for name in bento.models:
+                tagged = names.Model.parse(name)
+                if f"{tagged.repository}:{tagged.model}" in elsewhere:
+                    continue
                 model = await self._models.GetModel(registry_pb2.GetModelRequest(name=name))
                 if model.content.state != registry_pb2.Content.READY:
                     raise FailedPrecondition(

@@ -159,8 +159,8 @@ def make_recipe(files: BentoFiles) -> Recipe:
     options = _index_options([line for line in lines if isinstance(line, Option)], notes)
     if models := hub_models(manifest):
         notes.append(
-            f"WARNING: {', '.join(models)} of Hugging Face {'is' if len(models) == 1 else 'are'} in no image: each "
-            "replica fetches it when it starts, for which it needs the network, and HF_TOKEN where it is not public. "
+            f"WARNING: {', '.join(models.values())} of Hugging Face {'is' if len(models) == 1 else 'are'} in no image: "
+            "each replica fetches it when it starts, for which it needs the network, and HF_TOKEN where it is not public. "
             "Import it into the store (bentoml.models.create) to have it in the image."
         )
     skipped = _not_done_here(manifest, files.scripts)
@@ -180,15 +180,15 @@ def make_recipe(files: BentoFiles) -> Recipe:
     )
 
 
-def hub_models(manifest: Mapping[str, Any]) -> list[str]:
-    """The models that a bento has of Hugging Face, and not of BentoML's store: `google-bert/bert-base-uncased`."""
+def hub_models(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """The models that a bento has of Hugging Face, and not of BentoML's store: tag → `google-bert/bert-base`."""
     models = manifest.get("models")
-    found = []
+    found = {}
     for each in models if isinstance(models, list) else ():
         if isinstance(each, Mapping) and each.get("registry") == "huggingface":
             metadata = each.get("metadata")
             named = metadata.get("model_id") if isinstance(metadata, Mapping) else None
-            found.append(str(named or each.get("tag") or "a model"))
+            found[str(each.get("tag") or "")] = str(named or each.get("tag") or "a model")
     return found
 
 

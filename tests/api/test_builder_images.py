@@ -224,6 +224,15 @@ async def test_images_are_kept_in_a_registry_where_the_settings_say_so(
         assert rebuilt.name != build.name and rebuilt.image == build.image
 
 
+async def test_models_of_the_hub_are_not_asked_of_the_registry(builder: Builder, tmp_path: Path) -> None:
+    hub = {"tag": "google--bert:r1", "registry": "huggingface", "metadata": {"model_id": "google/bert"}}
+    folder = bento_folder(tmp_path / "bento", manifest={"models": [hub]})
+    build = await builder.build(await builder.registry.push(folder, models=["google--bert:r1"]), **IMAGE)
+    assert build.state == pb.Build.SUCCEEDED, await builder.log(build.name)
+    assert any("google/bert of Hugging Face" in line for line in await builder.log(build.name))
+    assert list((await get(builder, build.image)).models) == []
+
+
 async def test_a_registry_that_takes_no_tags_away_is_named(
     registry: Registry, index: PackageIndex, bases: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
