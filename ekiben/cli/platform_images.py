@@ -1,5 +1,7 @@
 """`ekiben images list|get|delete`: images that builds of the platform made."""
 
+import re
+
 import click
 
 from ekiben.builder.v1 import images_pb2 as pb
@@ -109,7 +111,7 @@ async def gc(client: Client, dry_run: bool) -> None:
 
 async def named(client: Client, text: str) -> str:
     """The resource name of an image, by its id, its digest, its name, or a bento that has one."""
-    if ":" not in text or text.startswith(("images/", "sha256:")):
+    if re.fullmatch(r"[0-9a-f]{20}", text) or text.startswith(("images/", "sha256:")):
         return short.resource("images", text.removeprefix("sha256:")[:20] if text.startswith("sha256:") else text)
     bento = (await client.bentos.get(short.bento(text))).name
     async for image in client.images.list(bento=bento, limit=1):

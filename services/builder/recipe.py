@@ -160,8 +160,8 @@ def make_recipe(files: BentoFiles) -> Recipe:
     if models := hub_models(manifest):
         notes.append(
             f"WARNING: {', '.join(models.values())} of Hugging Face {'is' if len(models) == 1 else 'are'} in no image: "
-            "each replica fetches it when it starts, for which it needs the network, and HF_TOKEN where it is not public. "
-            "Import it into the store (bentoml.models.create) to have it in the image."
+            "each replica fetches it when it starts, for which it needs the network, and HF_TOKEN where it is not "
+            "public. Import it into the store (bentoml.models.create) to have it in the image."
         )
     skipped = _not_done_here(manifest, files.scripts)
     return Recipe(

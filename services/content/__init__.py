@@ -10,6 +10,7 @@
 `open_blobs` and `open_images` are the only places where a URL scheme becomes a class.
 """
 
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -22,6 +23,9 @@ from services.content.blobs.filesystem import open_filesystem, read_filesystem
 from services.content.images import ImageStore
 from services.content.images.archive import open_archive
 from services.content.images.layout import LayoutImageStore
+
+_ARCHIVED = re.compile(r"(?:(?:[a-z0-9.-]+(?::\d+)?/)?[a-z0-9]+(?:[._/-]+[a-z0-9]+)*:)?\w[\w.-]{0,127}", re.ASCII)
+"""`NAME:TAG`, or a tag alone."""
 
 
 @asynccontextmanager
@@ -86,6 +90,12 @@ async def open_images(
         return
     if transport == "docker-archive" and rest.partition(":")[0]:
         file, _, reference = rest.partition(":")
+        if reference and _ARCHIVED.fullmatch(reference) is None:
+            raise InvalidArgument(
+                f"{reference!r} is no name that docker load and podman load take: it is NAME:TAG, NAME in lower case.",
+                reason="IMAGE_NAME_INVALID",
+                image=name,
+            )
         async with open_archive(Path(file)) as archive:
             yield archive, reference
         return

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ekiben.errors import DataLoss, FailedPrecondition, NotFound
+from ekiben.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound
 from services.content import open_images
 from services.content.images import INDEX, MANIFEST, Again, canonical
 from services.content.images.archive import open_archive
@@ -101,3 +101,18 @@ async def test_what_a_link_leads_to_is_written(tmp_path: Path) -> None:
     async with open_archive(tmp_path / "link.tar") as store:
         await put(store, "app:v1", b"content")
     assert (tmp_path / "link.tar").is_symlink() and (tmp_path / "there" / "image.tar").is_file()
+
+
+@pytest.mark.parametrize(
+    ("reference", "taken"),
+    [
+        *[("v1", True), ("team/app:v1", True), ("host.example.com:5000/team/app_x:V1.2", True)],
+        *[("UPPER/Case:tag", False), ("a b:c", False), ("../../etc:v1", False), ("name:", False), ("name:ü", False)],
+    ],
+)
+async def test_a_name_that_no_engine_loads_is_refused(tmp_path: Path, reference: str, taken: bool) -> None:
+    try:
+        async with open_images(f"docker-archive:{tmp_path}/image.tar:{reference}"):
+            assert taken
+    except InvalidArgument as refused:
+        assert not taken and refused.reason == "IMAGE_NAME_INVALID"

@@ -14,6 +14,7 @@ import errno
 import hashlib
 import io
 import os
+import re
 import secrets
 import tarfile
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
@@ -243,6 +244,7 @@ def _repo_tag(reference: str, manifest: dict[str, Any]) -> str:
     if ":" in reference:
         return reference
     title = str((manifest.get("annotations") or {}).get(_TITLE) or "").partition(":")[0].lower()
+    title = title if re.fullmatch(r"[a-z0-9]+([._/-]+[a-z0-9]+)*", title) else ""
     return f"{title}:{reference}" if title and reference else ""
 
 
