@@ -1,13 +1,17 @@
 """Replicas that Kubernetes' own autoscaler gives: who owns their number, and that real use changes it."""
 
 import asyncio
+import json
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
+import yaml
 
 from services.deployer.runtimes import SetStatus
 from services.deployer.runtimes.kubernetes.autoscaling import owners_of_replicas
@@ -20,6 +24,7 @@ from tests.cluster import Cluster
 from tests.cluster_platform import new_namespace
 from tests.fixtures_kernel import until
 from tests.kubernetes_sets import a_set
+from tests.platform import BentoMl, Platform
 
 BY_CPU = (Metric("resource", "cpu", utilization_percent=80),)
 
@@ -158,3 +163,63 @@ async def test_what_an_outside_scaler_writes_is_never_written_over(
         await asyncio.wait_for(runtime.settled(), 30)
         live = await asyncio.to_thread(cluster.get, "deployment", name, *at)
         assert live["spec"]["replicas"] == 1
+
+
+async def test_use_brings_replicas_and_takes_them_away(
+    cluster: Cluster,
+    kubernetes_namespace: str,
+    kubernetes_platform: Platform,
+    kubernetes_bentoml: BentoMl,
+    bentos: Path,
+    tmp_path: Path,
+) -> None:
+    """On the metrics of a real metrics-server, said in the words of the client's own configuration."""
+    name = f"scaled-{os.urandom(2).hex()}"
+    project = shutil.copytree(bentos / "versions", tmp_path / "versions")
+    wanted = {
+        "name": name,
+        "services": {
+            "Versions": {
+                "instance_type": "cpu.small",
+                "scaling": {
+                    "min_replicas": 1,
+                    "max_replicas": 2,
+                    "policy": {
+                        "metrics": [{"type": "cpu", "value": 15}],
+                        "scale_up_behavior": "fast",
+                        "scale_down_behavior": "fast",
+                    },
+                },
+            }
+        },
+    }
+    (project / "deployment.yaml").write_text(yaml.safe_dump(wanted))
+    await asyncio.to_thread(kubernetes_bentoml, "deploy", ".", "-f", "deployment.yaml", cwd=project, timeout_s=500)
+
+    async def shown() -> Any:
+        said = await asyncio.to_thread(kubernetes_platform.ekiben, "deployments", "get", name, "-o", "json")
+        return json.loads(said.stdout)
+
+    async def ready(count: int) -> bool:
+        found = await shown()
+        counts = found["replicaCounts"]["Versions"]
+        return bool(found["state"] == "RUNNING" and counts["desired"] == count == counts.get("ready", 0))
+
+    url = (await shown())["urls"][0]
+    busy = True
+
+    async def load() -> None:
+        async with aiohttp.ClientSession() as session:
+            while busy:
+                async with session.post(f"{url}/version", json={}) as answer:
+                    assert answer.status == 200, await answer.text()
+
+    async with asyncio.TaskGroup() as callers:
+        for _ in range(4):
+            callers.create_task(load())
+        await until(lambda: ready(2), "use has brought a replica", 240)
+        busy = False
+    (condition,) = [one for one in (await shown())["conditions"] if one["type"] == "Autoscaled"]
+    assert (condition["status"], condition["reason"]) == ("TRUE", "AUTOSCALED"), condition
+    await until(lambda: ready(1), "it is gone without use", 240)
+    await asyncio.to_thread(kubernetes_platform.ekiben, "deployments", "delete", name, "--yes")

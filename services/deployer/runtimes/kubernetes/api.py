@@ -136,6 +136,11 @@ class Api:
             if not token:
                 return found, page["metadata"]["resourceVersion"]
 
+    async def newest(self, kind: str) -> str:
+        """The version of the cluster now."""
+        page = await self._call("GET", _PATHS[kind].format(self._namespace), [("limit", "1")])
+        return str(page["metadata"]["resourceVersion"])
+
     async def watch(
         self, kind: str, selector: str, version: str, opened: Callable[[], None] = lambda: None
     ) -> AsyncIterator[tuple[str, Object]]:

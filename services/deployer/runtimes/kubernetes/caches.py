@@ -37,6 +37,8 @@ class Cache:
         version, failures = "", 0
         while True:
             try:
+                if version and await self._is_set_back(version):
+                    version = ""
                 if not version:
                     items, version = await self._api.listed(self._kind, self._selector)
                     self._replace(items)
@@ -55,6 +57,14 @@ class Cache:
                 self._heard(self._kind, None)
                 await self._clock.sleep(_PAUSES_S[min(failures, len(_PAUSES_S) - 1)])
                 failures += 1
+                if failures > 1:
+                    version = ""  # It was away, and nobody knows what was restored meanwhile.
+
+    async def _is_set_back(self, version: str) -> bool:
+        """Whether the cluster has not reached a version again that it had, as etcd was restored from before: a watch
+        from there would be silent for long, or for ever."""
+        newest = await self._api.newest(self._kind)
+        return newest.isdigit() and version.isdigit() and int(newest) < int(version)
 
     def put(self, item: Object) -> None:
         """What a write has answered: the watch tells of it only later, and until then it would be written again."""
