@@ -59,10 +59,13 @@ def say(text: str) -> None:
 
 
 def wheel_for(platform: Platform, folder: Path) -> Path:
-    """The distribution's wheel, with the compiled capture filter where that is for this machine's platform."""
+    """The distribution's wheel, with the compiled capture filter where that is for this machine's platform.
+
+    By way of a source distribution, which is unpacked elsewhere: a wheel's build replaces the checkout's own filter.
+    """
     into = folder / platform.architecture
     env = os.environ | {} if platform == here() else os.environ | {"EKIBEN_BUILD_WITHOUT_C": "1"}
-    subprocess.run([find_uv_bin(), "build", "--quiet", "--wheel", "--out-dir", into, ROOT], check=True, env=env)
+    subprocess.run([find_uv_bin(), "build", "--quiet", "--out-dir", into, ROOT], check=True, env=env)
     (wheel,) = into.glob("*.whl")
     return wheel
 

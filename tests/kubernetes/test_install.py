@@ -15,9 +15,9 @@ from tests.base_image import base_image
 from tests.bentoml_clients import client
 from tests.cluster import Cluster
 from tests.cluster_platform import new_namespace
-from tests.helm import CHART, MISSING, Helm, helm_program
+from tests.helm import CHART, EXAMPLES, MISSING, Helm, helm_program
 from tests.oci_registry import OciRegistry
-from tests.platform import BentoMl, http, wait_for
+from tests.platform import ROOT, BentoMl, http, wait_for
 from tests.postgres import PostgresServer
 from tests.s3 import ACCESS_KEY, SECRET_KEY, S3Server
 
@@ -147,3 +147,14 @@ def test_an_upgrade_and_a_rollback_of_services_apart_fail_no_prediction(
             assert cluster.get("secret", "ekiben", "-n", namespace)["data"] == secret
             listed = json.loads(bentoml("deployment", "list", "-o", "json").stdout)
             assert [each["name"] for each in listed] == ["versions"]
+
+
+def test_the_cluster_takes_the_kustomize_base_and_the_example_for_production(cluster: Cluster, helm: Helm) -> None:
+    """Kustomize by kubectl, the example by helm; all of it is looked at by the API server, and none kept."""
+    with new_namespace(cluster, "dry") as namespace:
+        base = cluster.kubectl("kustomize", str(ROOT / "deploy" / "kustomize" / "base"))
+        example = ("-f", str(EXAMPLES / "production.yaml"), "--set", "serviceMonitor.enabled=false")
+        rendered = helm("template", "ekiben", str(CHART), "-n", namespace, *example).stdout
+        for made in (base.replace("namespace: ekiben\n", f"namespace: {namespace}\n"), rendered):
+            said = cluster.kubectl("apply", "--dry-run=server", "-n", namespace, "-f", "-", input=made)
+            assert "created (server dry run)" in said and "role.rbac.authorization.k8s.io/ekiben" in said

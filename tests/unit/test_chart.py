@@ -82,6 +82,8 @@ def test_helm_has_nothing_to_complain_about(helm: Helm, tmp_path: Path, name: st
 @pytest.mark.parametrize("name", VALUES)
 def test_pods_are_restricted_and_nothing_reaches_beyond_the_namespace(rendered: Any, name: str) -> None:
     objects = rendered(name)
+    named = [(each["kind"], each["metadata"]["name"]) for each in objects]
+    assert len(set(named)) == len(named)
     assert not [each["kind"] for each in objects if each["kind"].startswith(("Cluster", "CustomResource"))]
     for workload, pod in pods(objects):
         context = pod["securityContext"]
@@ -92,6 +94,8 @@ def test_pods_are_restricted_and_nothing_reaches_beyond_the_namespace(rendered: 
             assert own["readOnlyRootFilesystem"] and not own["allowPrivilegeEscalation"], workload
             assert own["capabilities"] == {"drop": ["ALL"]}, workload
             assert container["resources"]["limits"]["memory"], workload
+            variables = [each["name"] for each in container["env"]]
+            assert len(set(variables)) == len(variables), workload
         deployer = workload in ("ekiben-deployer",) or len(list(pods(objects))) == 1
         assert pod["automountServiceAccountToken"] is deployer, workload
 
