@@ -110,7 +110,13 @@ async def open_deployer(settings: Settings, peers: Peers, *, clock: Clock = SYST
         def open_cluster(
             of: domain.Cluster, namespace: str, kubeconfig: dict[str, Any] | None
         ) -> AbstractAsyncContextManager[Runtime]:
-            where = Where(of.uid, namespace, of.pull_secret)
+            where = Where(
+                of.uid,
+                namespace,
+                of.pull_secret,
+                pod_security=settings.kubernetes_pod_security,
+                signed_only=settings.image_policy == "enforce",
+            )
             nodes = _logins(settings, images_pb2_grpc.ImagesStub(peers.builder))
             return open_kubernetes_runtime(kubeconfig, "", where, pull_host=of.pull_host, logins=nodes, clock=clock)
 
@@ -234,6 +240,7 @@ def _kubernetes(
         settings.kubernetes_pull_secret,
         telemetry,
         settings.kubernetes_pod_security,
+        signed_only=settings.image_policy == "enforce",
     )
     return open_kubernetes_runtime(
         settings.kubeconfig,

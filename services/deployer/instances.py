@@ -67,7 +67,11 @@ def parse(item: Any) -> InstanceType:
         raise ValueError("a patch belongs to a deployment, not to an instance type")
     limits, requests = pod.resources.limits, pod.resources.requests
     amounts = {name: quantity(amount) for name, amount in [*requests.items(), *limits.items()]}
-    gpus = [amounts[name] for name in amounts if name.rpartition("/")[2] in ("gpu", "vgpu") or "/mig-" in name]
+    gpus = [
+        amounts[name]
+        for name in amounts
+        if name.rpartition("/")[2].partition(".")[0] in ("gpu", "vgpu") or "/mig-" in name
+    ]
     return InstanceType(
         str(item["name"]),
         int(amounts.get("cpu", Decimal(0)) * 1000),

@@ -6,14 +6,16 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from google.protobuf import json_format
 from kubernetes_asyncio import client, config
 
 from ekiben.deployer.v1.pods_pb2 import PodSettings
-from ekiben.errors import EkibenError, InvalidArgument
+from ekiben.errors import EkibenError, InvalidArgument, Unavailable
 from services.deployer.runtimes import Pod, SecretFile, SetSpec
 from services.deployer.runtimes.kubernetes.names import SET, Where, name_of
 from services.deployer.runtimes.kubernetes.objects import objects
@@ -22,6 +24,7 @@ from services.deployer.runtimes.kubernetes.strategic import MERGE_KEYS, merged
 from tests.cluster import Cluster
 from tests.cluster_platform import new_namespace
 from tests.fixtures_kernel import until
+from tests.platform import free_port
 
 SECRET = "hub"
 
@@ -267,6 +270,27 @@ async def _refusal(runtime: KubernetesRuntime, one: SetSpec) -> str:
     except InvalidArgument as exc:
         return f"{exc.reason} {exc.message}"
     return ""
+
+
+async def test_where_images_must_be_signed_a_patch_brings_none(cluster: Cluster, where: Where) -> None:
+    async with running(cluster, replace(where, signed_only=True)) as runtime:
+        await runtime.check(spec(None, {"spec": {"hostname": "h"}}))
+        with pytest.raises(InvalidArgument) as caught:
+            await runtime.check(spec(None, {"spec": {"containers": [{"name": "bento", "image": "mine:1"}]}}))
+        assert caught.value.reason == "IMAGE_NOT_SIGNED" and "mine:1" in caught.value.message
+
+
+async def test_while_the_api_is_away_no_pod_settings_are_accepted(
+    cluster: Cluster, where: Where, tmp_path: Path
+) -> None:
+    away = yaml.safe_load(cluster.kubeconfig.read_text())
+    away["clusters"][0]["cluster"]["server"] = f"https://127.0.0.1:{free_port()}"
+    kubeconfig = tmp_path / "away.kubeconfig"
+    kubeconfig.write_text(yaml.safe_dump(away))
+    async with open_kubernetes_runtime(kubeconfig, "", where) as runtime:
+        await runtime.check(spec())
+        with pytest.raises(Unavailable):
+            await runtime.check(spec({"edge": True}))
 
 
 async def test_a_used_up_quota_does_not_keep_a_revision_out(cluster: Cluster, where: Where) -> None:

@@ -15,7 +15,7 @@ from services.deployer.domain import InstanceType
 from services.deployer.runtimes import Pod, SetSpec, podless
 from services.deployer.runtimes.kubernetes.names import Where
 from services.deployer.runtimes.kubernetes.objects import template_of
-from services.deployer.runtimes.kubernetes.placement import used
+from services.deployer.runtimes.kubernetes.placement import images, used
 from services.deployer.runtimes.kubernetes.strategic import merged
 
 WHERE = Where("installation", "models")
@@ -167,6 +167,17 @@ def test_a_patch_that_cannot_be_is_refused(patch: dict[str, Any], reason: str) -
     with pytest.raises(InvalidArgument) as caught:
         template(Pod(patch=patch))
     assert caught.value.reason == reason
+
+
+def test_all_images_of_a_pod_are_seen() -> None:
+    patch = {
+        "spec": {
+            "containers": [{"name": "beside", "image": "a:1"}],
+            "initContainers": [{"name": "first", "image": "b:1"}],
+            "volumes": [{"name": "v", "image": {"reference": "c:1"}}],
+        }
+    }
+    assert images(template(Pod(patch=patch))) == {SPEC.image, "a:1", "b:1", "c:1"}
 
 
 def test_merging_is_as_kubernetes_says() -> None:

@@ -9,11 +9,11 @@ import contextlib
 from dataclasses import replace
 
 from ekiben.errors import EkibenError, InvalidArgument, NotFound, PermissionDenied, ResourceExhausted
-from services.deployer.runtimes import SetSpec
+from services.deployer.runtimes import Pod, SetSpec
 from services.deployer.runtimes.kubernetes import objects
 from services.deployer.runtimes.kubernetes.api import Api
 from services.deployer.runtimes.kubernetes.names import Object, Where, name_of
-from services.deployer.runtimes.kubernetes.placement import USABLE, used
+from services.deployer.runtimes.kubernetes.placement import USABLE, images, used
 from services.deployer.runtimes.kubernetes.security import faults
 from services.deployer.runtimes.kubernetes.volumes import explained
 
@@ -47,6 +47,7 @@ async def check(api: Api, spec: SetSpec, where: Where, pull_host: str) -> None:
             reason="POD_SECURITY",
             level=where.pod_security,
         )
+    _signed(spec, where, template)
     for kind, name in sorted(set(used(template, name_of(spec.key)))):
         await _usable(api, kind, name)
     for each in (objects.anchor(spec, where), *made):
@@ -58,6 +59,17 @@ async def check(api: Api, spec: SetSpec, where: Where, pull_host: str) -> None:
         except EkibenError as exc:
             raise explained(exc, spec) from exc
     await _try_pod(api, spec, where, template)
+
+
+def _signed(spec: SetSpec, where: Where, template: Object) -> None:
+    strange = images(template) - images(objects.template_of(replace(spec, pod=Pod()), where))
+    if where.signed_only and strange:
+        raise InvalidArgument(
+            f"The patch of the pod has images of which nobody looks at signatures: {', '.join(sorted(strange))}. This "
+            "platform runs signed images only (image_policy is enforce). Leave them out.",
+            reason="IMAGE_NOT_SIGNED",
+            service=spec.service,
+        )
 
 
 async def _usable(api: Api, kind: str, name: str) -> None:

@@ -37,6 +37,8 @@ class Where:
     """Where pods send spans and monitored values."""
     pod_security: str = "restricted"
     """The level of the pod security standards to which patches are held."""
+    signed_only: bool = False
+    """Whether only images may run whose signatures were looked at: none of a patch's, then."""
 
 
 def name_of(key: str) -> str:

@@ -175,6 +175,15 @@ def _refused(why: str) -> InvalidArgument:
     return InvalidArgument(f"The patch of the pod cannot be: {why}. Leave that out.", reason="PATCH_REFUSED")
 
 
+def images(template: Object) -> set[str]:
+    """All images of a pod template, those of volumes too."""
+    pod = template["spec"]
+    kinds = ("initContainers", "containers", "ephemeralContainers")
+    found = [each.get("image") for kind in kinds for each in pod.get(kind) or () if isinstance(each, dict)]
+    found += [_mapping(each, "image").get("reference") for each in pod.get("volumes") or () if isinstance(each, dict)]
+    return {str(each) for each in found if each}
+
+
 def used(template: Object, own: str) -> Iterator[tuple[str, str]]:
     """Kind and name of each object of the namespace that a pod template uses, but for those called `own`."""
     pod = template["spec"]
