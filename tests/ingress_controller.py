@@ -1,8 +1,8 @@
 """A real ingress controller for tests: Contour, which has an Envoy (the gateway's own program) route by Ingresses and HTTPRoutes.
 
-It is built once, by Go, below `$EKIBEN_TEST_CACHE` or `~/.cache/ekiben-tests`:
+It is built once, by Go, below `$EKIBEN_TEST_CACHE` or `~/.cache/ekiben-tests`; tests that want it are skipped until then:
 
-    python -m tests.ingress_controller        # build it (`make test-servers` does so), and print where it is
+    python -m tests.ingress_controller        # build it (some minutes), and print where it is
 """
 
 import contextlib
@@ -28,7 +28,7 @@ CLASS = "ekiben-test"
 ADDRESS = "192.0.2.7"
 """What it says that clients reach it by: of no network."""
 _MODULE = "github.com/projectcontour/contour"
-MISSING = "Contour, the ingress controller, is not built: it needs Go (Debian: apt-get install golang), then `make test-servers`"
+MISSING = "Contour, the ingress controller, is not built: it needs Go 1.26, then `python -m tests.ingress_controller`"
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,7 @@ def run_controller(cluster: Cluster, namespace: str, gateway: str, folder: Path)
         [str(program), *boot, f"--admin-address={folder / 'admin.sock'}", f"--namespace={namespace}"], check=True
     )
     envoy = [envoy_path(), "--config-path", str(folder / "envoy.json"), "--disable-hot-restart", "--concurrency", "1"]
+    envoy += ["--service-node", "test", "--service-cluster", "test", "--log-level", "warning"]
     log = folder / "log"
     with definitions_lock(cluster), contextlib.ExitStack() as stack:
         crds = [own / "examples" / "contour" / "01-crds.yaml", *sorted(definitions.glob("gateway.*.yaml"))]
@@ -155,7 +156,7 @@ def run_controller(cluster: Cluster, namespace: str, gateway: str, folder: Path)
             )
             stack.callback(process.wait)
             stack.callback(process.kill)
-        wait_for("the controller", lambda: b"started HTTP server" in log.read_bytes() or b"xDS" in log.read_bytes(), 60)
+        wait_for("the controller", lambda: b"started xDS server" in log.read_bytes(), 60)
         yield Controller(http, https, log)
 
 

@@ -1,17 +1,22 @@
 """How requests come to pods: by EndpointSlices, under the deployment's own names, from outside by an Ingress or a route."""
 
+import contextlib
 import json
 import os
 import shutil
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.base_image import base_image
 from tests.bentoml_clients import client
+from tests.certificates import certificates
 from tests.cluster import Cluster
+from tests.ingress_controller import CLASS, run_controller
 from tests.platform import Answer, BentoMl, Platform, free_port, http, wait_for
 
 JSON = {"content-type": "application/json"}
@@ -197,3 +202,77 @@ def test_a_prediction_is_one_trace_over_gateway_and_pods_and_what_it_monitors_is
     # The token is in a Secret, not in what describes a pod.
     token = (platform.data / "otlp-token").read_text().strip()
     assert token not in json.dumps(cluster.get("pods,deployments", "-n", namespace))
+
+
+def test_a_real_controller_leads_clients_by_https_and_by_a_route_to_the_deployment(
+    cluster: Cluster, namespace: str, platform: Platform, contained: dict[str, Any], tmp_path: Path
+) -> None:
+    host = "contained.example.org"
+    certificates(tmp_path, host)
+
+    def apply(*objects: dict[str, Any]) -> None:
+        for one in objects:
+            cluster.kubectl("apply", "-n", namespace, "-f", "-", input=json.dumps(one))
+
+    def told(*flags: str) -> str:
+        """Expose it so, wait until the controller took it, and give the first URL."""
+        platform.ekiben("deployments", "update", "contained", "--no-wait", *flags)
+
+        def exposed() -> str:
+            found = platform.ekiben_json("deployments", "get", "contained")
+            return found["urls"][0] if any(each["reason"] == "EXPOSED" for each in found["conditions"]) else ""
+
+        return wait_for("the controller took it", exposed, 60)
+
+    def ask(url: str, port: int) -> Any:
+        """As a client does whose DNS has the host; here it is an Envoy on loopback."""
+        context = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
+        scheme, _, name = url.partition("://")
+        sni = {"sni_hostname": name}
+        with httpx.Client(verify=context, headers={"host": name}) as session:
+            answer = session.post(f"{scheme}://127.0.0.1:{port}/describe", json={"text": "a b c"}, extensions=sni)
+            assert answer.status_code == 200, answer.text
+            return answer.json()
+
+    with contextlib.ExitStack() as stack:
+        address, _, port = stack.enter_context(cluster.serve_pods(f"127.0.0.1:{platform.port}")).partition(":")
+        # The gateway stands outside of the cluster: a Service without a selector, and whom it leads to.
+        ports = [{"name": "http", "port": 80, "targetPort": int(port)}]
+        service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "gateway"}, "spec": {"ports": ports}}
+        endpoints = {
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": {"name": "gateway-1", "labels": {"kubernetes.io/service-name": "gateway"}},
+            "addressType": "IPv4",
+            "ports": [{"name": "http", "port": int(port)}],
+            "endpoints": [{"addresses": [address], "conditions": {"ready": True}}],
+        }
+        apply(service, endpoints)
+        pair = [f"--cert={tmp_path / 'cert.pem'}", f"--key={tmp_path / 'key.pem'}"]
+        cluster.kubectl("create", "secret", "tls", "pair", "-n", namespace, *pair)
+        try:
+            controller = stack.enter_context(run_controller(cluster, namespace, "edge", tmp_path))
+        except FileNotFoundError as exc:
+            pytest.skip(str(exc))
+        flags = ("--expose-class", CLASS, "--expose-host", host, "--expose-tls-secret", "pair")
+        url = told("--expose", "ingress", *flags)
+        assert url == f"https://{host}"
+        try:
+            answer = wait_for("an answer", lambda: ask(url, controller.https), 30)
+            assert answer == {"words": 3, "letters": 5}
+            # This controller has its Envoy listen at 8000 beyond a listener's port.
+            listener = {"name": "http", "port": controller.http - 8000, "protocol": "HTTP"}
+            version = "gateway.networking.k8s.io/v1"
+            of_cluster = {"apiVersion": version, "kind": "GatewayClass", "metadata": {"name": namespace}}
+            gateway = {"apiVersion": version, "kind": "Gateway", "metadata": {"name": "edge"}}
+            apply(of_cluster | {"spec": {"controllerName": "projectcontour.io/gateway-controller"}})
+            stack.callback(cluster.kubectl, "delete", "gatewayclass", namespace, check=False)
+            apply(gateway | {"spec": {"gatewayClassName": namespace, "listeners": [listener]}})
+            url = told("--expose", "http-route", "--expose-gateway", "edge:http", "--expose-host", host)
+            assert url == f"http://{host}"
+            assert wait_for("an answer by the route", lambda: ask(url, controller.http), 30)["words"] == 3
+        except AssertionError:
+            print(controller.log.read_text()[-8000:])
+            raise
+        finally:
+            platform.ekiben("deployments", "update", "contained", "--no-wait", "--expose", "none")
