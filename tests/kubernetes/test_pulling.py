@@ -11,7 +11,8 @@ import pytest
 
 from ekiben.errors import Unavailable
 from services.deployer.runtimes.kubernetes.api import Api, open_api
-from services.deployer.runtimes.kubernetes.names import Where
+from services.deployer.runtimes.kubernetes.caches import Cache
+from services.deployer.runtimes.kubernetes.names import INSTALLATION, Where
 from services.deployer.runtimes.kubernetes.pulling import Login, Logins, PullSecret
 from services.kernel.clock import ManualClock
 from tests.cluster import Cluster
@@ -56,7 +57,7 @@ async def test_logins_are_made_renewed_in_place_and_taken_away(cluster: Cluster,
     logins = Logins(builder.issue, timedelta(days=1))
 
     def opened() -> PullSecret:
-        return PullSecret(api, where, HOST, logins, lambda: None, builder.clock)
+        return PullSecret(api, where, HOST, logins, cache, builder.clock)
 
     def live() -> dict[str, str]:
         found = cluster.get("secrets", "-n", where.namespace, secret.name)
@@ -64,12 +65,16 @@ async def test_logins_are_made_renewed_in_place_and_taken_away(cluster: Cluster,
         auths = json.loads(base64.b64decode(found["data"][".dockerconfigjson"]))["auths"]
         return {place: auth["password"] for place, auth in auths.items()}
 
+    def watched() -> Cache:
+        return Cache(api, "Secret", f"{INSTALLATION}={where.installation}", lambda kind, item: None, builder.clock)
+
+    cache = watched()
     secret, uids = opened(), set[str]()
     assert secret.organization_of(f"{HOST}/default/iris@sha256:0") == "default"
     assert secret.organization_of("docker.io/default/iris@sha256:0") == ""
     async with asyncio.TaskGroup() as tasks:
-        running = tasks.create_task(secret.cache.run())
-        await secret.cache.filled.wait()
+        running = tasks.create_task(cache.run())
+        await cache.filled.wait()
         await secret.look({"default"})
         await secret.look({"default"})
         assert live() == {f"{HOST}/default": "default-0"} and secret.serves("default") and not secret.serves("other")
@@ -90,16 +95,17 @@ async def test_logins_are_made_renewed_in_place_and_taken_away(cluster: Cluster,
         assert len(uids) == 1
         # By hand it is taken away, and comes back.
         cluster.kubectl("delete", "secret", "-n", where.namespace, secret.name)
-        await until(lambda: not secret.cache.objects, "the watch tells of it")
+        await until(lambda: not cache.objects, "the watch tells of it")
         await secret.look({"default", "other"})
         assert len(live()) == 2
         running.cancel()
 
     # Another process trusts no token that it did not ask for; those of organizations that it was not told of stay.
+    cache = watched()
     secret = opened()
     async with asyncio.TaskGroup() as tasks:
-        running = tasks.create_task(secret.cache.run())
-        await secret.cache.filled.wait()
+        running = tasks.create_task(cache.run())
+        await cache.filled.wait()
         before = live()
         # The process ends between the token and the Secret: what is there goes on, and the next one asks anew.
         builder.killed = True

@@ -46,17 +46,13 @@ class Logins:
 
 
 class PullSecret:
-    """See the module. `host` is what nodes call the platform's `/v2/`."""
+    """See the module. `host` is what nodes call the platform's `/v2/`, `secrets` all that are the installation's."""
 
-    def __init__(
-        self, api: Api, where: Where, host: str, logins: Logins, changed: Callable[[], None], clock: Clock
-    ) -> None:
+    def __init__(self, api: Api, where: Where, host: str, logins: Logins, secrets: Cache, clock: Clock) -> None:
         self._api, self._where, self._host, self._clock = api, where, host, clock
         self._issue, self._lifetime = logins.issue, logins.lifetime
         self.name = f"ekiben-images-{where.installation[:8]}"
-        selector = f"{INSTALLATION}={where.installation},{PURPOSE}=images"
-        self.cache = Cache(api, "Secret", selector, lambda kind, item: changed(), clock)
-        """To be run by who has this."""
+        self._secrets = secrets
         self.fault = ""
         """Why a token is not there or not renewed, in words."""
         self._failures, self._again_at = 0, 0.0
@@ -86,7 +82,7 @@ class PullSecret:
 
     async def _ensure(self, organizations: set[str]) -> None:
         wanted = {one for one in organizations if one not in self._trusted or self._left(one) < self._lifetime / 2}
-        live = self.cache.objects.get(self.name)
+        live = self._live()
         if not wanted and (not organizations or _digest((live or {}).get("data") or {}) == self._digest()):
             return
         auths, ends = self._kept() if live else ({}, {})
@@ -95,15 +91,14 @@ class PullSecret:
             auths[f"{self._host}/{one}"] = auth_of(login.token)
             ends[one] = login.ends.isoformat()
         applied = await self._api.apply(self._secret(auths, ends))
-        # The watch may tell of it only later: without it, it would be applied once more.
-        self.cache.objects[self.name] = applied
+        self._secrets.put(applied)
         self._trusted |= organizations
 
     async def remove(self) -> None:
         """Take the Secret away, if it is there: nobody pulls with it any more."""
-        if self.name in self.cache.objects:
+        if self._live() is not None:
             await self._api.delete("Secret", self.name)
-            self.cache.objects.pop(self.name, None)
+            self._secrets.objects.pop(self.name, None)
             self._trusted.clear()
 
     def due_s(self) -> float | None:
@@ -116,8 +111,11 @@ class PullSecret:
         ends = self._ends().get(organization)
         return datetime.fromisoformat(ends) - self._clock.now() if ends else timedelta()
 
+    def _live(self) -> Object | None:
+        return self._secrets.objects.get(self.name)
+
     def _annotations(self) -> dict[str, str]:
-        live = self.cache.objects.get(self.name)
+        live = self._live()
         return dict(live["metadata"].get("annotations") or {}) if live else {}
 
     def _ends(self) -> dict[str, str]:
@@ -129,7 +127,7 @@ class PullSecret:
     def _kept(self) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
         """What of the live Secret still works: the logins of other organizations."""
         try:
-            data = (self.cache.objects[self.name].get("data") or {})[".dockerconfigjson"]
+            data = ((self._live() or {}).get("data") or {})[".dockerconfigjson"]
             auths, now = json.loads(base64.b64decode(data))["auths"], self._clock.now()
             ends = {one: end for one, end in self._ends().items() if datetime.fromisoformat(end) > now}
             return {f"{self._host}/{one}": auths[f"{self._host}/{one}"] for one in ends}, ends

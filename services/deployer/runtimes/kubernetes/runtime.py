@@ -80,7 +80,7 @@ class KubernetesRuntime:
         self._pulling: PullSecret | None = None
         self._pulled_moved = Signal()
         if pull_host and logins is not None and not where.pull_secret:
-            self._pulling = PullSecret(api, where, pull_host, logins, self._pulled_moved.notify, clock)
+            self._pulling = PullSecret(api, where, pull_host, logins, self._caches["Secret"], clock)
         self._exposures = Exposures(api, where, gateway_service, clock, self._changed.set)
 
     # The port
@@ -235,7 +235,7 @@ class KubernetesRuntime:
         """Watch, and apply what is asked; for ever."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._explain())
-            for cache in self._all_caches():
+            for cache in self._caches.values():
                 tasks.create_task(cache.run())
             tasks.create_task(self._exposures.run())
             await self.filled()
@@ -247,8 +247,6 @@ class KubernetesRuntime:
         for kind, cache in self._caches.items():
             if kind not in _UNAWAITED:
                 await cache.filled.wait()
-        if self._pulling is not None:
-            await self._pulling.cache.filled.wait()
 
     async def settled(self) -> None:
         """Return once the cluster has been told all that is asked so far, or refused it."""
@@ -286,11 +284,6 @@ class KubernetesRuntime:
         if organization and not self._pulling.serves(organization):
             raise Unavailable(self._pulling.fault or "Nodes have no login yet.", reason=_NO_LOGIN)
 
-    def _all_caches(self) -> Iterable[Cache]:
-        yield from self._caches.values()
-        if self._pulling is not None:
-            yield self._pulling.cache
-
     def _note(self, key: str) -> str:
         asked, live = self._keeper.asked.get(key), self._caches["Deployment"].objects.get(name_of(key))
         said = [asked.fault if asked else "", not_made(live) if live else ""]
@@ -301,7 +294,7 @@ class KubernetesRuntime:
         self._keeper.heard(kind, item)
         if kind == "Pod":
             self._pods_moved.notify()
-        if kind == "Deployment":
+        if kind == "Deployment" or (kind == "Secret" and item is not None and not _label(item, SET)):
             self._pulled_moved.notify()
 
     async def _explain(self) -> None:
