@@ -149,6 +149,7 @@ def spec_of(
         environment=made.environment,
         image=made.image,
         image_digest=made.digest if made.image else "",
+        organization=deployment.organization.rpartition("/")[2],
         model_images=made.model_images,
         pull_secrets=version.pull_secrets,
         envs=envs,

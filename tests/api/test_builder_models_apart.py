@@ -18,6 +18,7 @@ from services.content.images import INDEX, Descriptor, Platform
 from services.content.images.layout import LayoutImageStore
 from services.content.images.resolving import read_json
 from tests.fixtures_builder import Builder, PackageIndex, Registry, bento_folder, index, registry, running_builder
+from tests.oci_registry import OciRegistry
 from tests.small_base import small_base
 
 __all__ = ["index", "registry"]
@@ -127,3 +128,25 @@ async def test_a_build_that_ended_before_its_image_had_a_name_gives_the_same_one
         await builder.images.DeleteImage(images_pb2.DeleteImageRequest(name=apart.name))
         names = json.loads((builder.data_dir / "images" / "index.json").read_bytes())["manifests"]
         assert not [each for each in names if "CODE-" in str(each) or "IMAGE-" in str(each)]
+
+
+async def test_in_a_registry_they_lie_in_the_repository_of_the_bento(
+    registry: Registry,
+    index: PackageIndex,
+    bases: str,
+    oci_registry: OciRegistry,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("EKIBEN_REGISTRY_INSECURE", oci_registry.host)
+    url = f"docker://{oci_registry.host}/{oci_registry.new_repository()}"
+    await registry.push_model("iris:m1", {"weights": b"w" * 5000}, tmp_path / "model")
+    bento = await registry.push(bento_folder(tmp_path / "bento"), models=["iris:m1"])
+    async with running_builder(registry, tmp_path / "builder", bases=bases, images=url) as builder:
+        apart = await made(builder, await builder.build(bento, **APART))
+        (mounted,) = [layer for layer in apart.layers if layer.model]
+        async with open_images(f"{url}/default/hello@{mounted.image}") as (store, reference):
+            _, image = await store.resolve(reference, Platform.here())
+            assert [str(layer.digest) for layer in image.layers] == [mounted.digest]
+            named = {each for each in await store.references() if not each.startswith("sha256-")}  # what is attached
+            assert named == {"CODE-v1", f"IMAGE-{apart.name[7:]}"}

@@ -70,8 +70,6 @@ async def test_logins_are_made_renewed_in_place_and_taken_away(cluster: Cluster,
 
     cache = watched()
     secret, uids = opened(), set[str]()
-    assert secret.organization_of(f"{HOST}/default/iris@sha256:0") == "default"
-    assert secret.organization_of("docker.io/default/iris@sha256:0") == ""
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(cache.run())
         await cache.filled.wait()

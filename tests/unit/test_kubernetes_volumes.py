@@ -9,7 +9,9 @@ from ekiben.errors import InvalidArgument, Unavailable
 from services.deployer.runtimes import SetSpec
 from services.deployer.runtimes.kubernetes.names import Where
 from services.deployer.runtimes.kubernetes.pod import pod_of
+from services.deployer.runtimes.kubernetes.pulling import Logins, PullSecret
 from services.deployer.runtimes.kubernetes.volumes import explained
+from services.kernel.clock import ManualClock
 
 WHERE = Where("installation", "models")
 MODELS = (("modelRepositories/weights/models/m1", "sha256:one"), ("modelRepositories/weights/models/m2", "sha256:two"))
@@ -53,3 +55,14 @@ def test_a_cluster_that_mounts_no_images_is_told_from_what_else_it_refuses() -> 
     away = Unavailable(undeclared, reason="KUBERNETES_AWAY")
     assert explained(other, MOUNTED) is other and explained(away, MOUNTED) is away
     assert explained(InvalidArgument(undeclared, reason="KUBERNETES_REFUSED"), SPEC).reason == "KUBERNETES_REFUSED"
+
+
+def test_the_platforms_own_login_is_lent_for_images_of_the_same_organization_only() -> None:
+    nobody: Any = None
+    secret = PullSecret(nobody, WHERE, "images.example.com", Logins(nobody), nobody, ManualClock())
+    own = replace(MOUNTED, organization="default", pull_secrets=("given",))
+    assert secret.lend(own).pull_secrets == ("given", secret.name) and secret.lent(secret.lend(own))
+    others = ("images.example.com/other/iris@sha256:0", "registry.example.com/default/iris@sha256:0")
+    for image in others:
+        assert secret.lend(replace(own, image=image)).pull_secrets == ("given",)
+    assert not secret.lent(secret.lend(replace(own, organization="")))

@@ -82,6 +82,8 @@ class SetSpec:
     runtime that needs none."""
     image_digest: str = ""
     """`sha256:<hex>` of its manifest or index: what is run, whatever the reference names by then."""
+    organization: str = ""
+    """Id of the organization whose the deployment is: only its own images does the platform let it pull."""
     model_images: tuple[tuple[str, str], ...] = ()
     """Models that the image leaves out: name, and digest of the image in the same repository that has it."""
     pull_secrets: tuple[str, ...] = ()

@@ -11,10 +11,11 @@ import base64
 import hashlib
 import json
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from ekiben.errors import EkibenError
+from services.deployer.runtimes import SetSpec
 from services.deployer.runtimes.kubernetes.api import Api
 from services.deployer.runtimes.kubernetes.caches import Cache
 from services.deployer.runtimes.kubernetes.names import APPLIED, INSTALLATION, PREFIX, Object, Where
@@ -59,10 +60,17 @@ class PullSecret:
         self._trusted: set[str] = set()
         """Organizations whose token this process asked for: an older one may be sealed with a key that is no more."""
 
-    def organization_of(self, image: str) -> str:
-        """Whose images a reference as nodes use it is of; empty for one that is in another registry."""
-        host, _, path = image.partition("/")
-        return path.partition("/")[0] if host == self._host else ""
+    def lend(self, spec: SetSpec) -> SetSpec:
+        """The spec with this login, where its image is in the platform's own registry, and its own organization's: a
+        prebuilt one may be named that is another's, and no one's login is lent for that."""
+        host, _, path = spec.image.partition("/")
+        if host != self._host or not spec.organization or path.partition("/")[0] != spec.organization:
+            return spec
+        return replace(spec, pull_secrets=(*spec.pull_secrets, self.name))
+
+    def lent(self, spec: SetSpec) -> bool:
+        """Whether the pods of a set pull with this login."""
+        return self.name in spec.pull_secrets
 
     async def look(self, organizations: set[str]) -> None:
         """Have a token in the Secret for each of them. What keeps it from that is `fault`, and is tried again."""

@@ -257,17 +257,16 @@ class KubernetesRuntime:
     # Logins
 
     def _pulled(self, spec: SetSpec) -> SetSpec:
-        """The spec with our own login, where its image is in our own registry."""
-        if self._pulling is None or not self._pulling.organization_of(spec.image):
+        if self._pulling is None:
             return spec
         self._pulled_moved.notify()
-        return replace(spec, pull_secrets=(*spec.pull_secrets, self._pulling.name))
+        return self._pulling.lend(spec)
 
     async def _log_in(self) -> None:
         """Keep what nodes log in with; for ever."""
         while self._pulling is not None:
-            images = [asked.spec.image for asked in self._keeper.asked.values()]
-            organizations = {self._pulling.organization_of(image) for image in images} - {""}
+            specs = [asked.spec for asked in self._keeper.asked.values()]
+            organizations = {spec.organization for spec in specs if self._pulling.lent(spec)}
             await self._pulling.look(organizations)
             if not self._keeper.asked and not self._caches["Deployment"].objects:
                 await self._pulling.remove()
@@ -278,10 +277,9 @@ class KubernetesRuntime:
 
     def _check_login(self, spec: SetSpec) -> None:
         """Raises Unavailable (IMAGE_LOGIN_MISSING): pods would fail to pull, and wait ever longer to try again."""
-        if self._pulling is None:
+        if self._pulling is None or not self._pulling.lent(spec):
             return
-        organization = self._pulling.organization_of(spec.image)
-        if organization and not self._pulling.serves(organization):
+        if not self._pulling.serves(spec.organization):
             raise Unavailable(self._pulling.fault or "Nodes have no login yet.", reason=_NO_LOGIN)
 
     def _note(self, key: str) -> str:
