@@ -194,6 +194,7 @@ async def list_instance_types(client: Client, cluster: str, limit: int, output: 
         ("CPU", lambda t: f"{t.cpu_millicores / 1000:g}" if t.cpu_millicores else ""),
         ("MEMORY", lambda t: size(t.memory_bytes) if t.memory_bytes else ""),
         ("GPU", lambda t: f"{t.gpu_count} {t.gpu_type}".strip() if t.gpu_count else ""),
+        ("PRICE", lambda t: t.price),
         ("DESCRIPTION", lambda t: t.description),
     ]
     named = short.resource("clusters", cluster) if cluster else ""

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from ekiben.cli import short, templates
+from ekiben.cli import pods, short, templates
 from ekiben.cli.bentos import get_or_push
 from ekiben.cli.events import events
 from ekiben.cli.groups import NounGroup
@@ -47,6 +47,7 @@ def fields(deployment: pb.Deployment) -> list[tuple[str, str]]:
         ("Revision", _revisions(deployment)),
         ("Conditions", "\n".join(_condition(condition) for condition in deployment.conditions)),
         ("Env", "\n".join(f"{env.name}={env.value}" for env in template.envs)),
+        ("Pods", pods.shown(template)),
         ("Secrets", " ".join(last(secret) for secret in template.secrets)),
         ("Capture", _capture(capture)),
         ("Exposed as", _exposure(deployment)),

@@ -1,5 +1,6 @@
 """The flags that say where a deployment's pods run on a cluster, and with what."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -99,6 +100,15 @@ def apply(template: pb.Template, flags: PodFlags, entry: str, names: tuple[str, 
         resources = template.services[entry].pod.resources
         resources.requests.update(dict(flags.requests))
         resources.limits.update(dict(flags.limits))
+
+
+def shown(template: pb.Template) -> str:
+    """The pod settings of each service that has some, a line each."""
+    return "\n".join(
+        f"{name}  {json.dumps(json_format.MessageToDict(service.pod, preserving_proto_field_name=True))}"
+        for name, service in sorted(template.services.items())
+        if service.HasField("pod")
+    )
 
 
 def _toleration(word: str) -> Toleration:

@@ -10,6 +10,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from ekiben.deployer.v1 import deployer_pb2 as pb
 from ekiben.deployer.v1 import exposure_pb2
+from ekiben.deployer.v1.pods_pb2 import Mount, PodSettings
 from ekiben.errors import Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from ekiben.identity.v1 import identity_pb2
 from ekiben.identity.v1.identity_pb2_grpc import SecretsStub
@@ -64,6 +65,9 @@ async def test_a_bento_runs_with_its_environment_and_nothing_of_the_platform_s(
         await vault.CreateSecret(identity_pb2.CreateSecretRequest(secret=secret))
     service = pb.ServiceTemplate(envs=[pb.EnvVar(name="TIER", value="service")], instance_type="cpu.1")
     service.config_overrides.update({"traffic": {"timeout": 33}})
+    # What a client sends for pods is kept for it, and said not to be acted on.
+    service.extras.update({"bento_function_overrides": {"annotations": {"team": "a"}}})
+    service.pod.termination_grace.seconds = 7
     template = pb.Template(
         envs=[pb.EnvVar(name="TIER", value="template"), pb.EnvVar(name="BOTH", value="of the template")],
         secrets=["secrets/keys", "secrets/files"],
@@ -76,6 +80,7 @@ async def test_a_bento_runs_with_its_environment_and_nothing_of_the_platform_s(
     assert deployment.serving_revision == deployment.latest_revision == "deployments/first/revisions/1"
     assert deployment.replica_counts["Plain"] == pb.ReplicaCounts(desired=1, total=1, ready=1, updated_ready=1)
     assert condition(deployment, "Available").status == pb.Condition.TRUE
+    assert "extras of the client speak of pods" in condition(deployment, "Available").message
     assert deployment.urls[0].startswith("http://127.0.0.1:215")
     status, text = await suite.call("first", "/env", {})
     assert status == 200
@@ -235,6 +240,16 @@ async def test_what_is_wrong_is_refused_before_anything_is_written(suite: Suite,
     for fields, error, reason in (
         ({"services": {"Plain": pb.ServiceTemplate(instance_type="huge")}}, InvalidArgument, "INSTANCE_TYPE_UNKNOWN"),
         ({"services": {"Other": pb.ServiceTemplate()}}, InvalidArgument, "SERVICE_UNKNOWN"),
+        (
+            {"services": {"Plain": pb.ServiceTemplate(pod=PodSettings(node_selector={"disk": "ssd"}))}},
+            InvalidArgument,
+            "POD_SETTINGS_UNSUPPORTED",
+        ),
+        (
+            {"services": {"Plain": pb.ServiceTemplate(pod=PodSettings(mounts=[Mount(path="data")]))}},
+            InvalidArgument,
+            "FIELDS_INVALID",
+        ),
         ({"secrets": ["secrets/none"]}, NotFound, "SECRET_NOT_FOUND"),
     ):
         with pytest.raises(error) as refused:

@@ -35,6 +35,7 @@ def test_flags_and_files_become_the_settings_of_services(tmp_path: Path) -> None
     ]
     assert dict(front.resources.requests) == {"cpu": "500m"} and dict(front.resources.limits) == {"nvidia.com/gpu": "1"}
     assert words.edge and words.patch["spec"]["hostname"] == "h" and not words.HasField("resources")
+    assert '"node_selector": {"disk": "ssd"}' in pods.shown(template).splitlines()[0]
     untouched = pb.Template()
     pods.apply(untouched, pods.NONE_GIVEN, "Front", NAMES)
     assert untouched == pb.Template()
