@@ -249,3 +249,12 @@ def test_files_of_any_name_are_copied() -> None:
 
 def _with_include(name: str) -> BentoFiles:
     return BentoFiles({"image": {"post_commands": ["ls"], "build_include": [name]}}, "")
+
+
+def test_the_environment_goes_before_a_path_of_the_bento_s_own_once_it_is_there() -> None:
+    commands = make_commands(
+        of_image(["which python"], ["which python"], envs=[{"name": "PATH", "value": "/cuda:/bin"}])
+    )
+    assert commands.before is not None and commands.after is not None
+    assert 'ENV PATH="/cuda:/bin"' in commands.before.instructions
+    assert 'ENV PATH="/app/.venv/bin:/cuda:/bin"' in commands.after.instructions
