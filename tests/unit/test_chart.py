@@ -108,6 +108,17 @@ def test_the_role_allows_every_kind_that_the_deployer_makes_or_watches(helm: Hel
     assert known <= allowed
 
 
+@pytest.mark.parametrize("name", ["defaults", "production"])
+def test_a_variable_of_the_user_stands_in_the_place_of_the_charts(helm: Helm, tmp_path: Path, name: str) -> None:
+    (tmp_path / "values.yaml").write_text(VALUES[name])
+    given = ("--set-string", "env.HOME=/var/tmp", "--set-string", "env.EKIBEN_SERVER_LOG_LEVEL=DEBUG")
+    made = helm("template", "ekiben", str(CHART), "-f", str(tmp_path / "values.yaml"), *given).stdout
+    for workload, pod in pods([each for each in yaml.safe_load_all(made) if each]):
+        variables = [(each["name"], each["value"]) for each in pod["containers"][0]["env"]]
+        assert ("HOME", "/var/tmp") in variables and ("EKIBEN_SERVER_LOG_LEVEL", "DEBUG") in variables, workload
+        assert len(dict(variables)) == len(variables), workload
+
+
 @pytest.mark.parametrize(
     ("values", "why"),
     [
