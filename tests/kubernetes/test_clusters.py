@@ -127,8 +127,15 @@ def test_a_cluster_that_is_away_hurts_no_other(here: Platform, tmp_path: Path, b
     bentoml = BentoMl(client("1.4"), tmp_path / "client").login(here)
     bentoml("deploy", str(bentos / "versions"), "-n", "beside", timeout_s=400)
     assert answers(here, "beside")
-    refused = here.ekiben("deployments", "create", "versions", "--name", "nowhere", "--cluster", "away", check=False)
-    assert refused.returncode and "does not answer" in refused.stderr, refused.stderr
+    here.ekiben("deployments", "create", "versions", "--name", "nowhere", "--cluster", "away", "--no-wait")
+
+    def said() -> bool:
+        found = here.ekiben_json("deployments", "get", "nowhere")
+        return any("does not answer" in condition.get("message", "") for condition in found["conditions"])
+
+    wait_for("words on the deployment", said, 120)
+    here.ekiben("deployments", "delete", "nowhere", "--yes")
+    wait_for("its end", lambda: here.ekiben("deployments", "get", "nowhere", check=False).returncode, 60)
     here.ekiben("clusters", "delete", "away", "--yes")
 
 
