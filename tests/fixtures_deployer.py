@@ -451,7 +451,7 @@ class DeployerProcess:
         self.socket.unlink(missing_ok=True)
         with self.log.open("ab") as log:
             self.process = self._popen(log)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):  # Its imports alone are seconds of CPU.
             while True:
                 assert self.process.poll() is None, self.log.read_text()[-3000:]
                 with contextlib.suppress(OSError):

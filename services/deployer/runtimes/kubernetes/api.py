@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from kubernetes_asyncio import client, config
 
 from ekiben.errors import (
     Aborted,
@@ -28,6 +27,7 @@ from ekiben.errors import (
     Unauthenticated,
     Unavailable,
 )
+from services.deployer.runtimes.kubernetes.library import client, config
 from services.deployer.runtimes.kubernetes.names import FIELD_MANAGER, Object
 from services.kernel.settings import SettingsError
 
@@ -205,7 +205,7 @@ class Api:
         await self._api.update_params_for_auth(headers, query, ["BearerToken"])
         session: aiohttp.ClientSession = self._api.rest_client.pool_manager
         url = f"{self._api.configuration.host}{_PATHS['Pod'].format(self._namespace)}/{pod}/{verb}"
-        about = {"kind": f"{verb} in pod", "metadata": {"name": pod}}
+        about = {"kind": f"pods/{verb}", "metadata": {"name": pod}}
         try:
             async with session.ws_connect(
                 url, params=query, headers=headers, protocols=(_CHANNELS,), heartbeat=_HEARTBEAT_S, max_msg_size=0
