@@ -33,7 +33,7 @@ from tests.fixtures_kernel import until
 
 __all__ = ["built", "deployer_folders", "registry", "suite"]
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(400)
 NAME = "deployments/plain"
 
 
