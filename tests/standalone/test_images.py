@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from tests import oci_registry as registries
 from tests.base_image import base_image, foreign_base_image
 from tests.bentoml_clients import client
+from tests.engines import containerd
 from tests.oci_proxy import faulty_registry
 from tests.platform import BIN, BentoMl, free_port, http, run, wait_for
 
@@ -67,9 +69,10 @@ def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_the_image_answers_as_bentomls_own_would(image: Path, built: dict[str, Any], podman: list[str]) -> None:
-    version = built["tag"].partition(":")[2]
-    name = run([*podman, "pull", "-q", f"oci:{image}:{version}"], env=os.environ).stdout.strip()
+@contextmanager
+def predicting(podman: list[str], layout: Path, version: str) -> Iterator[str]:
+    """A container of an image that was seen to predict."""
+    name = run([*podman, "pull", "-q", f"oci:{layout}:{version}"], env=os.environ).stdout.strip()
     port = free_port()
     options = ["--rm", "--detach", "--network", "host", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "all"]
     container = run(
@@ -80,6 +83,13 @@ def test_the_image_answers_as_bentomls_own_would(image: Path, built: dict[str, A
         wait_for("the replica", lambda: http("GET", f"{url}/readyz", timeout_s=2).status == 200, 120)
         answer = http("POST", f"{url}/predict", b'{"x": 2}', {"content-type": "application/json"})
         assert (answer.status, answer.json()) == (200, 6.0), answer.body
+        yield container
+    finally:
+        subprocess.run([*podman, "stop", "-t", "5", container], capture_output=True)
+
+
+def test_the_image_answers_as_bentomls_own_would(image: Path, built: dict[str, Any], podman: list[str]) -> None:
+    with predicting(podman, image, built["tag"].partition(":")[2]) as container:
 
         def inside(command: str) -> str:
             return run([*podman, "exec", container, "sh", "-c", command], env=os.environ).stdout.strip()
@@ -92,8 +102,27 @@ def test_the_image_answers_as_bentomls_own_would(image: Path, built: dict[str, A
         paths = inside(f"python -c '{compiled}'").split()
         assert all(path.startswith("/app/.venv/lib/") for path in paths)
         assert inside(f"ls {paths[0]}") == paths[0]
-    finally:
-        subprocess.run([*podman, "stop", "-t", "5", container], capture_output=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["zstd", "estargz", "zstd:chunked"])
+def test_an_image_runs_however_its_layers_are_packed(
+    image: Path, built: dict[str, Any], podman: list[str], tmp_path: Path, method: str
+) -> None:
+    """Gzip is what all other tests run."""
+    version = built["tag"].partition(":")[2]
+    build(built, tmp_path / "layout", built["folder"] / "cache", options=["--compression", method])
+    with predicting(podman, tmp_path / "layout", version):
+        pass
+    # containerd unpacks by itself, and reads of an archive what skopeo left as it was.
+    archive = f"{tmp_path}/image.tar"
+    run(["skopeo", "copy", f"oci:{tmp_path}/layout:{version}", f"oci-archive:{archive}:app:v1"], env=os.environ)
+    with containerd() as ctr:
+        ctr("images", "import", "--digests", "--base-name", "app", archive)
+        (name, *_) = [each for each in ctr("images", "list", "--quiet").stdout.split() if each.startswith("app@")]
+        code = "import bentoml, sys; print(bentoml.__version__, sys.prefix)"
+        ran = ctr("run", "--rm", name, f"run-{os.urandom(4).hex()}", "python", "-c", code).stdout.split()
+        assert ran[1:] == ["/app/.venv"]
 
 
 def test_an_image_for_another_platform_predicts_there(built: dict[str, Any], tmp_path: Path) -> None:
