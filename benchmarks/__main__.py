@@ -3,7 +3,17 @@
 import argparse
 import importlib
 
-NAMES = ("dataplane", "transfer", "deploy", "startup", "getmodel", "registry.transfer", "images", "kubernetes.deploy")
+NAMES = (
+    "dataplane",
+    "transfer",
+    "deploy",
+    "startup",
+    "getmodel",
+    "registry.transfer",
+    "images",
+    "kubernetes.deploy",
+    "kubernetes.scale",
+)
 
 
 def main() -> None:

@@ -143,7 +143,7 @@ def _post(url: str, body: dict[str, object]) -> dict[str, dict[str, str]]:
 @contextlib.contextmanager
 def control_plane(*, controllers: int = 5) -> Iterator[ControlPlane]:
     """One while inside, with all its state in a folder that goes at the end."""
-    folder = Path(tempfile.mkdtemp(prefix="ekp", dir="/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="ekplane", dir="/tmp"))
     plane = ControlPlane(folder, controllers=controllers)
     try:
         plane.start()

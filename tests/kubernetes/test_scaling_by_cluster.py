@@ -222,4 +222,26 @@ async def test_use_brings_replicas_and_takes_them_away(
     (condition,) = [one for one in (await shown())["conditions"] if one["type"] == "Autoscaled"]
     assert (condition["status"], condition["reason"]) == ("TRUE", "AUTOSCALED"), condition
     await until(lambda: ready(1), "it is gone without use", 240)
+    # The next revision begins with what the autoscaler gave, and has an autoscaler once it has all requests.
+    await asyncio.to_thread(kubernetes_platform.ekiben, "deployments", "update", name, "--scale", "2-3")
+    await until(lambda: ready(2), "the autoscaler keeps to the new bounds", 120)
+    selector = ("-n", kubernetes_namespace, "-l", f"app.kubernetes.io/name={name}")
+    least: list[int] = []
+
+    async def rolled_out() -> bool:
+        found = await shown()
+        least.append(int(found["replicaCounts"]["Versions"].get("ready", 0)))
+        return bool(found["latestRevision"] == found["servingRevision"] and await ready(2))
+
+    await asyncio.to_thread(kubernetes_platform.ekiben, "deployments", "update", name, "--env", "ROUND=2")
+    await until(rolled_out, "the next revision has all requests", 240)
+    assert min(least) >= 2
+
+    async def lent() -> bool:
+        scalers = (await asyncio.to_thread(cluster.get, "horizontalpodautoscalers", *selector))["items"]
+        targets = [one["spec"]["scaleTargetRef"]["name"] for one in scalers]
+        living = (await asyncio.to_thread(cluster.get, "deployments", *selector))["items"]
+        return targets == [one["metadata"]["name"] for one in living]
+
+    await until(lent, "the new revision's set is scaled by its autoscaler, and there is no other", 60)
     await asyncio.to_thread(kubernetes_platform.ekiben, "deployments", "delete", name, "--yes")

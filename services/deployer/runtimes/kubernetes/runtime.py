@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ekiben.errors import EkibenError, NotFound, Unavailable
-from services.deployer.runtimes import Event, Line, SetSpec, SetStatus
+from services.deployer.runtimes import Event, Line, ReplicaStatus, SetSpec, SetStatus
 from services.deployer.runtimes.exposures import Exposed, ExposureStatus
 from services.deployer.runtimes.kubernetes import checking, events, objects, terminal
 from services.deployer.runtimes.kubernetes.api import Api, open_api
@@ -73,6 +73,7 @@ class KubernetesRuntime:
         self._changed = asyncio.Event()
         selector = f"{INSTALLATION}={where.installation}"
         self._caches: dict[str, Cache] = {}
+        self._replicas: dict[str, tuple[Object, tuple[Object, ...], ReplicaStatus]] = {}
         self._keeper = Keeper(api, where, self._caches, self._changed.set, clock, self._check_login)
         for kind in (*_OBSERVED, *MADE):
             self._caches[kind] = Cache(api, kind, selector, self._heard, clock)
@@ -143,15 +144,22 @@ class KubernetesRuntime:
         return [
             replace(
                 one,
-                replicas=tuple(
-                    placed(replica_of(pod, self._explainer.of(pod)), places.get(key))
-                    for pod in sorted(replicas[key], key=_name)
-                ),
+                replicas=tuple(placed(self._replica(pod), places.get(key)) for pod in sorted(replicas[key], key=_name)),
                 note=self._note(key),
                 outlives=True,
             )
             for key, one in found.items()
         ]
+
+    def _replica(self, pod: Object) -> ReplicaStatus:
+        """The pod as a replica. Of thousands few are another than at the last look."""
+        name, said = _name(pod), self._explainer.of(pod)
+        known = self._replicas.get(name)
+        if known is None or known[0] is not pod or known[1] is not said:
+            if len(self._replicas) > 2 * len(self._caches["Pod"].objects) + 100:
+                self._replicas.clear()
+            known = self._replicas[name] = (pod, said, replica_of(pod, said))
+        return known[2]
 
     async def drain(self, grace_s: float) -> None:
         """Nothing: pods outlive the deployer."""
