@@ -33,6 +33,7 @@ EKIBEN_DEPLOYER_DATA_DIR: /var/lib/ekiben
 EKIBEN_DEPLOYER_RUN_DIR: /run/ekiben
 EKIBEN_DEPLOYER_OTLP_HTTP_ENDPOINT: http://{{ include "ekiben.host" (list .root "recorder") }}:4318
 EKIBEN_DEPLOYER_OTLP_TOKEN_FILE: /etc/ekiben/secrets/otlp-token
+EKIBEN_DEPLOYER_SECRETS_KEY_FILE: /etc/ekiben/secrets/secrets.key
 {{ include "ekiben.deployerVariables" .root }}
 {{- else if eq .component "builder" }}
 EKIBEN_BUILDER_DATA_DIR: /var/lib/ekiben
