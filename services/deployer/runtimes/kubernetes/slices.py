@@ -7,7 +7,8 @@ Source: kubernetes.io/docs/concepts/services-networking/endpoint-slices, "Condit
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from services.deployer.runtimes import Phase, ReplicaStatus
 from services.deployer.runtimes.kubernetes.names import SET, Object
@@ -16,8 +17,7 @@ Place = dict[str, "Endpoint"]
 """The endpoints of one set by the names of their pods."""
 
 
-@dataclass(frozen=True)
-class Endpoint:
+class Endpoint(NamedTuple):
     """One endpoint of a Service."""
 
     address: str
@@ -58,4 +58,6 @@ def placed(replica: ReplicaStatus, place: Mapping[str, Endpoint] | None) -> Repl
         return replace(replica, phase=Phase.STARTING, message="It is ready, and its Service does not list it yet.")
     if endpoint is None:
         return replica
+    if replica.phase is not Phase.DRAINING and replica.address == endpoint.address:
+        return replica  # As nearly all are: there may be ten thousand, at each look.
     return replace(replica, address=endpoint.address, serving=endpoint.serving and replica.phase is Phase.DRAINING)
