@@ -204,8 +204,8 @@ async def _until(
         if any(name in state for name in wanted):
             return state
         waiting = state.get("waiting") or {}
-        if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing", "ErrImagePull"):
-            break  # A pull is tried once more before it is given up.
+        if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
+            break  # Kubelet tries again; whoever waits wants to know why it has to.
         await clock.sleep(_LOOK_S)
     said = (state.get("waiting") or {}).get("message") or "it did not start in time"
     raise FailedPrecondition(
