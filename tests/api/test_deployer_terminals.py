@@ -212,8 +212,8 @@ async def test_a_deployer_that_is_killed_leaves_the_recording_and_nothing_that_r
 ) -> None:
     async with running_builds(registry) as (builds, peer):
         process = DeployerProcess(registry, peer, *deployer_folders)
-        await process.start()
         try:
+            await process.start()
             async with calling(registry, process.address, process.settings, builds) as suite:
                 await deployed(suite, built)
                 async with terminals_of(registry) as terminals:
