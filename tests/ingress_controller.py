@@ -106,7 +106,9 @@ def run_controller(cluster: Cluster, namespace: str, gateway: str, folder: Path)
     Raises:
         FileNotFoundError: the program, or the definitions that it needs, cannot be had here.
     """
-    program, own, definitions = contour(build=False), module(_MODULE, VERSION), gateway_api()
+    # Where a cluster is asked for, a build that goes on is waited for.
+    asked = bool(os.environ.get("EKIBEN_TEST_KUBERNETES"))
+    program, own, definitions = contour(build=asked), module(_MODULE, VERSION), gateway_api()
     if program is None or own is None or definitions is None:
         raise FileNotFoundError(MISSING)
     http, https, xds, health, metrics, stats, debug = (free_port() for _ in range(7))

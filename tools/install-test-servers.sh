@@ -38,7 +38,8 @@ if [ "${EKIBEN_TEST_KUBERNETES:-}" ]; then
     need openssl openssl
     [ -x /usr/lib/cni/bridge ] || missing="$missing containernetworking-plugins"
     if command -v go >/dev/null 2>&1 && [ -x .venv/bin/python ]; then
-        nohup nice -n 5 .venv/bin/python -m tests.cluster build >/dev/null 2>"${TMPDIR:-/tmp}/ekiben-cluster-build.log" &
+        (nice -n 5 .venv/bin/python -m tests.cluster build; nice -n 5 .venv/bin/python -m tests.ingress_controller) \
+            >/dev/null 2>"${TMPDIR:-/tmp}/ekiben-cluster-build.log" </dev/null &
     fi
 fi
 [ -n "$missing" ] || exit 0

@@ -11,8 +11,10 @@ from tests.platform import BentoMl, Platform, running
 
 @pytest.fixture(scope="session")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    """A platform that these tests may hurt."""
-    with running(tmp_path_factory.mktemp("faults") / "data") as up:
+    """A platform that these tests may hurt. Its replicas wait for a deployer as long as several starts take beside other
+    tests."""
+    env = {"EKIBEN_DEPLOYER_ORPHAN_GRACE_S": "90"}
+    with running(tmp_path_factory.mktemp("faults") / "data", env=env) as up:
         yield up
 
 

@@ -13,12 +13,9 @@ from pathlib import Path
 import pytest
 
 from services.deployer.runtimes import SetStatus
-from services.deployer.runtimes.kubernetes.api import open_api
-from services.deployer.runtimes.kubernetes.caches import Cache
 from services.deployer.runtimes.kubernetes.keeping import MADE
 from services.deployer.runtimes.kubernetes.names import INSTALLATION, Where, name_of
 from services.deployer.runtimes.kubernetes.runtime import KubernetesRuntime, open_kubernetes_runtime
-from services.kernel.clock import SYSTEM
 from tests.api_proxy import ApiProxy, api_proxy
 from tests.cluster import Cluster
 from tests.cluster_platform import new_namespace
@@ -145,33 +142,6 @@ async def test_whoever_owns_a_field_keeps_it_and_is_named(cluster: Cluster, wher
         await until(told, "the owner is named", 60)
         service = cluster.get("service", name_of(spec.key), "-n", where.namespace)
         assert service["spec"]["ports"][0]["targetPort"] == 8080
-
-
-async def test_a_watch_whose_history_is_forgotten_begins_anew(cluster: Cluster, where: Where, tmp_path: Path) -> None:
-    spec = a_set()
-    async with api_proxy(cluster.kubeconfig, tmp_path) as proxy, open_api(proxy.kubeconfig, "", where.namespace) as api:
-        async with running(proxy, where) as runtime:
-            await runtime.apply(spec, 1)
-            await asyncio.wait_for(runtime.settled(), 30)
-
-        class Old(Cache):
-            """A cache that lists, and then watches from a version which the cluster forgot long ago."""
-
-        listed = api.listed
-
-        async def stale(kind: str, selector: str) -> tuple[list[dict[str, object]], str]:
-            items, version = await listed(kind, selector)
-            return items, version if proxy.seen["list deployments"] > 2 else "1"
-
-        api.listed = stale  # type: ignore[method-assign]
-        cache = Cache(api, "Deployment", f"{INSTALLATION}={where.installation}", lambda kind, item: None, SYSTEM)
-        keeping = asyncio.create_task(cache.run())
-        try:
-            await until(lambda: proxy.seen["list deployments"] > 2, "it is listed again", 30)
-            cluster.kubectl("delete", "deployment", name_of(spec.key), "-n", where.namespace)
-            await until(lambda: not cache.objects, "it hears of what comes", 30)
-        finally:
-            keeping.cancel()
 
 
 async def test_an_api_that_goes_away_within_a_change_is_waited_for(

@@ -226,7 +226,7 @@ def test_a_real_controller_leads_clients_by_https_and_by_a_route_to_the_deployme
             found = shown(platform)
             return found["urls"][0] if any(each["reason"] == "EXPOSED" for each in found["conditions"]) else ""
 
-        return wait_for("the controller took it", exposed, 60)
+        return wait_for("the controller took it", exposed, 120)
 
     def ask(url: str, port: int) -> Any:
         """As a client does whose DNS has the host; here it is an Envoy on loopback."""
@@ -234,7 +234,10 @@ def test_a_real_controller_leads_clients_by_https_and_by_a_route_to_the_deployme
         scheme, _, name = url.partition("://")
         sni = {"sni_hostname": name}
         with httpx.Client(verify=context, headers={"host": name}) as session:
-            answer = session.post(f"{scheme}://127.0.0.1:{port}/describe", json={"text": "a b c"}, extensions=sni)
+            try:
+                answer = session.post(f"{scheme}://127.0.0.1:{port}/describe", json={"text": "a b c"}, extensions=sni)
+            except httpx.HTTPError as exc:  # its Envoy does not listen yet
+                raise AssertionError(f"{url}: {exc!r}") from exc
             assert answer.status_code == 200, answer.text
             return answer.json()
 
@@ -262,7 +265,7 @@ def test_a_real_controller_leads_clients_by_https_and_by_a_route_to_the_deployme
         url = told("--expose", "ingress", *flags)
         assert url == f"https://{host}"
         try:
-            answer = wait_for("an answer", lambda: ask(url, controller.https), 30)
+            answer = wait_for("an answer", lambda: ask(url, controller.https), 90)
             assert answer == {"words": 3, "letters": 5}
             # This controller has its Envoy listen at 8000 beyond a listener's port.
             listener = {"name": "http", "port": controller.http - 8000, "protocol": "HTTP"}
@@ -274,7 +277,7 @@ def test_a_real_controller_leads_clients_by_https_and_by_a_route_to_the_deployme
             apply(gateway | {"spec": {"gatewayClassName": namespace, "listeners": [listener]}})
             url = told("--expose", "http-route", "--expose-gateway", "edge:http", "--expose-host", host)
             assert url == f"http://{host}"
-            assert wait_for("an answer by the route", lambda: ask(url, controller.http), 30)["words"] == 3
+            assert wait_for("an answer by the route", lambda: ask(url, controller.http), 90)["words"] == 3
         except AssertionError:
             print(controller.log.read_text()[-8000:])
             raise

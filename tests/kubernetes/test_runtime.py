@@ -118,7 +118,15 @@ async def test_two_services_run_scale_and_leave(cluster: Cluster, where: Where, 
         await runtime.apply(entry, 1)
         await until(ready(runtime, called, 1), "the called service is ready", 180)
         await until(ready(runtime, entry, 1), "the entry is ready", 180)
-        assert await ask(runtime, entry, "/describe", {"text": "two words"}) == {"words": 2, "letters": 9}
+
+        async def answers() -> bool:
+            """Nodes hear of a Service's pods a moment after these are ready."""
+            try:
+                return await ask(runtime, entry, "/describe", {"text": "two words"}) == {"words": 2, "letters": 9}
+            except AssertionError:
+                return False
+
+        await until(answers, "the called service is called", 60)
         await runtime.scale(entry.key, 2)
         await until(ready(runtime, entry, 2), "two replicas are ready", 120)
         status = await seen(runtime, entry.key)
