@@ -8,7 +8,7 @@ DATA ?= data
 HOST ?= 127.0.0.1
 PORT ?= 7400
 PYTEST_ARGS ?=
-WORKERS ?= 3
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup up lock generate check format test test-servers cluster cluster-down test-kubernetes bench clean
@@ -57,7 +57,7 @@ check: setup ## Format, lint, types, import contracts, protos, generated code an
 test-servers: ## Install the real servers that tests start (PostgreSQL, promtool by apt, an S3 server, an OCI registry and its conformance suite by Go), where these are
 	@PYTHON="$(PYTHON)" sh tools/install-test-servers.sh
 
-test: setup test-servers ## Run every test that this machine can run (WORKERS=3 at a time)
+test: setup test-servers ## Run every test that this machine can run (WORKERS=2 at a time)
 	$(BIN)/pytest -n $(WORKERS) $(PYTEST_ARGS)
 
 cluster: setup ## Start a real Kubernetes of two nodes on this machine (root; builds it the first time)

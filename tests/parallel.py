@@ -1,4 +1,4 @@
-"""How the suite is shared among pytest's workers (`pytest -n 3`): file by file, the long ones first.
+"""How the suite is shared among pytest's workers (`pytest -n 2`): file by file, the long ones first.
 
 Tests of one file share what is dear to start; tests of the folder `kubernetes` share one cluster, of which a machine has
 one at a time, so that they go to one worker.

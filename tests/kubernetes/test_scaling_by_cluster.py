@@ -157,8 +157,12 @@ async def test_what_an_outside_scaler_writes_is_never_written_over(
         await asyncio.wait_for(runtime.settled(), 30)
         live = await asyncio.to_thread(cluster.get, "deployment", name, *at)
         assert live["spec"]["replicas"] == 4
-        status = await status_of(runtime, spec.key)
-        assert (status.note, status.autoscaled, status.asked) == ("", True, 4)
+
+        async def told() -> bool:
+            status = await status_of(runtime, spec.key)
+            return (status.note, status.autoscaled, status.asked) == ("", True, 4)
+
+        await until(told, "his number is what is asked", 30)
         await runtime.apply(spec, 1)  # The policy is another now: whoever had it, had it from us.
         await asyncio.wait_for(runtime.settled(), 30)
         live = await asyncio.to_thread(cluster.get, "deployment", name, *at)

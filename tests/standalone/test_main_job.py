@@ -143,7 +143,7 @@ def test_a_prediction_is_captured_traced_and_monitored(platform: Platform, every
         return any(json.loads(entry["data"]).get("keys") == 2 for entry in entries.get("monitorEntries", []))
 
     # BentoML's exporter sends in batches, and one that was not taken only after a pause that grows.
-    wait_for("the monitored value", monitored, 60)
+    wait_for("the monitored value", monitored, 180)
 
     def spans() -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = platform.ekiben_json("traces", "show", trace)["spans"]
