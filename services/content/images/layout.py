@@ -23,6 +23,7 @@ from ekiben.errors import DataLoss, InvalidArgument, NotFound
 from services.content.digest import Digest
 from services.content.files import make_folder, storage_error, sync_folder, write_whole
 from services.content.images import INDEX, MANIFEST, REF_NAME, BlobsMissing, Descriptor, Image, Platform, attached
+from services.content.images.keeping import keep
 from services.content.images.resolving import (
     MANIFESTS,
     MAX_MANIFEST_BYTES,
@@ -61,15 +62,9 @@ class LayoutImageStore:
         """See ImageStore."""
         await asyncio.to_thread(self._prepare)
         temporary = self._blobs / f".{secrets.token_hex(8)}"
-        hashed, size = hashlib.sha256(), 0
         try:
             with open(temporary, "xb", buffering=0) as file:  # noqa: ASYNC230 - opened once, written in threads
-                async for chunk in chunks:
-                    # Side by side: neither the hash nor the disk waits for the other.
-                    await asyncio.gather(asyncio.to_thread(hashed.update, chunk), asyncio.to_thread(_put, file, chunk))
-                    size += len(chunk)
-                await asyncio.to_thread(os.fsync, file.fileno())
-            digest = Digest(hashed.hexdigest())
+                digest, size = await keep(file, chunks)
             if expected is not None and (digest, size) != (expected.digest, expected.size_bytes):
                 raise unexpected(expected, digest)
             temporary.chmod(0o644)
@@ -357,9 +352,3 @@ def _replaces(descriptor: Descriptor, entry: dict[str, Any]) -> bool:
 
 async def _one(chunk: bytes) -> AsyncIterator[bytes]:
     yield chunk
-
-
-def _put(file: Any, chunk: bytes) -> None:
-    view = memoryview(chunk)
-    while view:
-        view = view[file.write(view) :]
