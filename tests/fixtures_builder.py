@@ -300,8 +300,8 @@ class Registry:
         found = await BentosStub(self.channel).GetBento(registry_pb2.GetBentoRequest(name=bento))
         return found.content.digest
 
-    async def push_model(self, tag: str, files: Mapping[str, bytes], folder: Path) -> str:
-        """Upload a model of these files, which are written to `folder`. Gives its name."""
+    async def push_model(self, tag: str, files: Mapping[str, bytes], folder: Path, content: bytes = b"") -> str:
+        """Upload a model of these files, which are written to `folder`; or of an archive. Gives its name."""
         repository, _, version = tag.partition(":")
         described = {"name": repository, "version": version, "module": "test"}
         for path, data in {"model.yaml": yaml.safe_dump(described).encode(), **files}.items():
@@ -313,14 +313,14 @@ class Registry:
             await ModelsStub(self.channel).CreateModel(
                 registry_pb2.CreateModelRequest(parent=parent, model_id=version, model=model)
             )
-        return await self._upload(f"{parent}/models/{version}", folder)
+        return await self._upload(f"{parent}/models/{version}", folder, content)
 
-    async def _upload(self, name: str, folder: Path) -> str:
+    async def _upload(self, name: str, folder: Path, content: bytes = b"") -> str:
         uploads = UploadsStub(self.channel)
         upload = await uploads.CreateUpload(registry_pb2.CreateUploadRequest(upload=registry_pb2.Upload(resource=name)))
         signed = await uploads.SignUpload(registry_pb2.SignUploadRequest(name=upload.name))
         async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(f"{self.run_dir}/blobs")) as session:
-            async with session.put(f"http://registry{signed.url}", data=archive(folder)) as response:
+            async with session.put(f"http://registry{signed.url}", data=content or archive(folder)) as response:
                 assert response.status == 200, await response.text()
         await uploads.CompleteUpload(registry_pb2.CompleteUploadRequest(name=upload.name))
         return name

@@ -12,7 +12,7 @@ import os
 import shutil
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 from ekiben.builder.v1 import builder_pb2_grpc, images_pb2_grpc
@@ -51,6 +51,7 @@ from services.builder.uv import Programs
 from services.builder.worker import Worker, _pass
 from services.content.archives import fetch_content
 from services.content.attestations import keys
+from services.content.fetching import Incoming, incoming
 from services.kernel.app import Component, Servicer
 from services.kernel.audit import Writer
 from services.kernel.clock import SYSTEM, Clock
@@ -101,6 +102,9 @@ async def open_builder(
             async def fetch(resource: str, into: Path) -> str:
                 return str(await fetch_content(uploads, peers.blobs, resource, into))
 
+            def opened(resource: str) -> AbstractAsyncContextManager[Incoming]:
+                return incoming(uploads, peers.blobs, resource)
+
             place = await asyncio.to_thread(_place, settings, store.site)
             rows = ImageRows(database, place.name)
             models = registry_pb2_grpc.ModelsStub(peers.registry)
@@ -108,7 +112,7 @@ async def open_builder(
                 data_dir, ImageEnvironments(data_dir, programs, locks), interpreters, engine, _attestor(settings)
             )
             compression = Rules.parse(settings.images_compression).of(settings.images_at)
-            work = ImageWork(place, rows, workshop, bentos, models, fetch, clock, failpoint, compression)
+            work = ImageWork(place, rows, workshop, bentos, models, fetch, opened, clock, failpoint, compression)
             usage = Usage(store, lineage_pb2_grpc.LineageStub(peers.registry))
             collection = Collection(place, store, rows, usage, settings, clock)
             pruning = Pruning(Caches(data_dir), store, usage, programs, settings, clock)

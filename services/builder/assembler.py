@@ -10,9 +10,10 @@ files look like. Under that key `layers/<key>.json` remembers the layer, as long
 """
 
 import asyncio
+import contextlib
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from services.builder.domain import ASSEMBLER_VERSION
 from services.builder.engine import Stores, on_top
 from services.builder.image_environments import ImageEnvironment
 from services.builder.images import BENTO_PATH, HOME, Layer, Names
-from services.builder.layers import USER, Entry, entries_of, tar
+from services.builder.layers import USER, Entry, OutOfOrder, entries_of, tar, tar_of_stream
 from services.builder.recipe import hub_models
 from services.builder.runs import Runs
 from services.builder.tally import TALLY
@@ -49,6 +50,18 @@ class Model:
     """The digest of its content, or anything else that changes with it."""
     folder: Callable[[], AbstractAsyncContextManager[Path]]
     """Has the model's files lie in a folder; entered only where its layer is not there already."""
+    stream: Callable[[], AbstractAsyncContextManager["Streamed"]] | None = None
+    """The same files one after another, where they need not lie anywhere for that."""
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """A model's files, on their way here."""
+
+    entries: Iterable[Entry]
+    """By their paths in the model, in the order in which they come. For one thread, once."""
+    stop: Callable[[], None]
+    """Makes a thread that waits for the next one end soon."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +192,11 @@ class Assembler:
         remembered = self._remembered(f"{what} {model.key}", at_most_for_weights(self._compression))
         if (known := await self._known(into, remembered, what)) is not None:
             return known
+        if model.stream is not None and at_most_for_weights(self._compression) is Method.NONE:
+            with contextlib.suppress(OutOfOrder):
+                digest, size_bytes = await into.write(Again(lambda: _streamed(model)))
+                packed = Packed((), Method.NONE)  # that nothing packs
+                return await self._made(into, remembered, what, packed, digest, size_bytes)
         async with model.folder() as folder:
             found = await asyncio.to_thread(lambda: list(_of_model(model.tag, folder)()))
             method, dense = await asyncio.to_thread(for_weights, self._compression, found)
@@ -210,6 +228,11 @@ class Assembler:
 
     async def _make(self, into: ImageStore, remembered: Path, what: str, packed: Packed) -> Layer:
         digest, size_bytes = await into.write(Again(lambda: _of(packed)))
+        return await self._made(into, remembered, what, packed, digest, size_bytes)
+
+    async def _made(
+        self, into: ImageStore, remembered: Path, what: str, packed: Packed, digest: Digest, size_bytes: int
+    ) -> Layer:
         descriptor = Descriptor(packed.media_type, digest, size_bytes, packed.annotations)
         layer = Layer(descriptor, packed.diff_id(digest), what)
         await asyncio.to_thread(_remember, remembered, layer, [into.name])
@@ -229,7 +252,7 @@ def _remember(remembered: Path, layer: Layer, places: Sequence[str]) -> None:
     write_whole(remembered, json.dumps(known).encode())
 
 
-async def _of(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
+async def _of(chunks: Iterable[bytes]) -> AsyncGenerator[bytes, None]:
     """Chunks that are made in a thread, the next one while this one is hashed and written."""
     iterator = iter(chunks)
     ahead = asyncio.ensure_future(asyncio.to_thread(next, iterator, None))
@@ -241,6 +264,39 @@ async def _of(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
         await asyncio.wait([ahead])
         if not ahead.cancelled():
             ahead.exception()  # whoever left early has an error of his own
+
+
+async def _streamed(model: Model) -> AsyncIterator[bytes]:
+    """The layer of a model whose files come one after another."""
+    assert model.stream is not None
+    async with model.stream() as streamed:
+        chunks = _of(tar_of_stream(_of_stream(model.tag, streamed.entries)))
+        try:
+            async for chunk in chunks:
+                yield chunk
+        finally:
+            streamed.stop()
+            await chunks.aclose()
+
+
+def _of_stream(tag: str, files: Iterable[Entry]) -> Iterator[Entry]:
+    """What `_of_model` gives."""
+    repository, _, version = tag.partition(":")
+    at = f"{BENTO_PATH.strip('/')}/models/{repository}"
+    latest = Entry(f"{at}/latest", data=version.encode(), owner=USER)
+    if version == "latest":
+        raise OutOfOrder(version)  # whatever that becomes, it is no row of names
+    yield Entry(HOME.strip("/").partition("/")[0])
+    for above in (HOME, BENTO_PATH, f"{BENTO_PATH}/models", f"{BENTO_PATH}/models/{repository}"):
+        yield Entry(above.strip("/"), owner=USER)
+    if version > "latest":
+        yield latest
+    yield Entry(f"{at}/{version}", owner=USER)
+    for each in files:
+        if each.name:
+            yield replace(each, name=f"{at}/{version}/{each.name}", owner=USER)
+    if version < "latest":
+        yield latest
 
 
 def _sorted(models: Sequence[Model]) -> Sequence[Model]:

@@ -3,9 +3,10 @@
 import asyncio
 import json
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Container, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,18 +15,21 @@ from ekiben.api.v1.annotations_pb2 import Role
 from ekiben.errors import FailedPrecondition
 from ekiben.registry.v1 import registry_pb2
 from services.builder import base_rules, image_builds, images
-from services.builder.assembler import Model
+from services.builder.assembler import Model, Streamed
 from services.builder.compression import Method
 from services.builder.domain import Build, Image, ImageLayer, Output, model_of
 from services.builder.image_builds import Source, Workshop
+from services.builder.layers import CHUNK_BYTES, Entry
 from services.builder.locks import Work
 from services.builder.places import Place, build_tag, id_of, pin_of, repository_of, tag_of
 from services.builder.recipe import hub_models
 from services.builder.store import ImageRows
+from services.content.fetching import Incoming
 from services.content.images import Descriptor, ImageStore, Platform
 from services.content.images import Image as Content
 from services.content.images.layout import LayoutImageStore
 from services.content.images.resolving import read_json
+from services.content.tar import TarReader
 from services.kernel.clock import Clock
 from services.kernel.identity import Principal
 from services.kernel.peers import on_behalf_of
@@ -35,6 +39,8 @@ if TYPE_CHECKING:
 
 Fetch = Callable[[str, Path], Awaitable[str]]
 """Unpacks the content of a resource as a folder and gives its digest."""
+Open = Callable[[str], AbstractAsyncContextManager[Incoming]]
+"""The content of a resource as it comes."""
 Say = Callable[[str], None]
 
 
@@ -49,6 +55,7 @@ class ImageWork:
         bentos: "registry_pb2_grpc.BentosAsyncStub",
         models: "registry_pb2_grpc.ModelsAsyncStub",
         fetch: Fetch,
+        open_content: Open,
         clock: Clock,
         failpoint: Callable[[str], Awaitable[None]],
         compression: Method = Method.GZIP,
@@ -62,6 +69,7 @@ class ImageWork:
         self._bentos = bentos
         self._models = models
         self._fetch = fetch
+        self._open = open_content
         self._clock = clock
         self._failpoint = failpoint
 
@@ -155,28 +163,53 @@ class ImageWork:
     def _model(self, model: registry_pb2.Model, directory: Path, say: Say) -> Model:
         name = names.Model.parse(model.name)
 
+        async def begin() -> None:
+            say(f"Fetching model {name.repository}:{name.model} ({model.content.size_bytes / (1 << 20):.1f} MiB).")
+            await self._failpoint("model")
+
+        def check(found: str) -> None:
+            if found != model.content.digest:
+                # Its layer would be remembered as that of what was there before.
+                raise FailedPrecondition(
+                    f"Model {model.name} was pushed again while its image was built. Build again.",
+                    reason="MODEL_CHANGED",
+                    model=model.name,
+                )
+
+        @asynccontextmanager
+        async def stream() -> AsyncIterator[Streamed]:
+            await begin()
+            async with self._open(model.name) as content:
+                check(str(content.digest))
+                yield Streamed(entries_in(content), content.stop)
+
         @asynccontextmanager
         async def folder() -> AsyncIterator[Path]:
             into = directory / "models" / model.content.digest.removeprefix("sha256:")
             into.parent.mkdir(exist_ok=True)
-            say(f"Fetching model {name.repository}:{name.model} ({model.content.size_bytes / (1 << 20):.1f} MiB).")
-            await self._failpoint("model")
+            await begin()
             try:
-                found = await self._fetch(model.name, into)
-                if found != model.content.digest:
-                    # Its layer would be remembered as that of what was there before.
-                    raise FailedPrecondition(
-                        f"Model {model.name} was pushed again while its image was built. Build again.",
-                        reason="MODEL_CHANGED",
-                        model=model.name,
-                    )
+                check(await self._fetch(model.name, into))
                 yield into
             finally:
                 # At once: the next one may need the space.
                 await asyncio.to_thread(shutil.rmtree, into, ignore_errors=True)
 
-        opened: Callable[[], AbstractAsyncContextManager[Path]] = folder
-        return Model(f"{name.repository}:{name.model}", model.content.digest, opened)
+        return Model(f"{name.repository}:{name.model}", model.content.digest, folder, stream)
+
+
+def entries_in(content: Incoming) -> Iterator[Entry]:
+    """The files and folders of a model's archive as they come; where another archive than that came, an error at the
+    end. Blocks, and is to be read through by one thread."""
+    with content.checked() as source:
+        reader = TarReader(source)
+        for member in reader:
+            if member.folder:
+                yield Entry(member.path)
+            else:
+                data = iter(partial(reader.read, CHUNK_BYTES), b"")
+                executable = bool(member.mode & 0o100)
+                yield Entry(member.path, content=data, size_bytes=member.size_bytes, executable=executable)
 
 
 def layers_of(platform: Platform, image: Content) -> list[ImageLayer]:

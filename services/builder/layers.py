@@ -20,7 +20,7 @@ USER = 1034
 
 @dataclass(frozen=True)
 class Entry:
-    """One name in a layer: a file (`path` or `data`), a symbolic link (`link`), or a folder (none of them)."""
+    """One name in a layer: a file (`path`, `data` or `content`), a symbolic link (`link`), or a folder (none of it)."""
 
     name: str
     path: Path | None = None
@@ -28,11 +28,18 @@ class Entry:
     link: str = ""
     executable: bool = False
     owner: int = 0
+    content: Iterable[bytes] | None = None
+    """What can be read once, `size_bytes` of it, before the entry that comes after it."""
+    size_bytes: int = 0
 
     @property
     def is_folder(self) -> bool:
         """Whether it is a folder."""
-        return self.path is None and self.data is None and not self.link
+        return self.path is None and self.data is None and self.content is None and not self.link
+
+
+class OutOfOrder(Exception):
+    """Entries that come one by one do not come in a layer's order."""
 
 
 def entries_of(
@@ -95,9 +102,39 @@ def runs(entries: Iterable[Entry]) -> Iterator[Run]:
 
 def tar(entries: Iterable[Entry]) -> Iterator[bytes]:
     """The layer in chunks of about 1 MiB. Raises what `runs` raises."""
+    yield from _chunks(runs(entries))
+
+
+def tar_of_stream(entries: Iterable[Entry]) -> Iterator[bytes]:
+    """The same bytes as `tar`, of entries none of which is held longer than until the next one comes.
+
+    Folders above an entry that nobody gave are made with its owner.
+
+    Raises:
+        OutOfOrder: they come in another order than `tar` would put them into, or a name comes twice.
+    """
+    yield from _chunks(run for entry in _in_order(entries) for run in _runs(entry))
+
+
+def _in_order(entries: Iterable[Entry]) -> Iterator[Entry]:
+    last, below = [""], False
+    for entry in entries:
+        name = entry.name.strip("/").split("/")
+        common = 0
+        while common < min(len(last), len(name)) and last[common] == name[common]:
+            common += 1
+        if name <= last or (common == len(last) and not below):
+            raise OutOfOrder(entry.name)
+        for depth in range(common + 1, len(name)):
+            yield Entry("/".join(name[:depth]), owner=entry.owner)
+        yield entry
+        last, below = name, entry.is_folder
+
+
+def _chunks(found: Iterable[Run]) -> Iterator[bytes]:
     waiting: list[bytes] = []
     size = 0
-    for run in runs(entries):
+    for run in found:
         waiting.append(run.data)
         size += len(run.data)
         if size >= CHUNK_BYTES:
@@ -133,6 +170,13 @@ def _runs(entry: Entry) -> Iterator[Run]:
         yield Run(header(info), info)
         for start in range(0, info.size, CHUNK_BYTES):
             yield Run(entry.data[start : start + CHUNK_BYTES], info, start)
+    elif entry.content is not None:
+        info.size, info.mode = entry.size_bytes, 0o755 if entry.executable else 0o644
+        yield Run(header(info), info)
+        at = 0
+        for piece in entry.content:
+            yield Run(piece, info, at)
+            at += len(piece)
     else:
         assert entry.path is not None
         with entry.path.open("rb", buffering=0) as file:

@@ -1,18 +1,25 @@
 """Builds that give images, over real gRPC, with a real registry, the real uv and a base of a few hundred bytes."""
 
 import asyncio
+import hashlib
+import io
 import json
 import os
+import tarfile
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ekiben.builder.v1 import builder_pb2 as pb
 from ekiben.builder.v1 import images_pb2
 from ekiben.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound
+from services.builder.assembler import _of_model
+from services.builder.compression import Method, Packed
 from services.builder.platforms import here
 from services.content import open_images
+from services.content.archives import fetch_content
 from services.content.images import REF_NAME, Platform
 from services.content.images.layout import LayoutImageStore
 from tests.fixtures_builder import Builder, PackageIndex, Registry, bento_folder, index, registry, running_builder
@@ -343,6 +350,38 @@ async def test_a_model_that_is_pushed_again_while_it_is_fetched_is_not_taken_for
         assert failed.state == pb.Build.FAILED and "pushed again while" in failed.failure.message
         again = await builder.builds.RetryBuild(pb.RetryBuildRequest(name=failed.name))
         assert (await builder.ended(again.name)).state == pb.Build.SUCCEEDED
+
+
+@pytest.mark.parametrize("how", ["in order", "zipped", "backwards"])
+async def test_a_model_comes_straight_into_its_layer_which_is_the_same_however_it_was_sent(
+    registry: Registry, index: PackageIndex, bases: str, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"weights": b"w" * 3_000_000, "a/deep/file": b"1", "a-file": b"2"}
+    await registry.push_model("iris:m1", files, tmp_path / "model")
+    (tmp_path / "model" / "run.sh").write_bytes(b"#!")
+    (tmp_path / "model" / "run.sh").chmod(0o755)
+    paths = sorted(each for each in (tmp_path / "model").rglob("*"))
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz" if how == "zipped" else "w") as archive:
+        for path in paths[:: -1 if how == "backwards" else 1]:
+            archive.add(path, f"./{path.relative_to(tmp_path / 'model')}", recursive=False)
+    await registry.push_model("iris:m1", files, tmp_path / "model", out.getvalue())
+    bento = await registry.push(bento_folder(tmp_path / "bento"), models=["iris:m1"])
+    unpacked: list[str] = []
+
+    async def fetch(uploads: Any, address: str, resource: str, into: Path) -> Any:
+        unpacked.append(resource)
+        return await fetch_content(uploads, address, resource, into)
+
+    monkeypatch.setattr("services.builder.app.fetch_content", fetch)
+    async with running_builder(registry, tmp_path / "builder", bases=bases) as builder:
+        build = await builder.build(bento, **IMAGE)
+        assert build.state == pb.Build.SUCCEEDED, await builder.log(build.name)
+        image = await get(builder, build.image)
+        (layer,) = (layer for layer in image.layers if layer.content == "model iris:m1")
+        of_folder = Packed(_of_model("iris:m1", tmp_path / "model")(), Method.NONE)
+        assert layer.digest == f"sha256:{hashlib.sha256(b''.join(of_folder)).hexdigest()}"
+        assert unpacked == [bento, *["modelRepositories/iris/models/m1"] * (how == "backwards")]
 
 
 async def test_another_layout_is_another_place_whose_images_are_left_alone(

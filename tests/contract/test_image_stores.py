@@ -41,13 +41,17 @@ async def test_what_is_not_as_announced_is_not_kept(store: ImageStore) -> None:
 
 
 async def test_a_source_that_fails_fails_as_it_did(store: ImageStore) -> None:
+    error: Exception = NotFound("The file is gone.", reason="FILE_NOT_FOUND")
+
     async def broken() -> AsyncIterator[bytes]:
         yield bytes(2 << 20)
-        raise NotFound("The file is gone.", reason="FILE_NOT_FOUND")
+        raise error
 
-    for chunks in (broken(), Again(broken)):
-        with pytest.raises(NotFound, match="gone"):
-            await store.write(chunks)
+    for each in (error, LookupError("gone")):
+        error = each
+        for chunks in (broken(), Again(broken)):
+            with pytest.raises(type(error), match="gone"):
+                await store.write(chunks)
 
 
 async def test_a_reference_names_the_image_that_was_tagged_last(store: ImageStore) -> None:

@@ -12,7 +12,7 @@ import pytest
 from ekiben.errors import FailedPrecondition
 from services.builder import image_builds, images
 from services.builder.images import commands_of
-from services.builder.layers import Entry, entries_of, tar
+from services.builder.layers import Entry, OutOfOrder, entries_of, tar, tar_of_stream
 from services.builder.recipe import BentoFiles
 from services.content.images import Image
 
@@ -49,6 +49,31 @@ def test_folders_above_come_before_what_is_in_them_and_each_name_once() -> None:
         assert archive.getmember("a/b").uid == 1034
         file = archive.extractfile("a/b/c")
         assert file is not None and file.read() == b"2"
+
+
+def test_files_that_come_one_by_one_give_the_same_layer() -> None:
+    folders = [Entry("app"), Entry("app/m", owner=1034), Entry("app/m/a", owner=1034)]
+    small = Entry("app/m/a/b", data=b"1", owner=1034)
+    large, run = b"2" * 3_000_000, b"#!"
+    held = [*folders, small, Entry("app/m/a-b", data=large, owner=1034), Entry("app/m/run", data=run, executable=True)]
+    coming = [
+        *folders[:2],  # the folder a itself does not come: it is its files'
+        small,
+        Entry(
+            "app/m/a-b",
+            content=(large[at : at + 999] for at in range(0, 3_000_000, 999)),
+            size_bytes=3_000_000,
+            owner=1034,
+        ),
+        Entry("app/m/run", content=[run], size_bytes=2, executable=True),
+    ]
+    assert b"".join(tar_of_stream(coming)) == b"".join(tar(held))
+
+
+@pytest.mark.parametrize("names", [("b", "a"), ("a-b", "a/b"), ("a", "a"), ("a", "a/b"), ("a/b", "a")])
+def test_files_that_come_in_another_order_are_not_taken_one_by_one(names: tuple[str, str]) -> None:
+    with pytest.raises(OutOfOrder):
+        list(tar_of_stream(Entry(name, data=b"x") for name in names))
 
 
 def test_what_is_neither_file_nor_folder_is_refused(tmp_path: Path) -> None:
