@@ -34,6 +34,9 @@ _LIBRARIES = re.compile(
 _LOADER = re.compile(r"(?:usr/)?lib(?:64)?/(?:[a-z0-9_]+-linux-[a-z]+/)?ld-(?:linux|musl)-[^/]*\.so\.\d")
 _STANDARD = re.compile(r"(?:[^/]+|(?:collections|encodings|importlib|json|re)/[^/]+)\.py")
 _PROGRAM = b"\x7fELF"
+_HERE = "{here}"
+"""In what is remembered of an interpreter: the folder that it lies in."""
+_UNUSABLE = (OSError, ValueError, LookupError, TypeError, AttributeError)
 _ANSWER_TIMEOUT_S = 20.0
 _QUESTION = "import json, sys; print(sys.implementation.name, '%d.%d.%d' % sys.version_info[:3])"
 
@@ -78,11 +81,8 @@ async def _own(base: BaseImage, python: Python, remembered: Path) -> Compiler | 
     """The base's interpreter below `remembered`, if it answers here."""
     folder = remembered / f"{base.key}-{python.path.strip('/').replace('/', '-')}"
     touch(folder)
-    try:
-        known = json.loads(await asyncio.to_thread((folder / "compiler.json").read_text))
-        return Compiler(known["argv"], known["version"], known["env"]) if known["version"] else None
-    except (OSError, ValueError, KeyError):
-        pass
+    with contextlib.suppress(*_UNUSABLE):
+        return await asyncio.to_thread(_kept, folder)
     make_folder(remembered)
     making = remembered / f".{secrets.token_hex(8)}"
     try:
@@ -92,14 +92,35 @@ async def _own(base: BaseImage, python: Python, remembered: Path) -> Compiler | 
         compiler = await asyncio.to_thread(_started, making, python)
         known = {"version": compiler.version, "env": dict(compiler.env)} if compiler else {"version": "", "env": {}}
         known["argv"] = list(compiler.argv) if compiler else []
-        # It names files by where they will lie.
-        text = json.dumps(known).replace(str(making), str(folder))
+        text = json.dumps(known).replace(str(making), _HERE)
         await asyncio.to_thread(write_whole, making / "compiler.json", text.encode())
-        with contextlib.suppress(OSError):  # another build was first
+        with contextlib.suppress(*_UNUSABLE):  # another build was first
+            return await asyncio.to_thread(_kept, folder)
+        with contextlib.suppress(OSError):
+            await asyncio.to_thread(folder.rename, remembered / f"{making.name}-before")
+        with contextlib.suppress(OSError):
             await asyncio.to_thread(making.rename, folder)
+        return await asyncio.to_thread(_kept, folder)
     finally:
-        await asyncio.to_thread(shutil.rmtree, making, ignore_errors=True)
-    return await _own(base, python, remembered) if folder.is_dir() else None
+        for each in (making, remembered / f"{making.name}-before"):
+            await asyncio.to_thread(shutil.rmtree, each, ignore_errors=True)
+
+
+def _kept(folder: Path) -> Compiler | None:
+    """The interpreter in a folder; None where it does not run on this machine.
+
+    It is found wherever the folder lies now: a cache may be moved, or be another one on another machine.
+
+    Raises one of `_UNUSABLE` where it is to be made anew.
+    """
+    known = json.loads((folder / "compiler.json").read_text())
+    if not known["version"]:
+        return None
+    argv = [str(each).replace(_HERE, str(folder)) for each in known["argv"]]
+    env = {str(name): str(value).replace(_HERE, str(folder)) for name, value in known["env"].items()}
+    if not Path(argv[0]).is_relative_to(folder) or not all(Path(each).is_file() for each in (argv[0], argv[-1])):
+        raise FileNotFoundError(f"{folder} was made elsewhere, or is not whole")
+    return Compiler(argv, known["version"], env)
 
 
 def _extract(layer: IO[bytes], folder: Path, python: Python) -> None:

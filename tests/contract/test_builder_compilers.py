@@ -3,12 +3,14 @@
 import shlex
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from services.builder import compilers
 from services.builder.bases import Base, BaseImage, Python, open_base
+from services.builder.bytecode import Compiler
 from services.builder.interpreters import Interpreters
 from services.builder.platforms import here
 from services.builder.settings import Settings
@@ -70,3 +72,36 @@ async def test_a_base_that_is_not_trusted_or_has_another_python_is_not_taken_apa
     found = await compilers.find(base, PYTHON, tmp_path / "cache", interpreters(tmp_path), lambda _: None)
     assert found is not None and found.version.startswith(f"{MINOR}.")
     assert not (tmp_path / "cache").exists()
+
+
+async def test_a_cache_that_was_moved_has_its_interpreters_where_it_lies_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = await base_with(tmp_path, b"\x7fELF")
+    base = replace(base, about=Base(pythons={PYTHON.path: PYTHON.version}))
+    begun = []
+
+    def started(folder: Path, python: Python) -> Compiler:
+        begun.append(folder)
+        files = [str(folder / name) for name in ("lib64/ld-linux-a.so.2", python.path.strip("/"))]
+        return Compiler([files[0], "--library-path", str(folder / "lib64"), files[1]], "3.11.2", {"HOME": str(folder)})
+
+    monkeypatch.setattr(compilers, "_started", started)
+
+    async def find(cache: Path) -> Compiler:
+        found = await compilers.find(base, PYTHON, cache, interpreters(tmp_path), lambda _: None)
+        assert found is not None
+        assert {str(cache) in each for each in (*found.argv, *found.env.values())} == {True, False}
+        assert Path(found.argv[0]).is_file() and Path(found.argv[-1]).is_file()
+        return found
+
+    await find(tmp_path / "one")
+    (tmp_path / "one").rename(tmp_path / "two")
+    await find(tmp_path / "two")
+    assert len(begun) == 1
+    (known,) = (tmp_path / "two").rglob("compiler.json")
+    for damage in (known.read_text().replace("{here}", str(tmp_path / "one")), "[]", ""):
+        known.write_text(damage)
+        await find(tmp_path / "two")
+    assert len(begun) == 4
+    assert len(list((tmp_path / "two" / "pythons-of-bases").iterdir())) == 1
