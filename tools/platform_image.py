@@ -50,7 +50,7 @@ ROOT = Path(__file__).resolve().parent.parent
 USER = 10001
 """Above what distributions give to their own."""
 DATA = "/var/lib/ekiben"
-_LAUNCHER = f"#!{VENV}/bin/python -P\nimport sys\nfrom ekiben.cli import main\nsys.exit(main())\n"
+_LAUNCHER = f"#!{VENV}/bin/python -P\nfrom ekiben.launch import command\ncommand()\n"
 
 
 def say(text: str) -> None:

@@ -84,7 +84,7 @@ def _output_option(function: F) -> F:
 def _start(command: str, place: Place, output: str, *arguments: str) -> None:
     """Become the process that does it; the client itself has no database in it."""
     # -P: a folder named `services` where the user stands must not be taken for ours.
-    line = [sys.executable, "-P", "-m", "services.operations", command]
+    line = [sys.executable, "-P", "-m", "ekiben.launch", "services.operations.__main__", command]
     line += ["--data", str((place.data or default_data()).expanduser().absolute()), "--output", output]
     # By the environment: the command line of a process is there for every user of the machine to see.
     for name, value in (

@@ -182,5 +182,5 @@ def _trusted(keys: Sequence[Path], identities: Sequence[str], platform: str) -> 
 def _run(command: str, arguments: Sequence[object]) -> NoReturn:
     # -P: a folder named `services` where the user stands must not be taken for ours.
     sys.stdout.flush()
-    program = [sys.executable, "-P", "-m", "services.builder.image_signing", command, *map(str, arguments)]
-    os.execv(sys.executable, program)
+    program = [sys.executable, "-P", "-m", "ekiben.launch", "services.builder.image_signing", command]
+    os.execv(sys.executable, [*program, *map(str, arguments)])

@@ -118,7 +118,7 @@ def build(
     if push:
         output = f"docker://{push.removeprefix('docker://')}"
     # -P: a folder named `services` where the user stands must not be taken for ours.
-    command = [sys.executable, "-P", "-m", "services.builder.offline", bento]
+    command = [sys.executable, "-P", "-m", "ekiben.launch", "services.builder.offline", bento]
     command += ["--base", base, "--output", output, "--cache", str(cache.expanduser().resolve())]
     command += ["--compression", compression]
     command += ["--refresh-base"] if refresh_base else []
@@ -150,7 +150,7 @@ def copy(source: str, target: str, platform: str, no_attachments: bool) -> None:
       ekiben images copy oci:images:1.0 docker://registry.example.com/team/summarizer:1.0
       ekiben images copy oci:images:1.0 docker-archive:summarizer.tar && docker load -i summarizer.tar
     """
-    command = [sys.executable, "-P", "-m", "services.builder.image_copying", source, target]
+    command = [sys.executable, "-P", "-m", "ekiben.launch", "services.builder.image_copying", source, target]
     command += ["--platform", platform] if platform else []
     command += ["--no-attachments"] * no_attachments
     sys.stdout.flush()
@@ -172,7 +172,7 @@ def fsck(where: str, whole: bool) -> None:
       ekiben images fsck docker://registry.example.com/team/summarizer:1.0 --whole
     """
     sys.stdout.flush()
-    command = [sys.executable, "-P", "-m", "services.builder.image_checking", where]
+    command = [sys.executable, "-P", "-m", "ekiben.launch", "services.builder.image_checking", where]
     os.execv(sys.executable, [*command, *["--whole"] * whole])
 
 

@@ -69,7 +69,7 @@ def up(
       EKIBEN_BUILDER_BASES=oci:/srv/bases:{python} ekiben up --runtime podman
     """
     # -P: a folder named `services` where the user stands must not be taken for ours.
-    command = [sys.executable, "-P", "-m", "services.standalone"]
+    command = [sys.executable, "-P", "-m", "ekiben.launch", "services.standalone.__main__"]
     command += ["--data", str((data or default_data()).expanduser().resolve()), "--host", host, "--port", str(port)]
     if database_password_file is not None:
         command += ["--database-password-file", str(database_password_file.expanduser().resolve())]
