@@ -371,7 +371,9 @@ async def test_a_command_runs_where_the_replica_is(bench: Bench, built: Callable
 
         code, text = await outcome(("sh", "-c", "echo $TOKEN; cat; test -d $BENTOML_HOME && exit 3"))
         assert (code, text) == (3, "of the replica\ntyped\n")
-        code, text = await outcome(("sh", "-c", "stty size"), tty=True)
+        code, text = await outcome(
+            ("sh", "-c", 'until [ "$(stty size)" = "20 90" ]; do sleep 0.05; done; stty size'), tty=True
+        )
         assert (code, text.strip()) == (0, "20 90")
         with pytest.raises(FailedPrecondition) as gone:
             async with runtime.exec(ExecSpec(spec.deployment_uid, "nobody", ("true",))):

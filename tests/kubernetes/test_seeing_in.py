@@ -95,12 +95,12 @@ def test_a_command_runs_in_a_pod_and_is_recorded(kubernetes_platform: Platform, 
 
 def test_a_terminal_is_one_with_its_size_and_its_keys(kubernetes_platform: Platform, moody: str) -> None:
     with Keyboard([str(BIN / "ekiben"), "deployments", "exec", moody, "-it"], kubernetes_platform) as keyboard:
-        keyboard.type("stty size; tty\n")
-        keyboard.until("30 100")
+        # A kubelet sets the size beside what it passes on of the keys: what is typed first may run first.
+        wait = 'until [ "$(stty size)" = "{}" ]; do sleep 0.1; done; {}\n'
+        keyboard.type(wait.format("30 100", "tty"))
         keyboard.until("/dev/pts/")
         keyboard.resize(132, 43)
-        keyboard.type("stty size; exit 5\n")
-        keyboard.until("43 132")
+        keyboard.type(wait.format("43 132", "exit 5"))
         assert keyboard.ended() == 5
 
 
