@@ -78,6 +78,7 @@ def test_what_the_image_can_send_is_sent_and_what_the_user_said_wins() -> None:
     assert (config["tracing"]["sample_rate"], config["workers"]) == (0.5, 2)
     assert config["monitoring"]["options"] == {"protocol": "http", "endpoint": "http://recorder:4318/v1/logs"}
     assert env["OTEL_EXPORTER_OTLP_HEADERS"] == "authorization=Bearer%20secret"
+    assert env["OTEL_EXPORTER_OTLP_TIMEOUT"] == "20"
     assert env["OTEL_RESOURCE_ATTRIBUTES"].startswith("team=ml,ekiben.deployment=deployments%2Firis,")
     assert env["OTEL_RESOURCE_ATTRIBUTES"].endswith(",ekiben.replica=pod-1")
     assert not {"EKIBEN_TELEMETRY", "EKIBEN_REPLICA", "EKIBEN_OTLP_TOKEN"} & env.keys()

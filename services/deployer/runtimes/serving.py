@@ -110,6 +110,9 @@ def environment(
         # would come up to five seconds later.
         envs.setdefault("OTEL_BSP_SCHEDULE_DELAY", "500")
         envs.setdefault("OTEL_BLRP_SCHEDULE_DELAY", "500")
+        # In seconds. What is not taken by then is given up: 10 by default are less than a restart of the recorder can
+        # take, and a replica that ends waits as long for a recorder that is away.
+        envs.setdefault("OTEL_EXPORTER_OTLP_TIMEOUT", "20")
         if spec.legacy:
             # Its monitor takes an endpoint for the base of one, so that the option would give /v1/logs twice.
             envs.setdefault("OTEL_EXPORTER_OTLP_ENDPOINT", telemetry.endpoint)

@@ -64,6 +64,8 @@ def prepare(env):
     # A prediction is there after a second, and its spans beside it; by default they would come five seconds later.
     env.setdefault("OTEL_BSP_SCHEDULE_DELAY", "500")
     env.setdefault("OTEL_BLRP_SCHEDULE_DELAY", "500")
+    # In seconds; what is not taken by then is given up. 10 by default are less than a restart of the recorder can take.
+    env.setdefault("OTEL_EXPORTER_OTLP_TIMEOUT", "20")
     config = configured(told, sends)
     if told["service"]:
         services = json.loads(env.get("BENTOML_CONFIG_OVERRIDES") or "{}").get("services", {})
