@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Any
 
 from ekiben.builder.v1 import builder_pb2, images_pb2
-from ekiben.errors import DataLoss, EkibenError, FailedPrecondition, NotFound
+from ekiben.errors import DataLoss, EkibenError, FailedPrecondition, NotFound, ResourceExhausted
 from services.deployer.domain import Condition
 from services.deployer.gate import REFUSED, Gate
 from services.kernel import telemetry
@@ -27,6 +27,7 @@ LOOK_AGAIN_S = 15.0
 """An image that was refused is looked at again after this long."""
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
+"""Also after a build that found no room: only somebody's freeing some, of which nobody tells, lets it succeed."""
 UNWANTED_S = 60.0
 """An environment that no pass asked for during this time is nobody's any more; passes come every second."""
 
@@ -181,7 +182,7 @@ class Builds:
                 cancelled = build.state == builder_pb2.Build.CANCELLED
                 text = f"{build.name} was cancelled." if cancelled else f"{build.name}: {build.failure.message}"
                 self._fail(progress, text, "BUILD_CANCELLED" if cancelled else "BUILD_FAILED")
-                pause = AGAIN_S
+                pause = LONGEST_PAUSE_S if build.failure.code == ResourceExhausted.code else AGAIN_S
             await self._clock.sleep(pause)
 
     def _output_of(self, way: Way) -> Output:

@@ -5,5 +5,6 @@ those of five processes.
 
 - `settings.py`: one data directory expands into the settings of the five services
 - `lock.py`: one process a data directory
+- `reserve.py`: room for a start on a full disk
 - `app.py`: opens the five and serves them; says where they are once they are ready
 """

@@ -15,6 +15,7 @@ from services.kernel.app import serve
 from services.kernel.peers import open_peers
 from services.recorder.app import open_recorder
 from services.registry.app import open_registry
+from services.standalone import reserve
 from services.standalone.lock import locked
 from services.standalone.settings import Settings, Suite, expand
 
@@ -37,8 +38,14 @@ async def run(settings: Settings) -> None:
     """
     os.umask(0o077)  # as `serve` does, but before the first folder is made
     with locked(settings.data):
+        reserve.release(settings.data)
         suite = expand(settings)
         stop = asyncio.Event()
+
+        async def started() -> None:
+            await _announce(settings, suite, stop)
+            await reserve.keep(settings.data, stop)
+
         async with open_peers(suite.peers, caller="standalone") as peers:
             await serve(
                 [
@@ -51,7 +58,7 @@ async def run(settings: Settings) -> None:
                 suite.server,
                 name="ekiben",
                 peers=peers,
-                started=lambda: _announce(settings, suite, stop),
+                started=started,
                 stop=stop,
             )
 

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 
 from ekiben.api.v1 import annotations_pb2
 from ekiben.builder.v1 import builder_pb2, images_pb2
-from ekiben.errors import EkibenError, FailedPrecondition, InvalidArgument, Unavailable
-from services.deployer.builds import AGAIN_S, LOOK_AGAIN_S, UNWANTED_S, Builds, Output, Progress
+from ekiben.errors import EkibenError, FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
+from services.deployer.builds import AGAIN_S, LONGEST_PAUSE_S, LOOK_AGAIN_S, UNWANTED_S, Builds, Output, Progress
 from services.deployer.domain import Condition
 from services.kernel.clock import ManualClock
 from services.kernel.identity import Principal
@@ -23,10 +23,12 @@ class Builder:
     def __init__(self) -> None:
         self.asked = 0
         self.environment = ""
+        self.code = FailedPrecondition.code
 
     async def CreateBuild(self, request: builder_pb2.CreateBuildRequest) -> builder_pb2.Build:
         self.asked += 1
         build = builder_pb2.Build(name=f"builds/b{self.asked}", state=builder_pb2.Build.FAILED)
+        build.failure.code = int(self.code)
         if self.environment:
             build.state, build.environment.path = builder_pb2.Build.SUCCEEDED, self.environment
         return build
@@ -87,6 +89,17 @@ async def test_failed_build_is_tried_again_only_for_as_long_as_somebody_wants_it
         await made.clock.advance(AGAIN_S + 1)
         await settle()
         assert made.builder.asked == 2, "it was asked for again though nobody wanted it"
+
+
+async def test_a_build_that_found_no_room_is_tried_again_soon() -> None:
+    async with bench() as made:
+        made.builder.code = ResourceExhausted.code
+        await made.want(1)
+        await made.clock.advance(LONGEST_PAUSE_S - 1)
+        assert made.builder.asked == 1
+        made.builder.environment = "/environments/now"
+        await made.clock.advance(1)
+        assert environment(await made.want(1)) == "/environments/now"
 
 
 class Images:
