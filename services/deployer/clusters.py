@@ -225,6 +225,8 @@ class Clusters:
                         self._runtimes.remove(place)
             except (EkibenError, SettingsError) as exc:
                 log.warning("a cluster cannot be opened", extra={"cluster": cluster.name, "error": str(exc)})
+            except Exception:  # Of one cluster: the others and the platform go on.
+                log.exception("a cluster is looked after anew", extra={"cluster": cluster.name})
             await self._clock.sleep(30.0)
 
 

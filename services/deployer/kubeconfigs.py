@@ -3,20 +3,27 @@
 Source: kubernetes.io/docs/reference/config-api/kubeconfig.v1.
 """
 
+import base64
+import re
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
 from ekiben.errors import InvalidArgument
 
 MAX_BYTES = 256 << 10
-_CLUSTER = ("server", "certificate-authority-data", "insecure-skip-tls-verify", "tls-server-name", "proxy-url")
+_CLUSTER = ("server", "certificate-authority-data", "insecure-skip-tls-verify", "tls-server-name")
 _USER = ("token", "client-certificate-data", "client-key-data")
 _FILES = ("certificate-authority", "client-certificate", "client-key", "tokenFile")
 _PROGRAMS = ("exec", "auth-provider")
+_TOKEN = re.compile(r"[!-~]+")
+"""What fits into a header."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +42,14 @@ def read(text: str, context: str) -> Kubeconfig:
     """The one context of a kubeconfig.
 
     Raises:
-        InvalidArgument: it is none, lacks the context, or names files or programs (KUBECONFIG_REFUSED).
+        InvalidArgument: it is none, lacks the context, names files or programs, or has certificates, keys or a server
+            that cannot be used whatever the cluster says (KUBECONFIG_REFUSED).
     """
     if len(text) > MAX_BYTES:
         raise _refused(f"it has {len(text)} characters; at most {MAX_BYTES} are taken")
     try:
         whole = yaml.safe_load(text)
-    except yaml.YAMLError as exc:
+    except (yaml.YAMLError, ValueError, RecursionError) as exc:  # Dates that are none; brackets without end.
         raise _refused(f"it is no YAML: {getattr(exc, 'problem', exc)}") from None
     if not isinstance(whole, Mapping):
         raise _refused("it is no kubeconfig: give the text that `kubectl config view --minify --flatten --raw` prints")
@@ -51,10 +59,12 @@ def read(text: str, context: str) -> Kubeconfig:
     named = _named(whole, "contexts", chosen, "context")
     cluster = _named(whole, "clusters", str(named.get("cluster")), "cluster")
     user = _named(whole, "users", str(named.get("user")), "user")
+    cluster, user = _without_spaces(cluster), _without_spaces(user)
     server = str(cluster.get("server") or "")
-    if urlsplit(server).scheme not in ("https", "http") or not urlsplit(server).hostname:
-        raise _refused(f"its server {server!r} is no URL")
+    if not _is_url(server):
+        raise _refused(f"its server {server!r} is no URL of the form https://HOST:PORT")
     _check({**cluster, **user})
+    _check_tls(cluster, user)
     kept = {
         "apiVersion": "v1",
         "kind": "Config",
@@ -79,6 +89,48 @@ def _check(fields: Mapping[str, Any]) -> None:
         )
     if not fields.get("token") and not (fields.get("client-certificate-data") and fields.get("client-key-data")):
         raise _refused("it has neither a token nor a client certificate with its key")
+    if fields.get("proxy-url"):
+        raise _refused("its proxy-url is not followed: the deployer must reach the server itself")
+    for key in (*_CLUSTER, *_USER):
+        wanted, said = (bool, "true or false") if key == "insecure-skip-tls-verify" else (str, "a text")
+        if key in fields and not isinstance(fields[key], wanted):
+            raise _refused(f"its {key} must be {said}")
+    if fields.get("token") and not _TOKEN.fullmatch(fields["token"]):
+        raise _refused("its token has spaces, line breaks or letters that no token has")
+
+
+def _check_tls(cluster: Mapping[str, Any], user: Mapping[str, Any]) -> None:
+    """Read the certificates and the key as a connection would, which nobody could begin otherwise."""
+    try:
+        if authority := cluster.get("certificate-authority-data"):
+            # As text it must hold one: no text at all would mean the machine's own.
+            ssl.create_default_context(cadata=base64.b64decode(authority).decode() or "empty")
+    except (ValueError, OSError) as exc:
+        raise _refused(f"its certificate-authority-data holds no certificate in PEM, in base64: {exc}") from None
+    if not user.get("client-certificate-data"):
+        return
+    try:
+        chain = x509.load_pem_x509_certificates(base64.b64decode(user["client-certificate-data"]))
+        key = serialization.load_pem_private_key(base64.b64decode(user["client-key-data"]), password=None)
+    except (ValueError, TypeError) as exc:
+        raise _refused(f"its client certificate or key is no PEM, in base64 and without a password: {exc}") from None
+    if chain[0].public_key() != key.public_key():
+        raise _refused("its client-key-data is not the key of its client-certificate-data")
+
+
+def _is_url(server: str) -> bool:
+    try:
+        parts = urlsplit(server)
+        _ = parts.port
+    except ValueError:
+        return False
+    inside = re.fullmatch(r"[!-~]+", server) and parts.scheme in ("https", "http") and parts.hostname
+    return bool(inside) and parts.username is None and not parts.query and not parts.fragment
+
+
+def _without_spaces(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """As a block of YAML ends a text with a line break."""
+    return {key: value.strip() if isinstance(value, str) else value for key, value in fields.items()}
 
 
 def _named(whole: Mapping[str, Any], kind: str, name: str, inside: str) -> Mapping[str, Any]:

@@ -232,8 +232,14 @@ class Api:
         async with self._opened(method, url, query, body, content_type) as response:
             try:
                 found: Object = await response.json()
-            except (aiohttp.ClientError, TimeoutError) as exc:
+            except (aiohttp.ClientError, TimeoutError, ValueError) as exc:
                 raise _away(exc) from exc
+            # Every answer here is an object with a kind, but for what the server says of its version.
+            if not isinstance(found, dict) or not (found.keys() & {"kind", "gitVersion"}):
+                raise Unavailable(
+                    f"What answers at {self._api.configuration.host} is no Kubernetes: name its API server.",
+                    reason="KUBERNETES_AWAY",
+                )
             return found
 
     @asynccontextmanager
@@ -278,14 +284,15 @@ async def open_api(kubeconfig: Path | Mapping[str, Any] | None, context: str, na
             await config.load_kube_config(str(kubeconfig), context=context or None, client_configuration=settings)
         else:
             config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
-    except (config.ConfigException, OSError) as exc:
+        opened = client.ApiClient(settings)  # Which reads certificates and keys.
+    except (config.ConfigException, OSError, ValueError, TypeError) as exc:
         raise SettingsError(
             [
                 f"runtime is kubernetes, and there is no way to a cluster: {exc}. Set kubeconfig to a file that "
                 "kubectl works with, or run this service in a pod with a service account."
             ]
         ) from exc
-    async with client.ApiClient(settings) as api:
+    async with opened as api:
         yield Api(api, namespace)
 
 

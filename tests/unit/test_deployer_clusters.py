@@ -1,0 +1,71 @@
+"""The runtimes of clusters that somebody added: one that fails ends nobody else's."""
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from services.content.sealing import Sealing
+from services.deployer.clusters import Clusters
+from services.deployer.domain import Cluster
+from services.deployer.runtimes.kubernetes.api import open_api
+from services.deployer.runtimes.several import SeveralRuntimes
+from services.kernel.clock import ManualClock
+from services.kernel.settings import SettingsError
+from tests.unit.test_deployer_several import Place
+
+
+class Rows:
+    """The store, as far as runtimes need it."""
+
+    def __init__(self, *clusters: Cluster) -> None:
+        self.clusters = list(clusters)
+
+    async def list_clusters(self) -> Sequence[Cluster]:
+        return list(self.clusters)
+
+
+def cluster(name: str, **more: Any) -> Cluster:
+    return Cluster(name, f"uid-of-{name}", datetime(2026, 1, 1, tzinfo=UTC), namespaces=("one",), **more)
+
+
+def no_key() -> Sealing:
+    raise AssertionError("nothing here is sealed")
+
+
+async def test_a_fault_of_one_cluster_leaves_the_others_their_runtimes(manual_clock: ManualClock) -> None:
+    opened = asyncio.Event()
+
+    @asynccontextmanager
+    async def open_runtime(of: Cluster, namespace: str, config: dict[str, Any] | None) -> AsyncIterator[Any]:
+        if of.name == "broken":
+            raise KeyError("a fault of ours, or a library's")
+        opened.set()
+        yield Place(of.name)
+
+    several: Any = SeveralRuntimes(Place("own"))  # type: ignore[arg-type]
+    store: Any = Rows(cluster("broken"), cluster("whole"))
+    running = asyncio.create_task(Clusters(store, no_key, several, manual_clock).run(open_runtime))
+    async with asyncio.timeout(30):
+        await opened.wait()
+        await asyncio.sleep(0)
+    assert not running.done()
+    running.cancel()
+    await asyncio.wait([running])
+
+
+@pytest.mark.parametrize("authority", ["not base64", base64.b64encode(b"no certificate").decode()])
+async def test_a_kubeconfig_of_before_that_cannot_be_used_is_words_and_no_crash(authority: str) -> None:
+    kept = {
+        "current-context": "x",
+        "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}],
+        "clusters": [{"name": "x", "cluster": {"server": "https://x", "certificate-authority-data": authority}}],
+        "users": [{"name": "x", "user": {"token": "t"}}],
+    }
+    with pytest.raises(SettingsError, match="no way to a cluster"):
+        async with open_api(kept, "", "one"):
+            raise AssertionError("it was opened")
