@@ -1,14 +1,17 @@
 """`ekiben images list|get|delete`: images that builds of the platform made."""
 
+import os
 import re
+import sys
+from pathlib import Path
 
 import click
 
 from ekiben.builder.v1 import images_pb2 as pb
 from ekiben.cli import short
-from ekiben.cli.options import limit_option, output_option
+from ekiben.cli.options import hidden_connection_options, limit_option, output_option
 from ekiben.cli.output import age, collect, last, moment, print_item, print_items, said, size, tag
-from ekiben.cli.session import run
+from ekiben.cli.session import finish, open_client, run, take_options
 from ekiben.client import Client
 from ekiben.errors import NotFound
 
@@ -99,9 +102,38 @@ async def stats(client: Client, output: str) -> None:
 
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Say what would go, and change nothing.")
-@run
-async def gc(client: Client, dry_run: bool) -> None:
+@click.option(
+    "--local",
+    is_flag=True,
+    help="Instead of the platform's images: what `ekiben images build` keeps on this machine and no build used for "
+    "long. Builds do this themselves, once a day.",
+)
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("~/.cache/ekiben/images"),
+    show_default=True,
+    help="With --local: the folder.",
+)
+@hidden_connection_options(without=())
+@click.pass_context
+def gc(context: click.Context, /, dry_run: bool, local: bool, cache: Path, **connection: object) -> None:
     """Delete images that are kept no longer, and layers that no image has."""
+    if local:
+        command = [sys.executable, "-P", "-m", "ekiben.launch", "services.builder.offline_caches"]
+        command += [str(cache.expanduser().resolve()), *["--dry-run"] * dry_run]
+        sys.stdout.flush()
+        os.execv(sys.executable, command)
+    options = take_options(context, connection)
+
+    async def collected() -> None:
+        async with open_client(options) as client:
+            await _collect(client, dry_run)
+
+    finish(collected(), options)
+
+
+async def _collect(client: Client, dry_run: bool) -> None:
     found = await client.images.collect(dry_run=dry_run)
     would = "Would delete" if dry_run else "Deleted"
     for image in found.images:

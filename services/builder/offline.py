@@ -16,7 +16,7 @@ from pathlib import Path
 from ekiben import archives, localstore
 from ekiben.errors import EkibenError, FailedPrecondition
 from services.builder import bento as bentos
-from services.builder import image_builds
+from services.builder import image_builds, offline_caches
 from services.builder.assembler import Model
 from services.builder.attesting import Attestor
 from services.builder.buildah import BuildahEngine
@@ -65,6 +65,7 @@ async def build(
     await asyncio.to_thread(_check_layout, output)
     settings = Settings(database_url="sqlite://", data_dir=cache)
     with (
+        offline_caches.used(cache),
         tempfile.TemporaryDirectory(prefix="ekb") as run_dir,
         tempfile.TemporaryDirectory(dir=_made(cache / "tmp")) as tmp,
     ):
@@ -153,24 +154,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--refresh-commands", action="store_true")
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/ekiben/images").expanduser())
     given = parser.parse_args(arguments)
+    cache = given.cache.absolute()
+
+    async def work() -> Descriptor:
+        found = await build(
+            given.bento,
+            base=given.base,
+            output=given.output,
+            cache=cache,
+            reference=given.tag,
+            compression=given.compression,
+            refresh_commands=given.refresh_commands,
+            refresh_base=given.refresh_base,
+            from_source=given.from_source,
+            platforms=[Platform.parse(each) for each in dict.fromkeys(given.platform.split(",")) if each],
+            attest=key is not None or not given.no_attestations,
+            key=key,
+        )
+        await offline_caches.prune_daily(cache, _say)
+        return found
+
     try:
         key = keys.load_private(given.sign_key, given.password_file) if given.sign_key else None
-        found = asyncio.run(
-            build(
-                given.bento,
-                base=given.base,
-                output=given.output,
-                cache=given.cache.absolute(),
-                reference=given.tag,
-                compression=given.compression,
-                refresh_commands=given.refresh_commands,
-                refresh_base=given.refresh_base,
-                from_source=given.from_source,
-                platforms=[Platform.parse(each) for each in dict.fromkeys(given.platform.split(",")) if each],
-                attest=key is not None or not given.no_attestations,
-                key=key,
-            )
-        )
+        found = asyncio.run(work())
     except EkibenError as exc:
         print(f"Error: {exc.message}", file=sys.stderr)
         return 1

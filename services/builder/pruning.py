@@ -56,8 +56,15 @@ class Pruning:
     """Keeps the builder's folder from growing for ever."""
 
     def __init__(
-        self, caches: Caches, store: Store, usage: Usage, programs: Programs, settings: Settings, clock: Clock
+        self,
+        caches: Caches,
+        store: Store | None,
+        usage: Usage | None,
+        programs: Programs,
+        settings: Settings,
+        clock: Clock,
     ) -> None:
+        """Without a store there are no builds but those that have ended, without usage no deployments."""
         self._caches = caches
         self._store = store
         self._usage = usage
@@ -107,7 +114,7 @@ class Pruning:
             await self._go(await self._unused(Kind.LOCKS, before), pruned, dry_run)
             shipped = await asyncio.to_thread(self._caches.unnamed_shipped)
             await self._go([each for each in shipped if each.used < old], pruned, dry_run)
-            active = await self._store.unfinished()
+            active = await self._store.unfinished() if self._store is not None else ()
             logs = await self._unused(Kind.LOGS, min(grace, now - settings.logs_keep_days * _DAY_S))
             await self._go([each for each in logs if each.path.stem not in active], pruned, dry_run)
             await self._go(await self._unused(Kind.UNFINISHED, grace), pruned, dry_run)
@@ -149,6 +156,8 @@ class Pruning:
 
     async def _is_used(self, thing: Thing, dry_run: bool) -> bool:
         """Whether a deployment may run from an environment: then it counts as used now, as long as that lives."""
+        if self._usage is None:
+            return False
         try:
             used = await self._usage.runs_from(f"sha256:{thing.path.name}")
         except Unavailable:

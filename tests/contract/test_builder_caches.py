@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ekiben.errors import Unavailable
-from services.builder import bento
+from services.builder import bento, offline_caches
 from services.builder.caches import Caches, Kind
 from services.builder.domain import Build, Environment
 from services.builder.environments import Environments
@@ -253,3 +253,41 @@ class _later:
 
     def __exit__(self, *_: object) -> None:
         self._patch.undo()
+
+
+async def test_what_builds_without_a_server_keep_is_tidied_once_a_day_and_not_while_one_is_at_work(
+    tmp_path: Path,
+) -> None:
+    cache, old, said = tmp_path / "cache", time.time() - 40 * DAY_S, list[str]()
+    for name in ("image-environments/old", "image-environments/new", "bytecode/old"):
+        (cache / name).mkdir(parents=True)
+        (cache / name / "file").write_bytes(b"x" * 5000)
+    (cache / "locks").mkdir()
+    (cache / "locks" / "old.txt").write_text("kept for a year")
+    for path in [*cache.rglob("old"), cache / "locks" / "old.txt"]:
+        os.utime(path, (old, old))
+
+    def left() -> set[str]:
+        return {
+            str(path.relative_to(cache))
+            for kind in ("image-environments", "bytecode", "locks")
+            for path in (cache / kind).iterdir()
+        }
+
+    everything = left()
+    found = await offline_caches.prune(cache, dry_run=True)
+    assert found.counts == {Kind.IMAGE_ENVIRONMENTS: 1, Kind.BYTECODE: 1} and left() == everything
+    with offline_caches.used(cache), offline_caches.used(cache):
+        await offline_caches.prune_daily(cache, said.append)
+        with pytest.raises(Unavailable, match="A build uses"):
+            await offline_caches.prune(cache)
+    assert left() == everything and not said
+    await offline_caches.prune_daily(cache, said.append)
+    assert left() == {"image-environments/new", "locks/old.txt"}
+    assert len(said) == 1 and said[0].startswith("Deleted 2 things")
+    os.utime(cache / "image-environments" / "new", (old, old))
+    await offline_caches.prune_daily(cache, said.append)
+    assert left() == {"image-environments/new", "locks/old.txt"}
+    os.utime(cache / ".pruned", (old, old))
+    await offline_caches.prune_daily(cache, said.append)
+    assert left() == {"locks/old.txt"}

@@ -1,0 +1,105 @@
+"""The cache of `ekiben images build`: a builder's folder without a builder that tidies it.
+
+So builds do, at their end and once a day at most, by the rules of `pruning`: what no build used for thirty days goes,
+locks and wheels that were built from source after a year. Nothing goes while a build is at work. `ekiben images gc
+--local` does it now.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from ekiben.errors import EkibenError, Unavailable
+from services.builder.caches import Caches
+from services.builder.pruning import Pruned, Pruning
+from services.builder.settings import Settings
+from services.builder.uv import Programs
+from services.content.files import make_folder
+from services.kernel.clock import SYSTEM
+
+_EVERY_S = 86_400.0
+
+
+@contextlib.contextmanager
+def used(cache: Path) -> Iterator[None]:
+    """Use the cache, with as many others as like, and with nobody who takes something away."""
+    with _locked(cache, fcntl.LOCK_SH):
+        yield
+
+
+async def prune(cache: Path, *, dry_run: bool = False) -> Pruned:
+    """Take away what no build used for long.
+
+    Raises:
+        Unavailable: a build uses the cache, or somebody else prunes it (CACHES_BUSY).
+    """
+    settings = Settings(database_url="sqlite://", data_dir=cache)
+    with contextlib.ExitStack() as stack:
+        if not dry_run:
+            try:
+                stack.enter_context(_locked(cache, fcntl.LOCK_EX | fcntl.LOCK_NB))
+            except BlockingIOError:
+                raise Unavailable(
+                    f"A build uses {cache} now. Try again when it has ended.", reason="CACHES_BUSY"
+                ) from None
+        run_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="ekb"))
+        pruning = Pruning(Caches(cache), None, None, Programs(cache, Path(run_dir)), settings, SYSTEM)
+        return await pruning.prune(dry_run=dry_run)
+
+
+async def prune_daily(cache: Path, say: Callable[[str], None]) -> None:
+    """The same, unless it was done within a day or a build is at work. What goes wrong is said, and stops nobody."""
+    stamp = cache / ".pruned"
+    with contextlib.suppress(OSError):
+        if abs(time.time() - stamp.stat().st_mtime) < _EVERY_S:
+            return
+    try:
+        pruned = await prune(cache)
+        stamp.touch()
+    except (EkibenError, OSError) as exc:
+        if not (isinstance(exc, EkibenError) and exc.reason == "CACHES_BUSY"):
+            say(f"WARNING: the cache {cache} could not be tidied: {exc}")
+        return
+    if pruned.counts:
+        say(f"Deleted {_told(pruned)} from {cache}, which no build used for long.")
+
+
+def _told(pruned: Pruned) -> str:
+    return f"{pruned.counts.total()} things ({pruned.size_bytes.total() / (1 << 20):.1f} MiB)"
+
+
+@contextlib.contextmanager
+def _locked(cache: Path, how: int) -> Iterator[None]:
+    make_folder(cache)
+    with open(cache / ".builds.lock", "wb") as file:
+        fcntl.flock(file, how)
+        yield
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="ekiben images gc --local")
+    parser.add_argument("cache", type=Path)
+    parser.add_argument("--dry-run", action="store_true")
+    given = parser.parse_args(arguments)
+    if not given.cache.is_dir():
+        print(f"There is no {given.cache}: nothing was built here yet.", file=sys.stderr)
+        return 0
+    try:
+        pruned = asyncio.run(prune(given.cache, dry_run=given.dry_run))
+    except (EkibenError, OSError) as exc:
+        print(f"Error: {exc.message if isinstance(exc, EkibenError) else exc}", file=sys.stderr)
+        return 1
+    would = "Would delete" if given.dry_run else "Deleted"
+    for kind, count in pruned.counts.items():
+        size_bytes = pruned.size_bytes[kind]
+        print(f"{would} {count} of {kind.replace('-', ' ')} ({size_bytes / (1 << 20):.1f} MiB).", file=sys.stderr)
+    if not pruned.counts:
+        print("Nothing is kept that goes now.", file=sys.stderr)
+    return 0
