@@ -30,6 +30,8 @@ _SCRIPTS = Path(__file__).parent / "kubernetes" / "cluster"
 _PROGRAMS = ("runc", "iptables", "conntrack", "socat", "ip", "openssl", "gcc", "kubectl", "go")
 _DEFAULT = Path("/tmp/ekiben-cluster")
 _REGISTRY_PORTS = range(5000, 5010)
+ANOTHER = f"node-{NODES + 1}"
+"""The node that `Cluster.another_node` adds, and the taint that it has."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,41 @@ class Cluster:
             stack.callback(passing.wait)
             stack.callback(passing.kill)
             yield passage.name
+
+    @contextlib.contextmanager
+    def another_node(self) -> Iterator["Node"]:
+        """A node more while inside, `ANOTHER`. Only pods that tolerate its taint come to it, so that it may be hurt."""
+        if self.folder is None:
+            pytest.skip("another cluster takes no node of this machine")
+        with open(self.folder / f"{ANOTHER}.lock", "wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            node = Node(self.folder)
+            try:
+                node.script("network")
+                node.script("start", ANOTHER)
+                self.kubectl("wait", "--for=create", f"node/{ANOTHER}", "--timeout=60s")
+                self.kubectl("wait", "--for=condition=Ready", f"node/{ANOTHER}", "--timeout=60s")
+                yield node
+            finally:
+                node.script("stop")
+                self.kubectl("delete", "node", ANOTHER, "--ignore-not-found", "--wait=false", check=False)
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of a test's own."""
+
+    folder: Path
+
+    def script(self, what: str, *words: str) -> None:
+        """See cluster/node.sh."""
+        command = [_SCRIPTS / "node.sh", what, programs(), self.folder, str(NODES + 1), *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, f"node.sh {what}: {done.stdout[-500:]} {done.stderr[-1000:]}"
+
+    def kill(self) -> None:
+        """SIGKILL to its kubelet, its containerd and all its containers at once."""
+        self.script("kill")
 
 
 @dataclass(frozen=True)
