@@ -154,9 +154,12 @@ class Builds:
                             progress.made = await self._given(way.image)
                             self.changed()
                             return
+                        verified = None
+                        if self._gate and self._output_of(way) is Output.ENVIRONMENT:
+                            verified = self._gate.look_at_environment(bento)
                         build = await self._build(progress, bento, secrets, way)
                         progress.built = True
-                        made = await self._made(build, way)
+                        made = await self._made(build, way, verified)
             except EkibenError as exc:
                 if exc.reason in REFUSED:
                     # An image may be signed, or a key trusted, at any time; another build would change nothing.
@@ -209,11 +212,11 @@ class Builds:
                 call.cancel()
         return build  # type: ignore[no-any-return]
 
-    async def _made(self, build: builder_pb2.Build, way: Way) -> Made | None:
+    async def _made(self, build: builder_pb2.Build, way: Way, verified: Condition | None) -> Made | None:
         if build.state != builder_pb2.Build.SUCCEEDED:
             return None
         if self._output_of(way) is Output.ENVIRONMENT:
-            return Made(build.environment.digest, environment=build.environment.path)
+            return Made(build.environment.digest, environment=build.environment.path, verified=verified)
         image = await self._images.GetImage(images_pb2.GetImageRequest(name=build.image))
         apart = tuple((layer.model, layer.image) for layer in image.layers if layer.image)
         mounted = [digest for _, digest in apart]

@@ -71,6 +71,23 @@ class Gate:
         _looks.labels("verified").inc()
         return Condition(TYPE, True, "SIGNED", f"{digest} is signed by {', '.join(signers)}.")
 
+    def look_at_environment(self, bento: str) -> Condition | None:
+        """The same of an environment on the deployer's machine, which nobody can sign.
+
+        Raises:
+            FailedPrecondition: refused (IMAGE_NOT_SIGNED).
+        """
+        if self._policy == "off":
+            return None
+        problem = FailedPrecondition(
+            f"{bento} would run in an environment on the deployer's machine, which nobody can sign. Deploy it to a "
+            "cluster that was added (`ekiben clusters list`), or have an operator set EKIBEN_DEPLOYER_RUNTIME to "
+            "podman or kubernetes.",
+            reason="IMAGE_NOT_SIGNED",
+            bento=bento,
+        )
+        return self._problem(bento, problem)
+
     def _problem(self, digest: str, problem: EkibenError) -> Condition:
         unknown = isinstance(problem, Unavailable)
         _looks.labels("unknown" if unknown else "refused").inc()

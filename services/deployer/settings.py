@@ -28,7 +28,8 @@ class Settings(DatabaseSettings):
     `layers` of the bento's image, or where they run on Kubernetes each as an `image-volume`."""
     image_policy: str = "off"
     """What is done about images that nobody trusted signed: `off`, nothing; `warn`, they run and the deployment says
-    so; `enforce`, they are refused. Needs a runtime that runs images."""
+    so; `enforce`, they are refused. The environments that `process` runs are signed by nobody: only what is deployed to
+    clusters that were added can be then."""
     image_keys: tuple[Path, ...] = ()
     """PEM files of public keys, or folders of `*.pub`, whose signatures count. Read anew at each look. Lines
     `not-after:` and `images:` before a key bound it."""
@@ -167,15 +168,9 @@ class Settings(DatabaseSettings):
             return [f"image_policy is {self.image_policy!r}; it must be off, warn or enforce."]
         if self.image_policy == "off":
             return []
-        faults = []
-        if self.runtime == "process":
-            faults.append(
-                f"image_policy is {self.image_policy!r} and runtime is process, which runs environments that nobody "
-                "signs; set runtime to podman, or image_policy to off."
-            )
         if not self.image_keys and not self.image_identities:
-            faults.append("image_policy needs whom to trust: set image_keys, or image_identities.")
-        return faults
+            return ["image_policy needs whom to trust: set image_keys, or image_identities."]
+        return []
 
     @property
     def metric_names(self) -> dict[str, str]:

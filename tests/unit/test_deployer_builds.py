@@ -5,11 +5,14 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
+import pytest
+
 from ekiben.api.v1 import annotations_pb2
 from ekiben.builder.v1 import builder_pb2, images_pb2
 from ekiben.errors import EkibenError, FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
 from services.deployer.builds import AGAIN_S, LONGEST_PAUSE_S, LOOK_AGAIN_S, UNWANTED_S, Builds, Output, Progress
 from services.deployer.domain import Condition
+from services.deployer.gate import Gate
 from services.kernel.clock import ManualClock
 from services.kernel.identity import Principal
 
@@ -152,3 +155,17 @@ async def test_keys_that_cannot_be_read_refuse_and_a_registry_that_is_away_is_wa
             await clock.advance(LOOK_AGAIN_S)
             await settle()
             assert progress.made is not None and not progress.failed
+
+
+@pytest.mark.parametrize("policy", ["enforce", "warn"])
+async def test_an_environment_is_nobody_s_so_that_a_policy_refuses_it_or_tells_of_it(policy: str) -> None:
+    async with bench() as made:
+        made.builder.environment = "/environments/first"
+        made.builds = Builds(made.builder, None, Output.ENVIRONMENT, made.clock, Gate(policy, [], [], made.clock))
+        progress = await made.want(1)
+        if policy == "enforce":
+            assert (progress.failed, progress.reason, made.builder.asked) == (True, "IMAGE_NOT_SIGNED", 0)
+            assert "which nobody can sign" in progress.message and BENTO in progress.message
+            return
+        assert progress.made is not None and progress.made.verified is not None
+        assert progress.made.verified.status is False and "runs nevertheless" in progress.made.verified.message
