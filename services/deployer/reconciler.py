@@ -260,7 +260,7 @@ class Reconciler:
         for one in sets:
             if one.asked or one.replicas:
                 await self._runtime.scale(one.key, 0)
-        left = sum(len(one.replicas) for one in sets)
+        left = sum(not replica.lost for one in sets for replica in one.replicas)
         if deployment.deleting and not left:
             await self._runtime.forget(deployment.uid)
             await self._store.remove_deployment(deployment.uid)
@@ -673,5 +673,5 @@ def _share(route: pb.Route) -> None:
 def _seen(one: SetStatus | None, key: str) -> SetView:
     if one is None:
         return SetView(key, 0)
-    draining = one.count(Phase.DRAINING)
-    return SetView(key, one.asked, len(one.replicas) - draining, one.count(Phase.READY), draining)
+    draining, lost = one.count(Phase.DRAINING), sum(replica.lost for replica in one.replicas)
+    return SetView(key, one.asked, len(one.replicas) - draining, one.count(Phase.READY), draining - lost, lost)

@@ -23,6 +23,8 @@ class SetView:
     ready: int = 0
     """How many of these answer."""
     draining: int = 0
+    lost: int = 0
+    """How many should have ended, on a node that does not say whether they did."""
 
     @property
     def occupied(self) -> int:
@@ -36,7 +38,7 @@ class SetView:
 
     @property
     def gone(self) -> bool:
-        """Whether nothing of it is left."""
+        """Whether nothing of it is left that anybody knows of."""
         return self.asked == 0 and self.total == 0 and self.draining == 0
 
 
@@ -106,7 +108,8 @@ def next_steps(
 
 def _grown(plan: Plan, new: SetView, old: Sequence[SetView]) -> int:
     if plan.recreate:
-        return plan.desired if all(view.gone for view in old) else new.asked
+        # What is lost may run still, and may not do so beside the new one.
+        return plan.desired if all(view.gone and not view.lost for view in old) else new.asked
     room = plan.desired + plan.surge - new.occupied - sum(view.occupied for view in old)
     return new.asked + max(0, room)
 

@@ -29,6 +29,9 @@ CAPTURE_MODULE = "ekiben_capture"
 """Envoy finds it as `libekiben_capture.so`."""
 UNREACHED = ["UH", "UF", "UO", "LR", "UR", "UC", "UT", "URX", "NC", "LH", "UPE", "OM"]
 """Response flags that say that no upstream gave an answer."""
+LOST = ["UC", "UR"]
+"""Those that say that one had the request, and went before it answered."""
+_LOST_DETAIL = "The connection broke before there was an answer; whether the request was carried out is not known."
 DRAIN_S = 60
 """Connections of a listener that goes away get so long, with `connection: close` from the start."""
 
@@ -382,6 +385,20 @@ def _local_replies() -> Resource:
     from_route = {key: f"%METADATA(ROUTE:ekiben:{key})%" for key in ("type", "reason", "detail")}
     return {
         "mappers": [
+            _mapper(
+                {"and_filter": {"filters": [_flags(LOST), _not_grpc()]}},
+                {
+                    "type": type_of("CONNECTION_LOST"),
+                    "title": "Service unavailable",
+                    "status": "%RESPONSE_CODE%",
+                    "code": "UNAVAILABLE",
+                    "reason": "CONNECTION_LOST",
+                    "detail": _LOST_DETAIL,
+                    "error": _LOST_DETAIL,
+                    "flags": "%RESPONSE_FLAGS%",
+                    "instance": "urn:uuid:%REQ(X-REQUEST-ID)%",
+                },
+            ),
             _mapper(
                 {"and_filter": {"filters": [_flags(UNREACHED), _not_grpc()]}},
                 {

@@ -210,7 +210,8 @@ def _safe_retries() -> Resource:
                 "typed_config": {"@type": f"{TYPES}extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"},
             }
         ],
-        "host_selection_retry_max_attempts": 5,
+        # A dead replica has the fewest requests, so that it is chosen three times of four where it is one of two.
+        "host_selection_retry_max_attempts": 30,
     }
 
 

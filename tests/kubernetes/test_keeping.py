@@ -8,14 +8,16 @@ import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from services.deployer.runtimes import SetStatus
+from services.deployer.runtimes import Phase, SetStatus
 from services.deployer.runtimes.kubernetes.keeping import MADE
 from services.deployer.runtimes.kubernetes.names import INSTALLATION, Where, name_of
 from services.deployer.runtimes.kubernetes.runtime import KubernetesRuntime, open_kubernetes_runtime
+from services.kernel.clock import SystemClock
 from tests.api_proxy import ApiProxy, api_proxy
 from tests.cluster import Cluster
 from tests.cluster_platform import new_namespace
@@ -125,6 +127,39 @@ async def test_what_somebody_deletes_or_empties_comes_back(cluster: Cluster, whe
             return "env.GREETING" in (secret.get("data") or {})
 
         await until(filled, "the variable is back", 60)
+
+
+class Later(SystemClock):
+    """An hour later."""
+
+    def now(self) -> datetime:
+        return super().now() + timedelta(hours=1)
+
+
+async def test_a_pod_whose_node_does_not_say_that_it_ended_is_lost(
+    cluster: Cluster, where: Where, tmp_path: Path
+) -> None:
+    """A finalizer stands for the node: the pod is told to end, and stays."""
+    spec, at = a_set(), ("-n", where.namespace)
+    async with api_proxy(cluster.kubeconfig, tmp_path) as proxy:
+        async with running(proxy, where) as runtime:
+            await runtime.apply(spec, 1)
+            await pods(cluster, where, 1)
+            selector = ("pods", *at, "-l", f"{INSTALLATION}={where.installation}")
+            ((pod,)) = [each["metadata"]["name"] for each in cluster.get(*selector)["items"]]
+            cluster.kubectl("patch", "pod", pod, *at, "-p", '{"metadata": {"finalizers": ["ekiben.test/node"]}}')
+            cluster.kubectl("delete", "pod", pod, *at, "--wait=false")
+
+            async def leaving() -> bool:
+                return (await status_of(runtime, spec.key)).count(Phase.DRAINING) == 1
+
+            await until(leaving, "it leaves", 60)
+            assert not any(one.lost for one in (await status_of(runtime, spec.key)).replicas)
+        async with open_kubernetes_runtime(proxy.kubeconfig, "", where, clock=Later()) as runtime:
+            await asyncio.wait_for(runtime.filled(), 30)
+            (lost,) = [one for one in (await status_of(runtime, spec.key)).replicas if one.lost]
+            assert (lost.replica, "kubectl delete node" in lost.message) == (pod, True)
+    cluster.kubectl("patch", "pod", pod, *at, "-p", '{"metadata": {"finalizers": null}}')
 
 
 async def test_whoever_owns_a_field_keeps_it_and_is_named(cluster: Cluster, where: Where, tmp_path: Path) -> None:

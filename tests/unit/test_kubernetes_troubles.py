@@ -10,7 +10,7 @@ from ekiben.errors import PermissionDenied
 from services.deployer.runtimes import Phase, SetStatus
 from services.deployer.runtimes.kubernetes import events
 from services.deployer.runtimes.kubernetes.events import Explainer
-from services.deployer.runtimes.kubernetes.pods import not_made, replica_of, troubled
+from services.deployer.runtimes.kubernetes.pods import lost_of, not_made, overdue, replica_of, troubled
 from services.kernel.clock import ManualClock
 
 RUNNING = {"running": {"startedAt": "2026-01-01T00:00:10Z"}}
@@ -88,14 +88,6 @@ def warning(message: str, at: str = "2026-01-01T00:00:20Z", reason: str = "Unhea
             },
             Phase.CRASHED,
             "Container fetch, which goes before it: It ended with status 3.",
-        ),
-        (
-            {
-                "conditions": [SCHEDULED, {"type": "Ready", "status": "False", "reason": "NodeNotReady"}],
-                "containerStatuses": container(RUNNING, started=True, ready=True),
-            },
-            Phase.UNREADY,
-            "Its node node-1 does not answer the cluster.",
         ),
         (
             {
@@ -221,3 +213,25 @@ async def test_events_of_a_deployment_are_those_of_its_objects_alone() -> None:
     assert (one.replica, one.service, one.revision, one.count, one.warning) == ("ekiben-abc-1-2", "Iris", 3, 4, True)
     assert one.time == datetime(2026, 1, 1, 0, 1, tzinfo=UTC)
     assert one.object == "Pod/ekiben-abc-1-2"
+
+
+def test_a_node_that_is_away_is_said_and_not_what_probes_were_answered_before() -> None:
+    unready = {"type": "Ready", "status": "False", "lastTransitionTime": "2026-01-01T00:10:00Z"}
+    away = pod(conditions=[SCHEDULED, unready], containerStatuses=container(RUNNING, started=True, ready=True))
+    startup = warning("Startup probe failed: dial tcp 10.0.0.1:3000: connect: connection refused")
+    assert replica_of(away, [startup]).message == "It does not answer its readiness probe."
+    lost = warning("Node is not ready", at="2026-01-01T00:10:00Z", reason="NodeNotReady")
+    assert replica_of(away, [startup, lost]).message == "Its node node-1 does not answer the cluster."
+    # It came back, and went by itself later.
+    earlier = warning("Node is not ready", at="2026-01-01T00:05:00Z", reason="NodeNotReady")
+    assert replica_of(away, [startup, earlier]).message == "It does not answer its readiness probe."
+
+
+def test_a_pod_whose_node_never_says_that_it_ended_is_lost() -> None:
+    leaving = pod(containerStatuses=container(RUNNING, started=True, ready=True))
+    leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:10:00Z"
+    assert not overdue(leaving, datetime(2026, 1, 1, 0, 10, 29, tzinfo=UTC))
+    assert overdue(leaving, datetime(2026, 1, 1, 0, 10, 31, tzinfo=UTC))
+    assert not overdue(pod(), datetime(2027, 1, 1, tzinfo=UTC))
+    found = lost_of(replica_of(leaving))
+    assert (found.phase, found.lost, "kubectl delete node" in found.message) == (Phase.DRAINING, True, True)

@@ -127,6 +127,9 @@ class ReplicaStatus:
     """Why it could not be started, for programs: `ENVIRONMENT_MISSING`, `IMAGE_MISSING`."""
     serving: bool = False
     """Of one that is DRAINING: that it still answers new requests, for as long as nobody else does."""
+    lost: bool = False
+    """Of one that is DRAINING: that its time to end is over, and who should say that it ended does not answer. Nobody
+    waits for it but who may not run beside it."""
 
 
 @dataclass(frozen=True)

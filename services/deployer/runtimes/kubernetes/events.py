@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 _PAUSES_S = (5.0, 10.0, 30.0, 120.0, 300.0)
 """Before a troubled pod is asked about, again and again. The first is longer than most replicas take to start."""
 _READY_ONCE_S = 0.0
-"""The same for one that ran: its probe has failed several times by then."""
+"""The same for one that ran: its probe has failed several times by then. That its node is away is said a moment later,
+so that it is asked again after the first pause."""
 _PODS_A_SET = 2
 """Replicas of a set suffer from the same; more are not asked about."""
 
@@ -76,7 +77,7 @@ class Explainer:
         if self._denied or known.due > now:
             return False
         known.times += 1
-        known.due = now + _PAUSES_S[min(known.times, len(_PAUSES_S) - 1)]
+        known.due = now + _PAUSES_S[min(known.times - known.started, len(_PAUSES_S) - 1)]
         try:
             found, _ = await self._api.listed("Event", "", fields=f"involvedObject.uid={uid},type=Warning")
         except EkibenError as exc:

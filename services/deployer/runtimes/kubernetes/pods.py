@@ -8,7 +8,8 @@ Source: kubernetes.io/docs/concepts/workloads/pods: pod-lifecycle, disruptions. 
 
 import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Any
 
 from services.deployer.runtimes import Phase, ReplicaStatus
@@ -29,6 +30,8 @@ _PROBE = re.compile(
     r"(Readiness|Liveness|Startup) probe (?:failed|errored)(?: and resulted in .*?)?: (?P<what>.*)", re.S
 )
 _STATUS = re.compile(r"HTTP probe failed with statuscode: (\d+)")
+_OVERDUE = timedelta(seconds=30)
+"""Kubelets take some seconds to say that a pod ended once its time is over; after this one does not answer."""
 _SIGNALS = {137: "SIGKILL", 139: "SIGSEGV", 134: "SIGABRT", 143: "SIGTERM"}
 
 
@@ -44,6 +47,8 @@ def replica_of(pod: Object, events: Sequence[Object] = ()) -> ReplicaStatus:
     phase, message = _phase(pod, status, container, ready=ready)
     if phase in (Phase.STARTING, Phase.UNREADY, Phase.CRASHED):
         message = _explained(message, phase, events, since=_began(container))
+    if phase is Phase.UNREADY and _node_away(status, events):
+        message = f"Its node {pod.get('spec', {}).get('nodeName', '')} does not answer the cluster."
     address = f"{status['podIP']}:{PORT}" if status.get("podIP") else ""
     if ":" in status.get("podIP", ""):
         address = f"[{status['podIP']}]:{PORT}"
@@ -71,6 +76,18 @@ def troubled(pod: Object) -> bool:
     if _condition(status, "PodScheduled").get("status") != "True":
         return False
     return _waiting(_container(status))[0] not in (*_NO_IMAGE, *_NOT_MADE)
+
+
+def overdue(pod: Object, now: datetime) -> bool:
+    """Whether a pod that was told to end should have, and its node does not say so."""
+    until = _time(pod["metadata"].get("deletionTimestamp"))
+    return until is not None and now > until + _OVERDUE
+
+
+def lost_of(replica: ReplicaStatus) -> ReplicaStatus:
+    """The replica of a pod that is overdue."""
+    said = "Its node does not say that it ended, so nobody waits for it. It goes with the Node: `kubectl delete node`."
+    return replace(replica, lost=True, serving=False, message=f"{replica.message} {said}".strip())
 
 
 def not_made(deployment: Object) -> str:
@@ -109,8 +126,6 @@ def _phase(pod: Object, status: Mapping[str, Any], container: Mapping[str, Any],
         return Phase.STARTING, f"It answers, and waits for others: {_short(gates.get('message') or '')}"
     if (first := _initializing(status)) is not None:
         return first
-    if _condition(status, "Ready").get("reason") == "NodeNotReady" or status.get("reason") == "NodeLost":
-        return Phase.UNREADY, f"Its node {pod.get('spec', {}).get('nodeName', '')} does not answer the cluster."
     if container.get("started"):
         return Phase.UNREADY, _unready(status)
     if "terminated" in (container.get("state") or {}):
@@ -209,6 +224,8 @@ def _explained(message: str, phase: Phase, events: Sequence[Object], since: date
     if probes and phase is Phase.CRASHED and any("Liveness" in text for text in probes):
         liveness = [text for text in probes if "Liveness" in text]
         return f"{message} {_probed(liveness[-1])}"
+    if phase is Phase.UNREADY:  # It has started: what was answered before says nothing any more.
+        probes = [text for text in probes if not text.startswith("Startup")]
     if probes and phase is Phase.UNREADY and message == "It does not answer its readiness probe.":
         return _probed(probes[-1])
     if probes and phase is Phase.STARTING and message == "It is starting.":
@@ -223,6 +240,18 @@ def _probed(text: str) -> str:
     if status := _STATUS.match(what):
         return f"It answers its {kind} probe with {status[1]}."
     return f"It does not answer its {kind} probe: {what}"
+
+
+def _node_away(status: Mapping[str, Any], events: Sequence[Object]) -> bool:
+    """Whether the cluster took the pod for not ready because it hears nothing of its node. It says so by an event only,
+    just after it changed the pod's condition; once the node is back, the pod's condition is the node's again."""
+    changed = _time(_condition(status, "Ready").get("lastTransitionTime"))
+    said = [_time(each.get("lastTimestamp") or each.get("eventTime")) for each in _of_nodes(events)]
+    return any(changed is None or when is None or when >= changed for when in said)
+
+
+def _of_nodes(events: Sequence[Object]) -> list[Object]:
+    return [event for event in events if event.get("reason") == "NodeNotReady"]
 
 
 def _uncapitalized(text: str) -> str:

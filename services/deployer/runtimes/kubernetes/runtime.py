@@ -36,7 +36,7 @@ from services.deployer.runtimes.kubernetes.names import (
     facts_of,
     name_of,
 )
-from services.deployer.runtimes.kubernetes.pods import not_made, replica_of
+from services.deployer.runtimes.kubernetes.pods import lost_of, not_made, overdue, replica_of
 from services.deployer.runtimes.kubernetes.pulling import Logins, PullSecret
 from services.deployer.runtimes.kubernetes.slices import endpoints_of, placed
 from services.deployer.runtimes.scaling import HPA
@@ -138,20 +138,22 @@ class KubernetesRuntime:
                     count = int(item["spec"].get("replicas", 1))
                     found[key] = replace(found[key], asked=count, autoscaled=lent)
         replicas: dict[str, list[Object]] = {key: [] for key in found}
-        places = endpoints_of(self._caches["EndpointSlice"].objects.values())
+        places, now = endpoints_of(self._caches["EndpointSlice"].objects.values()), self._clock.now()
         for pod in self._caches["Pod"].objects.values():
             replicas.get(_label(pod, SET), []).append(pod)
         return [
             replace(
                 one,
-                replicas=tuple(placed(self._replica(pod), places.get(key)) for pod in sorted(replicas[key], key=_name)),
+                replicas=tuple(
+                    placed(self._replica(pod, now), places.get(key)) for pod in sorted(replicas[key], key=_name)
+                ),
                 note=self._note(key),
                 outlives=True,
             )
             for key, one in found.items()
         ]
 
-    def _replica(self, pod: Object) -> ReplicaStatus:
+    def _replica(self, pod: Object, now: datetime) -> ReplicaStatus:
         """The pod as a replica. Of thousands few are another than at the last look."""
         name, said = _name(pod), self._explainer.of(pod)
         known = self._replicas.get(name)
@@ -159,7 +161,7 @@ class KubernetesRuntime:
             if len(self._replicas) > 2 * len(self._caches["Pod"].objects) + 100:
                 self._replicas.clear()
             known = self._replicas[name] = (pod, said, replica_of(pod, said))
-        return known[2]
+        return lost_of(known[2]) if overdue(pod, now) else known[2]
 
     async def drain(self, grace_s: float) -> None:
         """Nothing: pods outlive the deployer."""
