@@ -14,11 +14,12 @@ slow (a call to a peer, a file) inside of one. How the migrations of a service m
 import asyncio
 import importlib.util
 import logging
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
@@ -27,7 +28,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 from sqlalchemy.types import TypeDecorator
 
-from ekiben.errors import DataLoss, FailedPrecondition, Unavailable
+from ekiben.errors import Aborted, DataLoss, FailedPrecondition, Unavailable
 from services.kernel import migrations, outages, postgres, telemetry
 from services.kernel.engines import AsyncConnection, AsyncEngine, create_async_engine, insert_into
 from services.kernel.lookups import Executor, Lookups
@@ -45,6 +46,8 @@ _READERS = 8
 _LOOKUPS = 4
 
 _LISTENER_S = 5.0
+_ATTEMPTS = 6
+_Made = TypeVar("_Made")
 
 _migrating: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 
@@ -124,6 +127,26 @@ class Database:
                     if (error := outages.at_commit(exc)) is not None:
                         raise error from exc
                     raise
+
+    async def attempt(self, work: Callable[[AsyncConnection], Awaitable[_Made]]) -> _Made:
+        """Do `work` in a `transaction`, and once more where PostgreSQL gave that up for another, a few times.
+
+        For what is dear to begin again from the caller's side. Of what `work` did outside of its transaction it has to
+        be true that it may be done twice.
+
+        Raises: as `transaction`; TRANSACTION_LOST after the last time.
+        """
+        for left in reversed(range(_ATTEMPTS)):
+            try:
+                async with self.transaction() as connection:
+                    return await work(connection)
+            except Aborted as exc:
+                if exc.reason != "TRANSACTION_LOST" or not left:
+                    raise
+                log.info("a transaction was lost and is tried again", extra={"left": left})
+            # Whoever went first has to be through, and those who lost together must not come back together.
+            await asyncio.sleep(random.uniform(0.01, 0.03) * 2 ** (_ATTEMPTS - left))
+        raise AssertionError("the last attempt returns or raises")
 
     @asynccontextmanager
     async def alone(self, work: str, *, wait: bool = True) -> AsyncIterator[bool]:

@@ -1,6 +1,7 @@
 """Lists of files on their way into rows: made by the lister, or in the pass in which an upload is checked."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import BinaryIO
 
 from services.content.archives import check_archive
@@ -49,10 +50,8 @@ class CheckedListing:
 
 async def keep(database: Database, digest: str, files: Sequence[File]) -> None:
     """Write down all files of a blob that is claimed. What a crash leaves half done, the lister ends."""
-    async with database.transaction() as connection:
-        await rows.want(connection, digest)
+    await database.attempt(partial(rows.want, digest=digest))
     for first in range(0, len(files), BATCH):
-        async with database.transaction() as connection:
-            await rows.add(connection, digest, first, files[first : first + BATCH])
-    async with database.transaction() as connection:
-        await rows.end(connection, digest)
+        batch = files[first : first + BATCH]
+        await database.attempt(partial(rows.add, digest=digest, first=first, files=batch))
+    await database.attempt(partial(rows.end, digest=digest))

@@ -143,7 +143,10 @@ class Uploads:
             expire_time=now + self._expire,
             creator=caller.user,
         )
-        async with self._database.transaction() as connection:
+        alike = False
+
+        async def open_it(connection: AsyncConnection) -> None:
+            nonlocal upload, alike
             found = await catalog_rows.version(connection, organization, kind, repository, version, lock=True)
             if found is None:
                 raise await not_itself(connection, organization, kind, repository, version)
@@ -161,6 +164,8 @@ class Uploads:
                 await _set_content(connection, organization, found[0], there, digest, stored, now)
             else:
                 await _check_room(connection, organization, digest, size_bytes)
+
+        await self._database.attempt(open_it)
         self._named()
         return replace(await self._row(caller, upload.upload), digest_wanted=alike)
 
@@ -300,6 +305,8 @@ class Uploads:
                         )
                     await _to_the_end(self._commit(row, assembly, check.files))
             except (InvalidArgument, Aborted) as exc:
+                if exc.reason == "TRANSACTION_LOST":
+                    raise  # all that was sent is there: it can be completed again
                 await self._end(upload, UploadState.FAILED, exc.message)
                 raise
             except FailedPrecondition:
@@ -361,9 +368,9 @@ class Uploads:
     async def _claim(self, digest: str) -> None:
         deadline = self._clock.monotonic() + _DELETING_PATIENCE_S
         while True:
-            async with self._database.transaction() as connection:
-                if await held.claim(connection, digest, self._clock.now() + max(_CLAIM, self._garbage_grace)):
-                    return
+            until = self._clock.now() + max(_CLAIM, self._garbage_grace)
+            if await self._database.attempt(partial(held.claim, digest=digest, until=until)):
+                return
             if self._clock.monotonic() >= deadline:
                 raise Unavailable(
                     f"Blob {digest} is being deleted. Complete the upload again.", reason="BLOB_BUSY", digest=digest
@@ -373,7 +380,8 @@ class Uploads:
     async def _name(self, row: Upload, digest: str | None, size_bytes: int) -> None:
         """The transaction that makes content visible."""
         now = self._clock.now()
-        async with self._database.transaction() as connection:
+
+        async def name_it(connection: AsyncConnection) -> None:
             found = await rows.get(connection, row.upload, lock=True)
             if found is None:
                 raise no_upload(row.upload)
@@ -395,13 +403,17 @@ class Uploads:
                     digest=there.digest,
                 )
             await _set_content(connection, row.organization, found[0], there, digest, size_bytes, now)
+
+        await self._database.attempt(name_it)
         self._named()
 
     async def _end(self, upload: str, state: UploadState, failure: str) -> None:
-        async with self._database.transaction() as connection:
+        async def end_it(connection: AsyncConnection) -> None:
             found = await rows.get(connection, upload, lock=True)
             if found is not None and await rows.leave_open(connection, upload, state, failure):
                 await rows.set_lost(connection, found[0], failure, self._clock.now())
+
+        await self._database.attempt(end_it)
         await self._blobs.discard(upload)
 
     async def _fits(self, kind: Kind, digest: Digest, size_bytes: int | None) -> int | None:

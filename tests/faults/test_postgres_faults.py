@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from ekiben.errors import Aborted, EkibenError, ResourceExhausted, Unavailable
 from services.kernel.app import Component, Readiness
-from services.kernel.db import Database, open_database
+from services.kernel.db import AsyncConnection, Database, open_database
 from services.kernel.server import Health
 from tests.fixtures_kernel import until
 from tests.postgres import PostgresServer, running_postgres
@@ -170,6 +170,42 @@ async def test_a_full_disk_is_told_and_room_is_all_that_it_takes(server: Postgre
         filler.unlink()
         await _insert(database, "more")
         assert await _names(database) == kept | {"more"}
+
+
+async def test_whoever_lost_a_deadlock_comes_after_the_other(database: Database) -> None:
+    both = asyncio.Barrier(2)
+    begun = []
+    for name in ("a", "b"):
+        await _insert(database, name)
+
+    async def write(first: str, second: str) -> None:
+        async def work(connection: AsyncConnection) -> None:
+            begun.append(first)
+            for name in (first, second):
+                appended = things.update().where(things.c.name == name).values(body=things.c.body + first)
+                await connection.execute(appended)
+                if name == first and len(begun) <= 2:
+                    await both.wait()
+
+        await database.attempt(work)
+
+    await asyncio.gather(write("a", "b"), write("b", "a"))
+    assert len(begun) == 3
+    async with database.read() as connection:
+        bodies = (await connection.execute(sa.select(things.c.body))).scalars().all()
+    assert [sorted(body) for body in bodies] == [["a", "b"]] * 2
+
+
+async def test_a_transaction_that_is_always_lost_is_an_error_in_the_end(database: Database) -> None:
+    begun = []
+
+    async def work(connection: AsyncConnection) -> None:
+        begun.append(1)
+        await connection.execute(sa.text("DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '40001'; END $$"))
+
+    with pytest.raises(Aborted, match="Another transaction"):
+        await database.attempt(work)
+    assert len(begun) == 6
 
 
 async def test_a_server_that_became_a_standby_takes_no_changes_and_is_read_meanwhile(
