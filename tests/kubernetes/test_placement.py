@@ -204,6 +204,8 @@ BAD: list[tuple[Any, Any, str]] = [
     ({"env_from": [{"secret": "closed"}]}, None, "kubectl label secret closed ekiben.dev/usable=true"),
     ({"mounts": [{"path": "/data", "claim": "lost"}]}, None, "no PersistentVolumeClaim lost"),
     (None, {"spec": {"serviceAccountName": "default"}}, "kubectl label serviceaccount default"),
+    (None, {"spec": {"serviceAccountName": None, "serviceAccount": "default"}}, "kubectl label serviceaccount default"),
+    (None, {"spec": {"imagePullSecrets": [{"name": "closed"}]}}, "kubectl label secret closed"),
     (None, {"spec": {"hostNetwork": True}}, 'violates PodSecurity "restricted:latest"'),
     (
         None,

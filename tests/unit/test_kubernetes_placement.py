@@ -13,11 +13,12 @@ from ekiben.errors import InvalidArgument
 from services.deployer import pods
 from services.deployer.domain import InstanceType
 from services.deployer.runtimes import Pod, SetSpec, podless
-from services.deployer.runtimes.kubernetes.names import Where
+from services.deployer.runtimes.kubernetes.names import Where, name_of
 from services.deployer.runtimes.kubernetes.objects import template_of
-from services.deployer.runtimes.kubernetes.placement import images, used
+from services.deployer.runtimes.kubernetes.placement import images, login_names, used
 from services.deployer.runtimes.kubernetes.strategic import merged
 
+CLAIM = {"kind": "PersistentVolumeClaim", "name": "theirs"}
 WHERE = Where("installation", "models")
 SPEC = SetSpec(
     key="abcdefgh23456789",
@@ -118,6 +119,33 @@ def test_environment_and_folders_of_the_cluster() -> None:
         ("ConfigMap", "conf"),
         ("PersistentVolumeClaim", "data"),
     }
+
+
+@pytest.mark.parametrize(
+    ("spec", "found"),
+    [
+        ({"serviceAccountName": "boss"}, ("ServiceAccount", "boss")),
+        # The API server takes the old name where there is no new one, and `default` where there is neither.
+        ({"serviceAccountName": None, "serviceAccount": "boss"}, ("ServiceAccount", "boss")),
+        ({"serviceAccountName": "", "serviceAccount": "boss"}, ("ServiceAccount", "boss")),
+        ({"serviceAccountName": None}, ("ServiceAccount", "default")),
+        ({"imagePullSecrets": [{"name": "theirs"}]}, ("Secret", "theirs")),
+        (
+            {"volumes": [{"name": "copy", "ephemeral": {"volumeClaimTemplate": {"spec": {"dataSource": CLAIM}}}}]},
+            ("PersistentVolumeClaim", "theirs"),
+        ),
+    ],
+)
+def test_what_a_patch_uses_is_seen_by_whatever_name(spec: dict[str, Any], found: tuple[str, str]) -> None:
+    made = template(Pod(patch={"spec": spec}))
+    assert list(used(made, name_of(SPEC.key), ["ours"])) == [found]
+
+
+def test_what_a_pod_has_anyhow_is_no_use_of_another_s() -> None:
+    pulling = replace(SPEC, pull_secrets=("named",))
+    made = template_of(pulling, replace(WHERE, pull_secret="ours"))
+    assert login_names(made["spec"]) == ["ours", "named"]
+    assert list(used(made, name_of(SPEC.key), login_names(made["spec"]))) == []
 
 
 def test_the_patch_wins_over_all_of_ours() -> None:

@@ -6,6 +6,7 @@ quota is used up.
 """
 
 import contextlib
+from collections.abc import Collection
 from dataclasses import replace
 
 from ekiben.errors import EkibenError, InvalidArgument, NotFound, PermissionDenied, ResourceExhausted
@@ -13,7 +14,7 @@ from services.deployer.runtimes import Pod, SetSpec
 from services.deployer.runtimes.kubernetes import objects
 from services.deployer.runtimes.kubernetes.api import Api
 from services.deployer.runtimes.kubernetes.names import Object, Where, name_of
-from services.deployer.runtimes.kubernetes.placement import USABLE, images, used
+from services.deployer.runtimes.kubernetes.placement import USABLE, images, login_names, used
 from services.deployer.runtimes.kubernetes.security import faults
 from services.deployer.runtimes.kubernetes.volumes import explained
 
@@ -47,8 +48,9 @@ async def check(api: Api, spec: SetSpec, where: Where, pull_host: str) -> None:
             reason="POD_SECURITY",
             level=where.pod_security,
         )
-    _signed(spec, where, template)
-    for kind, name in sorted(set(used(template, name_of(spec.key)))):
+    plain = objects.template_of(replace(spec, pod=Pod()), where)
+    _signed(spec, where, images(template) - images(plain))
+    for kind, name in sorted(set(used(template, name_of(spec.key), login_names(plain["spec"])))):
         await _usable(api, kind, name)
     for each in (objects.anchor(spec, where), *made):
         each["metadata"].pop("ownerReferences", None)
@@ -61,8 +63,7 @@ async def check(api: Api, spec: SetSpec, where: Where, pull_host: str) -> None:
     await _try_pod(api, spec, where, template)
 
 
-def _signed(spec: SetSpec, where: Where, template: Object) -> None:
-    strange = images(template) - images(objects.template_of(replace(spec, pod=Pod()), where))
+def _signed(spec: SetSpec, where: Where, strange: Collection[str]) -> None:
     if where.signed_only and strange:
         raise InvalidArgument(
             f"The patch of the pod has images of which nobody looks at signatures: {', '.join(sorted(strange))}. This "

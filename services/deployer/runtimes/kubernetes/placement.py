@@ -3,7 +3,7 @@
 Source: the Kubernetes API of 1.30 and later; kubeedge.io/docs, "Node labels and taints" (the role `edge`).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from google.protobuf import json_format
@@ -184,21 +184,32 @@ def images(template: Object) -> set[str]:
     return {str(each) for each in found if each}
 
 
-def used(template: Object, own: str) -> Iterator[tuple[str, str]]:
-    """Kind and name of each object of the namespace that a pod template uses, but for those called `own`."""
+def used(template: Object, own: str, logins: Collection[str] = ()) -> Iterator[tuple[str, str]]:
+    """Kind and name of each object of the namespace that a pod template uses, but for those called `own` and the
+    `logins` with which it pulls anyhow."""
     pod = template["spec"]
-    if pod.get("serviceAccountName", own) != own:
-        yield "ServiceAccount", pod["serviceAccountName"]
-    yield from ((kind, name) for kind, name in _walk(pod) if name != own)
+    # The old name counts where the new one is taken away; with neither the pod is the namespace's default account.
+    account = str(pod.get("serviceAccountName") or pod.get("serviceAccount") or "default")
+    found = [("ServiceAccount", account), *_walk(pod)]
+    found += [("Secret", name) for name in login_names(pod) if name not in logins]
+    yield from ((kind, name) for kind, name in found if name != own)
 
 
+def login_names(pod: Object) -> list[str]:
+    """The Secrets with which a pod's images are pulled."""
+    listed = pod.get("imagePullSecrets")
+    named = [each.get("name") for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+    return [str(name) for name in named if name]
+
+
+_CLAIM = "PersistentVolumeClaim"
 _REFERENCES = {
     "secretRef": ("Secret", "name"),
     "secretKeyRef": ("Secret", "name"),
     "configMapRef": ("ConfigMap", "name"),
     "configMapKeyRef": ("ConfigMap", "name"),
     "nodePublishSecretRef": ("Secret", "name"),
-    "persistentVolumeClaim": ("PersistentVolumeClaim", "claimName"),
+    "persistentVolumeClaim": (_CLAIM, "claimName"),
     "configMap": ("ConfigMap", "name"),
 }
 
@@ -216,5 +227,7 @@ def _walk(value: Any) -> Iterator[tuple[str, str]]:
                 yield "Secret", str(each.get("secretName") or each.get("name") or "")
             elif key == "secretName":  # Of azureFile, for one.
                 yield "Secret", str(each)
+            elif key in ("dataSource", "dataSourceRef") and _mapping(value, key).get("kind") == _CLAIM:
+                yield _CLAIM, str(each.get("name") or "")  # A new claim that begins as a copy of another.
             else:
                 yield from _walk(each)
