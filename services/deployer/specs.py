@@ -155,7 +155,8 @@ def spec_of(
         envs=envs,
         files=tuple(_secret_files(secrets)),
         config=domain.whole(overrides),
-        readiness_path=_readiness_path(manifest.service(service).config, overrides),
+        readiness_path=_path_of("readyz", manifest.service(service).config, overrides),
+        liveness_path=_path_of("livez", manifest.service(service).config, overrides),
         dependencies=tuple(
             (name, key_of(deployment.uid, revision, version.target, name))
             for name in manifest.service(service).dependencies
@@ -168,12 +169,13 @@ def spec_of(
     )
 
 
-def _readiness_path(*configs: Mapping[str, Any]) -> str:
-    """Where the last of the configurations says that readiness is asked; a `path_prefix` of the service moves it."""
-    path = "/readyz"
+def _path_of(probe: str, *configs: Mapping[str, Any]) -> str:
+    """Where the last of the configurations says that `readyz` or `livez` is asked; a `path_prefix` of the service moves
+    both."""
+    path = f"/{probe}"
     for config in configs:
         endpoints = config.get("endpoints")
-        named = endpoints.get("readyz") if isinstance(endpoints, Mapping) else None
+        named = endpoints.get(probe) if isinstance(endpoints, Mapping) else None
         if isinstance(named, str) and named.strip("/"):
             path = f"/{named.lstrip('/')}"
     return path

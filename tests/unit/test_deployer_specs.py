@@ -12,6 +12,8 @@ from services.deployer import messages, specs
 from services.deployer.builds import Made
 from services.deployer.domain import MAIN, Bento, Deployment, Revision, Status
 from services.deployer.runtimes import SetSpec, serving
+from services.deployer.runtimes.kubernetes.names import Where
+from services.deployer.runtimes.kubernetes.pod import pod_of
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -83,6 +85,15 @@ def test_readiness_is_asked_where_the_service_answers_it() -> None:
     assert spec(template, manifest(endpoints=None)).readiness_path == "/readyz"
     template.services["Iris"].config_overrides.update({"endpoints": {"readyz": "up"}})
     assert spec(template, moved).readiness_path == "/up"
+
+
+def test_liveness_is_asked_where_the_service_answers_it() -> None:
+    template = pb.Template(bento="bentoRepositories/iris/bentos/v1")
+    assert spec(template, manifest()).liveness_path == "/livez"
+    moved = spec(template, manifest(endpoints={"readyz": "/v1/readyz", "livez": "/v1/livez"}))
+    assert moved.liveness_path == "/v1/livez"
+    (container,) = pod_of(moved, Where("installation", "models"))["containers"]
+    assert container["livenessProbe"]["httpGet"]["path"] == "/v1/livez"
 
 
 @pytest.mark.parametrize("exports", [[], ["traces"], ["traces", "monitors"]])

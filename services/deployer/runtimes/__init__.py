@@ -94,6 +94,8 @@ class SetSpec:
     """Fragment of BentoML's service configuration."""
     readiness_path: str = "/readyz"
     """Where a replica says with 200 that it takes requests."""
+    liveness_path: str = "/livez"
+    """Where it says with 200 that it must not be started again."""
     dependencies: tuple[tuple[str, str], ...] = ()
     """Services that it calls, each with the key of its replica set."""
     cpu_millicores: int = 0

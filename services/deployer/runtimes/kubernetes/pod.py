@@ -91,7 +91,7 @@ def _container(spec: SetSpec, mounts: Sequence[Object]) -> Object:
         },
         # The supervisor holds the port while its worker is dead: only an answer says that it lives.
         "livenessProbe": {
-            "httpGet": {"path": "/livez", **probe},
+            "httpGet": {"path": spec.liveness_path, **probe},
             "periodSeconds": 10,
             "timeoutSeconds": 10,
             "failureThreshold": 6,
