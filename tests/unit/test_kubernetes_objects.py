@@ -10,9 +10,10 @@ from ekiben.errors import FailedPrecondition, InvalidArgument
 from services.deployer.runtimes import Phase, SecretFile, SetSpec
 from services.deployer.runtimes.kubernetes import objects
 from services.deployer.runtimes.kubernetes.names import UID, Where
-from services.deployer.runtimes.kubernetes.pod import command
+from services.deployer.runtimes.kubernetes.pod import command, pod_of
 from services.deployer.runtimes.kubernetes.pods import replica_of
 from services.deployer.runtimes.kubernetes.sameness import digest_of
+from services.deployer.runtimes.kubernetes.telemetry import PodTelemetry
 
 DIGEST = f"sha256:{'ab' * 32}"
 WHERE = Where("installation", "models", pull_secret="pull")
@@ -67,6 +68,19 @@ def test_values_are_in_a_secret_and_nowhere_else() -> None:
     (container,) = made(spec, "Deployment")["spec"]["template"]["spec"]["containers"]
     assert {mount["mountPath"] for mount in container["volumeMounts"]} == {"/tmp", "/tmp/home/key"}
     assert container["env"][0]["valueFrom"]["secretKeyRef"] == {"name": "ekiben-abcdefgh23456789", "key": "env.TOKEN"}
+
+
+def test_a_variable_that_is_ours_too_is_there_once() -> None:
+    envs = dict.fromkeys(("HOME", "PYTHONUNBUFFERED", "TMPDIR", "BENTO_PATH", "EKIBEN_REPLICA"), "user")
+    telling = replace(WHERE, telemetry=PodTelemetry("http://recorder:4318"))
+    for where in (WHERE, telling):
+        listed = pod_of(replace(SPEC, envs=envs), where)["containers"][0]["env"]
+        env = {each["name"]: each for each in listed}
+        assert len(env) == len(listed)
+        # A user may have another home, and not another folder of temporary files: there is no other to write to.
+        assert "valueFrom" in env["HOME"] and "valueFrom" in env["PYTHONUNBUFFERED"]
+        assert env["TMPDIR"]["value"] == "/tmp" and env["BENTO_PATH"]["value"] == "/home/bentoml/bento"
+    assert "fieldRef" in env["EKIBEN_REPLICA"]["valueFrom"]
 
 
 @pytest.mark.parametrize("path", ["../../etc/passwd", "/a/../b", "a:b"])

@@ -13,6 +13,8 @@ from services.deployer.runtimes.kubernetes.volumes import model_volumes
 from services.deployer.runtimes.serving import BENTO, USER, merge
 
 TEMPORARY = "/tmp"
+_USERS_TOO = ("HOME", "BENTOML_DO_NOT_TRACK", "PYTHONUNBUFFERED")
+"""Variables of ours that a user may set otherwise; the rest must be as it is."""
 UNROUTED_S = 5
 """A pod that leaves goes on answering for so long: until every gateway knows."""
 
@@ -52,6 +54,7 @@ def _container(spec: SetSpec, mounts: Sequence[Object]) -> Object:
         limits["cpu"] = f"{spec.cpu_millicores}m"
     if spec.memory_bytes:
         limits["memory"] = str(spec.memory_bytes)
+    # A list with a name twice is refused by the cluster, so it is decided here whose value counts, as on one machine.
     environment = {
         "HOME": f"{TEMPORARY}/home",
         "TMPDIR": TEMPORARY,
@@ -66,7 +69,9 @@ def _container(spec: SetSpec, mounts: Sequence[Object]) -> Object:
     from_secret = [
         {"name": name, "valueFrom": {"secretKeyRef": {"name": name_of(spec.key), "key": f"env.{name}"}}}
         for name in sorted(spec.envs)
+        if name not in environment or name in _USERS_TOO
     ]
+    given = {each["name"] for each in from_secret}
     probe = {"port": "http", "scheme": "HTTP"}
     return {
         "name": CONTAINER,
@@ -74,7 +79,10 @@ def _container(spec: SetSpec, mounts: Sequence[Object]) -> Object:
         "imagePullPolicy": "IfNotPresent",
         "command": command(spec),
         "workingDir": BENTO,
-        "env": [*from_secret, *({"name": name, "value": value} for name, value in environment.items())],
+        "env": [
+            *from_secret,
+            *({"name": name, "value": value} for name, value in environment.items() if name not in given),
+        ],
         "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
         "resources": {"limits": limits, "requests": dict(limits)} if limits else {},
         "startupProbe": {

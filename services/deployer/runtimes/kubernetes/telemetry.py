@@ -67,13 +67,15 @@ class PodTelemetry:
             **({"config": dict(spec.config)} if spec.legacy else {}),
         }
         key = {"name": secret, "key": TOKEN_KEY, "optional": True}
-        more = [
+        more: list[dict[str, Any]] = [
             {"name": "EKIBEN_TELEMETRY", "value": json.dumps(told, sort_keys=True)},
             {"name": "EKIBEN_REPLICA", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
             {"name": "EKIBEN_OTLP_TOKEN", "valueFrom": {"secretKeyRef": key}},
         ]
         command = ["python", "-c", TELLING, *container["command"]]
-        return {**container, "command": command, "env": [*container["env"], *more]}
+        ours = {each["name"] for each in more}
+        known = [each for each in container["env"] if each["name"] not in ours]
+        return {**container, "command": command, "env": [*known, *more]}
 
 
 def _only_here(endpoint: str) -> bool:
