@@ -310,7 +310,8 @@ def _of_model(tag: str, folder: Path) -> Callable[[], Iterable[Entry]]:
     def entries() -> Iterator[Entry]:
         for above in (HOME, BENTO_PATH, f"{BENTO_PATH}/models", f"{BENTO_PATH}/models/{repository}"):
             yield Entry(above.strip("/"), owner=USER)
-        yield from entries_of(folder, f"{at}/{version}", owner=USER)
+        # As they come from the registry, to which no links can be sent.
+        yield from entries_of(folder, f"{at}/{version}", owner=USER, follow=True)
         yield Entry(f"{at}/latest", data=version.encode(), owner=USER)
 
     return entries

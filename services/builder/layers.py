@@ -43,16 +43,24 @@ class OutOfOrder(Exception):
 
 
 def entries_of(
-    folder: Path, at: str, *, owner: int = 0, without: Iterable[str] = (), without_named: Iterable[str] = ()
+    folder: Path,
+    at: str,
+    *,
+    owner: int = 0,
+    without: Iterable[str] = (),
+    without_named: Iterable[str] = (),
+    follow: bool = False,
 ) -> Iterator[Entry]:
     """What `folder` holds, named below `at`. `without` are paths relative to it, `without_named` names at any depth.
+
+    `follow` takes what links lead to in their place, in a folder none of whose links leads to a folder above it.
 
     Raises:
         FailedPrecondition: there is something which is neither file, folder nor link (FILE_NOT_READABLE).
     """
     left_out, unnamed = set(without), set(without_named)
     yield Entry(at, owner=owner)
-    for top, folders, names in os.walk(folder):
+    for top, folders, names in os.walk(folder, followlinks=follow):
         here = Path(top)
         inside = here.relative_to(folder)
         folders[:] = sorted(name for name in folders if name not in unnamed and str(inside / name) not in left_out)
@@ -61,7 +69,7 @@ def entries_of(
             if name in unnamed or str(relative) in left_out:
                 continue
             path = folder / relative
-            mode = path.lstat().st_mode
+            mode = (path.stat() if follow else path.lstat()).st_mode
             entry = str(PurePosixPath(at) / relative.as_posix())
             if stat.S_ISLNK(mode):
                 yield Entry(entry, link=str(path.readlink()), owner=owner)

@@ -32,6 +32,7 @@ from services.builder.recipe import make_recipe
 from services.builder.settings import Settings
 from services.builder.uv import Programs
 from services.content import open_images
+from services.content.archives import unpack_archive
 from services.content.attestations import keys
 from services.content.attestations.keys import Private
 from services.content.images import Descriptor, Platform
@@ -61,7 +62,7 @@ async def build(
         EkibenError: it cannot be built; reasons are those of builds and of `image_builds.build_image`.
     """
     folder = Path(bento) if Path(bento, "bento.yaml").is_file() else localstore.folder("bentos", bento)
-    files = await asyncio.to_thread(bentos.read, folder)
+    models = localstore.read_bento(folder).models
     await asyncio.to_thread(_check_layout, output)
     settings = Settings(database_url="sqlite://", data_dir=cache)
     with (
@@ -69,6 +70,8 @@ async def build(
         tempfile.TemporaryDirectory(prefix="ekb") as run_dir,
         tempfile.TemporaryDirectory(dir=_made(cache / "tmp")) as tmp,
     ):
+        folder = await asyncio.to_thread(_as_pushed, folder, Path(tmp))
+        files = await asyncio.to_thread(bentos.read, folder)
         programs = Programs(cache, Path(run_dir))
         locks = Locks(cache, programs)
         engine = BuildahEngine(cache / "engine", programs, timeout_s=settings.build_timeout_s)
@@ -85,7 +88,7 @@ async def build(
             folder,
             files,
             recipe,
-            [_model(each) for each in localstore.read_bento(folder).models],
+            [_model(each) for each in models],
             [Secret(name, os.environ[name]) for name in secrets_of(files.manifest) if name in os.environ],
             refresh_commands,
             from_source,
@@ -102,6 +105,34 @@ async def build(
                 compression=Rules.parse(compression).of(output),
                 refresh_base=refresh_base,
             )
+
+
+def _as_pushed(bento: Path, work: Path) -> Path:
+    """The bento as a builder of the platform has it: a push puts what links lead to in their place, so that an image
+    that is made here has the digest of one that is made there.
+
+    Raises:
+        EkibenError: it could not be pushed: a link leads nowhere (FILE_NOT_READABLE), or to a folder above itself
+            (LINK_LOOP).
+    """
+    if not _has_links(bento):
+        return bento
+    pushed, into = work / "bento.tar", work / "bento"
+    with pushed.open("wb") as file:
+        for chunk in localstore.read_bento(bento).archive.chunks():
+            file.write(chunk)
+    unpack_archive(pushed, into)
+    pushed.unlink()
+    return into
+
+
+def _has_links(bento: Path) -> bool:
+    for top, folders, names in os.walk(bento):
+        if Path(top) == bento:
+            folders[:] = [name for name in folders if name != "models"]
+        if any(Path(top, name).is_symlink() for name in (*folders, *names)):
+            return True
+    return False
 
 
 def _model(tag: str) -> Model:
