@@ -7,6 +7,7 @@ import os
 import sys
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 from services.builder.app import open_builder
 from services.deployer.app import open_deployer
@@ -66,32 +67,40 @@ async def run(settings: Settings) -> None:
 async def _announce(settings: Settings, suite: Suite, stop: asyncio.Event) -> None:
     """Print where it is once the public port says that every part is ready."""
     url = suite.deployer.public_url
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(suite.gateway.host, suite.gateway.host)
+    # Not the public URL: that may be a proxy's, which this machine need not reach.
+    here = f"http://[{host}]:{suite.gateway.port}" if ":" in host else f"http://{host}:{suite.gateway.port}"
 
     def missing() -> str:
         """What is not ready yet; empty when all of it is."""
         try:
-            with urllib.request.urlopen(f"{url}/readyz", timeout=2):
+            with urllib.request.urlopen(f"{here}/readyz", timeout=2):
                 return ""
         except urllib.error.HTTPError as exc:
             with contextlib.suppress(ValueError, OSError):
                 parts = json.load(exc)["components"]
                 return "; ".join(f"{name}: {state}" for name, state in parts.items() if state != "ready")
-            return f"{url} answers {exc.code}"
+            return f"{here} answers {exc.code}"
         except OSError as exc:
-            return f"{url} does not answer: {getattr(exc, 'reason', exc)}"
+            return f"{here} does not answer: {getattr(exc, 'reason', exc)}"
 
     loop = asyncio.get_running_loop()
     told = loop.time()
     while not stop.is_set():
         why = await asyncio.to_thread(missing)
         if not why:
-            file = suite.registry.admin_token_file
-            print(
-                READY.format(url=url, token=file.read_text().strip() if file else "…", data=settings.data), flush=True
-            )
+            token = _token(suite.registry.admin_token_file)
+            print(READY.format(url=url, token=token, data=settings.data), flush=True)
             return
         if loop.time() - told > _PATIENCE_S:
             told = loop.time()
             print(f"Not ready yet. {why}", file=sys.stderr, flush=True)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), 0.1)
+
+
+def _token(file: Path | None) -> str:
+    """The admin's token for a person at a terminal; for a log, which others keep and read, where it is."""
+    if file is None:
+        return "…"
+    return file.read_text().strip() if sys.stdout.isatty() else f'"$(cat {file})"'

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.platform import BIN, Platform, http, run, running
+from tests.platform import BIN, Platform, http, run, running, wait_for
 
 
 def test_a_data_folder_may_have_any_name(tmp_path: Path) -> None:
@@ -90,3 +90,15 @@ def test_port_0_is_kept_by_later_starts(tmp_path: Path) -> None:
 def _announced(platform: Platform) -> str:
     lines = [line for line in platform.output.splitlines() if line.startswith("Ekiben is ready at ")]
     return lines[-1].split()[-1] if lines else "http://127.0.0.1:1"
+
+
+def test_a_log_tells_where_the_admins_token_is_and_not_what_it_is(tmp_path: Path) -> None:
+    """And it is told that all is ready where nobody here reaches the public URL, as behind an Ingress."""
+    platform = Platform(tmp_path / "data", env={"EKIBEN_DEPLOYER_PUBLIC_URL": "https://ekiben.invalid"})
+    try:
+        platform.start()
+        wait_for("the announcement", lambda: "Ekiben is ready at https://ekiben.invalid" in platform.output)
+        assert f"$(cat {platform.data}/admin-token)" in platform.output
+        assert platform.token not in platform.output
+    finally:
+        platform.close()
