@@ -44,6 +44,7 @@ FLUSH_CHARS = 64 << 10
 LONGEST_COMMAND = 64 << 10
 LONGEST_INPUT = 64 << 10
 SWEEP_S = 600.0
+_END_AGAIN_S, _END_SELDOM_S = 0.2, 10.0
 
 
 @dataclass(frozen=True)
@@ -307,7 +308,7 @@ class Terminals:
                 await outputs.put(Started())
                 async with asyncio.TaskGroup() as tasks:
                     helpers = [
-                        tasks.create_task(_typed(inputs, session, recording, tty=terminal.tty)),
+                        tasks.create_task(_typed(inputs, session, recording, self._clock, tty=terminal.tty)),
                         tasks.create_task(recording.keep()),
                     ]
                     async for stream, data in session.output():
@@ -401,8 +402,11 @@ class _Recording:
             self._full.set()
 
 
-async def _typed(inputs: AsyncIterator[Input], session: Session, recording: _Recording, *, tty: bool) -> None:
-    """Pass on what the caller does."""
+async def _typed(
+    inputs: AsyncIterator[Input], session: Session, recording: _Recording, clock: Clock, *, tty: bool
+) -> None:
+    """Pass on what the caller does. The end of a TTY's input is said until the command has ended: one Ctrl-D ends but
+    the line that was begun, and whoever takes the TTY over meanwhile, as shells do, throws it away."""
     async for one in inputs:
         if one.size is not None:
             recording.resize(*one.size)
@@ -414,6 +418,11 @@ async def _typed(inputs: AsyncIterator[Input], session: Session, recording: _Rec
         if one.end:
             break
     await session.end_input()
+    wait_s = _END_AGAIN_S
+    while tty:
+        await clock.sleep(wait_s)
+        await session.end_input()
+        wait_s = min(2 * wait_s, _END_SELDOM_S)
 
 
 def _chosen(sets: Sequence[SetStatus], replica: str, service: str, entry: str) -> tuple[str, str]:

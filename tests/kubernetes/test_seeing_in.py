@@ -1,5 +1,6 @@
 """Seeing in: what is wrong in words, the cluster's events, logs of the run before; what the client's pods say."""
 
+import asyncio
 import base64
 import json
 import os
@@ -10,7 +11,12 @@ from typing import Any
 
 import aiohttp
 import pytest
+import yaml
 
+from ekiben.errors import PermissionDenied
+from services.deployer.runtimes.kubernetes import api, terminal
+from services.deployer.runtimes.sessions import ExecSpec
+from services.kernel.clock import SYSTEM
 from tests.cluster import Cluster
 from tests.keyboard import Keyboard
 from tests.platform import BIN, BentoMl, Platform, http, wait_for
@@ -102,6 +108,59 @@ def test_a_terminal_is_one_with_its_size_and_its_keys(kubernetes_platform: Platf
         keyboard.resize(132, 43)
         keyboard.type(wait.format("43 132", "exit 5"))
         assert keyboard.ended() == 5
+
+
+def test_a_tty_without_input_ends_once_the_program_asks_for_it(kubernetes_platform: Platform, moody: str) -> None:
+    """What takes the TTY over throws away the first Ctrl-D."""
+    flush = "import sys, termios, time; time.sleep(0.5); termios.tcflush(0, termios.TCIFLUSH); sys.stdin.read()"
+    done = kubernetes_platform.ekiben("deployments", "exec", moody, "-t", "--", "python", "-c", flush)
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("how", [(), ("-it",)], ids=["pipes", "tty"])
+def test_what_is_left_is_hung_up(kubernetes_platform: Platform, moody: str, how: tuple[str, ...]) -> None:
+    mark = f"/tmp/left-{os.urandom(4).hex()}"
+    exec_ = ("deployments", "exec", moody)
+    command = ["sh", "-c", f"trap '' HUP; echo $$ > {mark}; sleep 3600; sleep 3600"]
+    with Keyboard([str(BIN / "ekiben"), *exec_, *how, "--", *command], kubernetes_platform):
+        wait_for("the command", lambda: kubernetes_platform.ekiben(*exec_, "--", "cat", mark).stdout.strip())
+    gone = ["sh", "-c", f"! kill -0 $(cat {mark})"]
+    wait_for("its end", lambda: not kubernetes_platform.ekiben(*exec_, "--", *gone, check=False).returncode, 60)
+
+
+async def test_a_command_that_does_not_read_is_not_taken_for_lost(
+    cluster: Cluster, kubernetes_namespace: str, kubernetes_platform: Platform, moody: str, monkeypatch: Any
+) -> None:
+    """While it does not, the cluster answers no heartbeat."""
+    monkeypatch.setattr(api, "_HEARTBEAT_S", 0.05)
+    (replica,) = [each["replica"] for each in replicas(kubernetes_platform, moody)]
+    go = f"/tmp/go-{os.urandom(4).hex()}"
+    late = ExecSpec("", replica, ("sh", "-c", f"until [ -e {go} ]; do sleep 0.1; done; wc -c"), name="debug-late")
+    pod = cluster.get("pod", replica, "-n", kubernetes_namespace)
+    async with (
+        api.open_api(cluster.kubeconfig, "", kubernetes_namespace) as client,
+        terminal.run(client, late, lambda: pod, SYSTEM) as session,
+    ):
+        for _ in range(10):
+            await session.send(b"x" * 50_000)
+        await asyncio.to_thread(kubernetes_platform.ekiben, "deployments", "exec", moody, "--", "touch", go)
+        await session.end_input()
+        said = b"".join([data async for _, data in session.output()])
+    assert (said, session.exit_code) == (b"500000\n", 0)
+
+
+async def test_a_role_without_terminals_is_told_in_the_cluster_s_words(
+    cluster: Cluster, kubernetes_namespace: str, tmp_path: Path
+) -> None:
+    name = f"nobody-{os.urandom(2).hex()}"
+    cluster.kubectl("create", "serviceaccount", name, "-n", kubernetes_namespace)
+    whole = yaml.safe_load(cluster.kubeconfig.read_text())
+    whole["users"][0]["user"] = {"token": cluster.kubectl("create", "token", name, "-n", kubernetes_namespace).strip()}
+    async with api.open_api(whole, "", kubernetes_namespace) as client:
+        with pytest.raises(PermissionDenied, match=r'cannot get resource "pods/exec".*Give the deployer') as denied:
+            async with client.connected("any", "exec", [("command", "id")]):
+                raise AssertionError("it was let in")
+    assert denied.value.reason == "KUBERNETES_DENIED"
 
 
 def test_a_container_of_another_image_sees_the_replica_s_processes(

@@ -1,7 +1,11 @@
 """What is asked of Kubernetes for a terminal, and what its error channel says."""
 
+import os
+import subprocess
+import sys
+
 from services.deployer.runtimes.kubernetes.names import CONTAINER
-from services.deployer.runtimes.kubernetes.terminal import debugger, ended
+from services.deployer.runtimes.kubernetes.terminal import _HANG_UP, _MARKED, debugger, ended
 from services.deployer.runtimes.sessions import ExecSpec
 
 
@@ -20,3 +24,26 @@ def test_an_exit_status_is_told_from_a_command_that_could_not_be_run() -> None:
     assert ended({"status": "Failure", "reason": "NonZeroExitCode", "details": {"causes": causes}}) == (137, "")
     missing = {"status": "Failure", "reason": "InternalError", "message": "exec: no such file"}
     assert ended(missing) == (None, "exec: no such file")
+
+
+def test_a_hang_up_ends_all_of_one_terminal_and_nothing_else() -> None:
+    """The scripts are run here as they are in a pod."""
+    mine, other = (f"debug-t{os.urandom(8).hex()}" for _ in range(2))
+    stubborn = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); print(1, flush=True); signal.pause()"
+    children = f"{sys.executable} -c '{stubborn}' & wait"
+
+    def started(name: str) -> "subprocess.Popen[bytes]":
+        command = [*_MARKED, name, "sh", "-c", children]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+        assert process.stdout is not None and process.stdout.readline() == b"1\n"
+        return process
+
+    left, kept = started(mine), started(other)
+    try:
+        assert subprocess.run([*_HANG_UP, mine], capture_output=True, timeout=120).stdout == b"told\n"
+        assert left.wait(60) and left.stdout is not None
+        assert left.stdout.read() == b""  # Its child is gone too: nobody holds the pipe.
+        assert kept.poll() is None
+    finally:
+        subprocess.run([*_HANG_UP, other], capture_output=True, timeout=120)
+        kept.wait(60)

@@ -6,9 +6,11 @@ error that names him.
 Source: kubernetes.io/docs/reference/using-api: server-side-apply; api-concepts, "Efficient detection of changes".
 """
 
+import asyncio
 import contextlib
 import json
 import re
+import socket as sockets
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -57,7 +59,9 @@ _DENIED = re.compile(r'[Uu]ser "[^"]*" cannot \w+ resource ')
 """What is forbidden to these credentials; admission says forbidden too of what it takes from nobody."""
 _CHANNELS = "v5.channel.k8s.io"
 _HEARTBEAT_S = 20.0
-"""A terminal in which nothing happens is not cut off on the way."""
+"""A terminal in which nothing happens is not cut off on the way. Whether it is answered says nothing: while a command
+does not read what it is sent, the server reads nothing either. That the other side is there, the kernel asks."""
+_KEEPALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 20), ("TCP_KEEPCNT", 3))
 
 
 class Api:
@@ -208,18 +212,33 @@ class Api:
         about = {"kind": f"pods/{verb}", "metadata": {"name": pod}}
         try:
             async with session.ws_connect(
-                url, params=query, headers=headers, protocols=(_CHANNELS,), heartbeat=_HEARTBEAT_S, max_msg_size=0
+                url, params=query, headers=headers, protocols=(_CHANNELS,), max_msg_size=0
             ) as socket:
                 if socket.protocol != _CHANNELS:
                     raise FailedPrecondition(
                         "The cluster is too old for terminals, which need Kubernetes 1.30 or later.",
                         reason="KUBERNETES_TOO_OLD",
                     )
-                yield socket
+                async with _beating(socket):
+                    yield socket
         except aiohttp.WSServerHandshakeError as exc:
-            raise _error(exc.status, exc.message, about) from exc
+            raise _error(exc.status, await self._refusal(exc.status, url, query, headers), about) from exc
         except (aiohttp.ClientError, TimeoutError, OSError) as exc:
             raise _away(exc) from exc
+
+    async def _refusal(self, status: int, url: str, query: list[tuple[str, str]], headers: Mapping[str, str]) -> str:
+        """Why a WebSocket was refused: a handshake does not give what was answered, but the same is answered to a GET,
+        which runs nothing."""
+        session: aiohttp.ClientSession = self._api.rest_client.pool_manager
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
+            async with session.get(url, params=query, headers=headers, timeout=_TIMEOUT) as response:
+                if response.status == status:
+                    return await response.text()
+        # To be allowed to get it is not enough since Kubernetes 1.35.
+        verb = url.rpartition("/")[2]
+        return (
+            f'User "of these credentials" cannot create resource "pods/{verb}"' if status == 403 else f"HTTP {status}"
+        )
 
     async def _call(
         self,
@@ -266,6 +285,29 @@ class Api:
                 yield response
         except (aiohttp.ClientError, TimeoutError, OSError) as exc:
             raise _away(exc) from exc
+
+
+@asynccontextmanager
+async def _beating(socket: aiohttp.ClientWebSocketResponse) -> AsyncIterator[None]:
+    """Show signs of life on a connection, and have the kernel look for the other side's."""
+    if (connection := socket.get_extra_info("socket")) is not None:
+        connection.setsockopt(sockets.SOL_SOCKET, sockets.SO_KEEPALIVE, 1)
+        for name, value in _KEEPALIVE:
+            if hasattr(sockets, name):
+                connection.setsockopt(sockets.IPPROTO_TCP, getattr(sockets, name), value)
+
+    async def beat() -> None:
+        with contextlib.suppress(ConnectionError, aiohttp.ClientError):  # Whoever reads it hears of that.
+            while True:
+                await asyncio.sleep(_HEARTBEAT_S)
+                await socket.ping()
+
+    beating = asyncio.create_task(beat())
+    try:
+        yield
+    finally:
+        beating.cancel()
+        await asyncio.wait([beating])
 
 
 @asynccontextmanager

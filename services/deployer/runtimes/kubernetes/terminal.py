@@ -28,7 +28,29 @@ _DEBUG_STARTS_S = 120.0
 """An image may have to be pulled first."""
 _LOOK_S = 0.1
 """How often the watched pod is looked at: what a person takes for at once."""
-_HANGUP_S = 2.0
+_HANGUP_S = 5.0
+"""How long it may take to tell processes that they are hung up; then that goes on without us."""
+_MARK = "EKIBEN_TERMINAL"
+"""Variable by which what was started in a terminal, and all that this started, is found again."""
+_MARKED = ("sh", "-c", f'export {_MARK}="$0"; exec "$@"')
+_HANG_UP = (
+    "sh",
+    "-c",
+    f"""
+each() {{
+    for file in /proc/[0-9]*/environ; do
+        case "$(tr '\\0' '\\n' 2>/dev/null <"$file")" in
+        *"{_MARK}=$1"*) process=${{file#/proc/}}; kill "-$2" "${{process%/environ}}" ;;
+        esac
+    done 2>/dev/null
+}}
+each "$0" HUP
+echo told
+sleep 2
+each "$0" KILL
+""",
+)
+"""Kubernetes ends no process whose connection is gone, not this script either: nobody needs to wait for it."""
 
 
 class PodSession:
@@ -117,9 +139,9 @@ async def run(api: Api, spec: ExecSpec, pod_of: Callable[[], Object | None], clo
     if not spec.debug_image:
         if "running" not in _state(pod, "containerStatuses", CONTAINER):
             raise not_running(spec.replica)
-        command = [("command", word) for word in spec.command or SHELL]
-        async with _connected(api, spec, "exec", [("container", CONTAINER), *command]) as session:
-            yield session
+        async with _connected(api, spec, "exec", [("container", CONTAINER), *_words(spec)]) as session:
+            async with _hung_up(api, spec, session):
+                yield session
         return
     await api.debug(spec.replica, debugger(spec))
     state = await _until(spec, pod_of, clock, ("running", "terminated"))
@@ -132,13 +154,17 @@ async def run(api: Api, spec: ExecSpec, pod_of: Callable[[], Object | None], clo
         yield LoggedSession(None, log, ended)
     elif spec.tty:
         async with _connected(api, spec, "attach", [("container", spec.name)]) as session:
-            yield _Attached(session, ended)
+            attached = _Attached(session, ended)
+            async with _hung_up(api, spec, attached):
+                yield attached
     else:
         async with contextlib.AsyncExitStack() as stack:
             input: PodSession | None = None
             with contextlib.suppress(EkibenError):  # It has just ended.
                 input = await stack.enter_async_context(_input_of(api, spec))
-            yield LoggedSession(input, log, ended)
+            logged = LoggedSession(input, log, ended)
+            async with _hung_up(api, spec, logged):
+                yield logged
 
 
 class _Attached:
@@ -161,7 +187,7 @@ async def _input_of(api: Api, spec: ExecSpec) -> AsyncIterator[PodSession]:
     async with api.connected(spec.replica, "attach", [("container", spec.name), ("stdin", "true")]) as socket:
 
         async def listen() -> None:
-            async for _ in socket:  # Heartbeats are answered only while somebody listens.
+            async for _ in socket:  # The server's own heartbeats are answered only while somebody listens.
                 pass
 
         listening = asyncio.create_task(listen())
@@ -179,14 +205,31 @@ async def _connected(api: Api, spec: ExecSpec, verb: str, query: list[tuple[str,
         session = PodSession(socket, spec.tty)
         if spec.columns:
             await session.resize(spec.columns, spec.rows)
-        try:
-            yield session
-        finally:
-            if spec.tty and session.exit_code is None and not socket.closed:
-                # Nobody ends a process whose connection is closed, but a shell ends with its input.
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_HANGUP_S):
-                        await session.send(b"\x03\x04")
+        yield session
+
+
+@asynccontextmanager
+async def _hung_up(api: Api, spec: ExecSpec, session: Session) -> AsyncIterator[None]:
+    """Hang up what runs in the session, and all that it started, where it is left before its end: from the replica's
+    own container, which sees a debug container's processes too."""
+    try:
+        yield
+    finally:
+        if session.exit_code is None:
+            query = [("container", CONTAINER), *[("command", word) for word in (*_HANG_UP, spec.name)]]
+            streams = [("stdout", "true"), ("stderr", "false"), ("stdin", "false"), ("tty", "false")]
+            with contextlib.suppress(EkibenError, TimeoutError):  # With a replica that is gone all of it is.
+                async with (
+                    asyncio.timeout(_HANGUP_S),
+                    api.connected(spec.replica, "exec", [*query, *streams]) as socket,
+                ):
+                    async for message in socket:
+                        if message.type is aiohttp.WSMsgType.BINARY and message.data[1:]:
+                            break
+
+
+def _words(spec: ExecSpec) -> list[tuple[str, str]]:
+    return [("command", word) for word in (*_MARKED, spec.name, *(spec.command or SHELL))]
 
 
 async def _until(
@@ -223,6 +266,7 @@ def debugger(spec: ExecSpec) -> Object:
         **({"command": list(spec.command)} if spec.command else {}),
         "stdin": True,
         "stdinOnce": True,
+        "env": [{"name": _MARK, "value": spec.name}],
         "tty": spec.tty,
         "targetContainerName": CONTAINER,
         "terminationMessagePolicy": "File",
