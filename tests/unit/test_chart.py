@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from services.deployer.runtimes.kubernetes import api
+from services.deployer.runtimes.kubernetes.rights import RIGHTS
 from tests.helm import CHART, EXAMPLES, MISSING, Helm, helm_program
 from tests.platform import ROOT
 
@@ -100,12 +101,70 @@ def test_pods_are_restricted_and_nothing_reaches_beyond_the_namespace(rendered: 
         assert pod["automountServiceAccountToken"] is deployer, workload
 
 
-def test_the_role_allows_every_kind_that_the_deployer_makes_or_watches(helm: Helm) -> None:
-    made = helm("template", "ekiben", str(CHART), "--set", "replicas.httpRoutes=true").stdout
+@pytest.mark.parametrize(
+    ("values", "without"),
+    [
+        ((), {"exposure by HTTPRoute"}),
+        (("--set", "replicas.httpRoutes=true"), set()),
+        (("--set", "replicas.terminals=false"), {"exposure by HTTPRoute", "terminals", "debug containers"}),
+    ],
+)
+def test_the_role_allows_what_the_deployer_says_it_needs_and_nothing_more(
+    helm: Helm, values: tuple[str, ...], without: set[str]
+) -> None:
+    made = helm("template", "ekiben", str(CHART), *values).stdout
     (role,) = [each for each in yaml.safe_load_all(made) if each and each["kind"] == "Role"]
-    allowed = {resource for rule in role["rules"] for resource in rule["resources"]}
-    known = {path.rpartition("/")[2] for path in api._PATHS.values()}
-    assert known <= allowed
+    allowed = {
+        (group, resource, verb)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    assert allowed == {
+        (right.group, right.resource, verb) for right in RIGHTS if right.optional not in without for verb in right.verbs
+    }
+    known = {path.rpartition("/")[2] for path in api._PATHS.values()} - ({"httproutes"} if without else set())
+    assert known <= {resource for _, resource, _ in allowed}
+
+
+@pytest.mark.parametrize("mode", ["defaults", "production"])
+def test_without_the_right_to_terminals_the_deployer_opens_none(helm: Helm, tmp_path: Path, mode: str) -> None:
+    (tmp_path / "values.yaml").write_text(VALUES[mode])
+    for terminals in ("true", "false"):
+        given = ("-f", str(tmp_path / "values.yaml"), "--set", f"replicas.terminals={terminals}")
+        made = [each for each in yaml.safe_load_all(helm("template", "ekiben", str(CHART), *given).stdout) if each]
+        said = [
+            each["value"]
+            for _, pod in pods(made)
+            for each in pod["containers"][0]["env"]
+            if each["name"] == "EKIBEN_DEPLOYER_TERMINALS"
+        ]
+        assert said == ([] if terminals == "true" else ["off"])
+
+
+def test_names_can_be_those_of_services_and_are_no_other_releases(helm: Helm) -> None:
+    long = "a-release-of-a-name-that-is-nearly-as-long-as-can-be"
+    seen: dict[str, str] = {}
+    for release in ("ekiben", "x", "my.release", "my-release", "1st", "123", f"{long}1", f"{long}2"):
+        objects = [each for each in yaml.safe_load_all(helm("template", release, str(CHART)).stdout) if each]
+        for each in objects:
+            name = each["metadata"]["name"]
+            assert re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", name), name
+            assert seen.setdefault(name, release) == release
+            assert each["metadata"]["labels"]["app.kubernetes.io/instance"] == release
+    assert "ekiben" in seen and "x-ekiben" in seen
+
+
+@pytest.mark.parametrize(
+    ("url", "hosts"),
+    [("https://ekiben.example.com:8443", "ekiben.example.com"), ("https://elsewhere.org", None)],
+)
+def test_the_api_answers_at_its_own_url_below_the_domain_of_deployments(helm: Helm, url: str, hosts: str) -> None:
+    made = helm("template", "ekiben", str(CHART), "--set", f"publicUrl={url},domain=example.com").stdout
+    ((_, pod),) = pods([each for each in yaml.safe_load_all(made) if each])
+    variables = {each["name"]: each["value"] for each in pod["containers"][0]["env"]}
+    assert variables.get("EKIBEN_GATEWAY_API_HOSTS") == hosts
 
 
 @pytest.mark.parametrize("name", ["defaults", "production"])
@@ -128,6 +187,17 @@ def test_a_variable_of_the_user_stands_in_the_place_of_the_charts(helm: Helm, tm
         ("images: {nodePort: 0}", "images.registry, images.pullHost or images.nodePort"),
         (f"{_NAMED[-1]}\nbuilder: {{replicas: 2}}", "builder.replicas above 1 needs images.registry"),
         ("ingress: {enabled: true}", "/ingress/hosts"),
+        ("nameOverride: Bad_Name", "/nameOverride"),
+        ("fullnameOverride: has.dots", "/fullnameOverride"),
+        ("replicas: {namespace: Bad_One}", "/replicas/namespace"),
+        ("service: {port: 99999}", "/service/port"),
+        ("images: {pullHost: 'http://x'}", "/images/pullHost"),
+        ("podLabels: {app.kubernetes.io/name: other}", "app.kubernetes.io/name"),
+        (f"{_NAMED[-1]}\nblobs: {{url: 'file:///blobs'}}", "/blobs/url"),
+        (
+            f"{_NAMED[-1]}\ngateway: {{autoscaling: {{enabled: true, minReplicas: 11}}}}",
+            "gateway.autoscaling.minReplicas is above its maxReplicas",
+        ),
     ],
 )
 def test_values_that_cannot_be_are_refused_in_words(helm: Helm, tmp_path: Path, values: str, why: str) -> None:

@@ -67,12 +67,15 @@ EKIBEN_DEPLOYER_OTLP_HTTP_ENDPOINT: http://{{ include "ekiben.host" (list . "tel
 
 {{- define "ekiben.deployerVariables" -}}
 EKIBEN_DEPLOYER_RUNTIME: kubernetes
-EKIBEN_DEPLOYER_KUBERNETES_NAMESPACE: {{ include "ekiben.replicasNamespace" . }}
+EKIBEN_DEPLOYER_KUBERNETES_NAMESPACE: {{ include "ekiben.replicasNamespace" . | quote }}
+{{- if not .Values.replicas.terminals }}
+EKIBEN_DEPLOYER_TERMINALS: "off"
+{{- end }}
 {{- if not .Values.images.registry }}
 EKIBEN_DEPLOYER_KUBERNETES_PULL_HOST: {{ required "images.registry, images.pullHost or images.nodePort must say where nodes pull images from" (include "ekiben.pullHost" .) | quote }}
 {{- end }}
 {{- with .Values.images.pullSecret }}
-EKIBEN_DEPLOYER_KUBERNETES_PULL_SECRET: {{ . }}
+EKIBEN_DEPLOYER_KUBERNETES_PULL_SECRET: {{ . | quote }}
 {{- end }}
 {{- if eq (include "ekiben.replicasNamespace" .) .Release.Namespace }}
 # By its number: an HTTPRoute takes no name.
@@ -97,7 +100,10 @@ REGISTRY_AUTH_FILE: /etc/ekiben/login/.dockerconfigjson
 
 {{- define "ekiben.gatewayVariables" -}}
 EKIBEN_GATEWAY_DOMAIN: {{ .Values.domain | quote }}
-{{- with .Values.apiHosts }}
+{{- /* The API's own name may be below the domain of deployments. */}}
+{{- $host := regexReplaceAll ":[0-9]+$" (urlParse .Values.publicUrl).host "" }}
+{{- $own := hasSuffix (printf ".%s" .Values.domain) $host | ternary (list $host) list }}
+{{- with concat .Values.apiHosts $own | uniq }}
 EKIBEN_GATEWAY_API_HOSTS: {{ join "," . | quote }}
 {{- end }}
 EKIBEN_GATEWAY_TRUSTED_HOPS: {{ .Values.trustedHops | quote }}

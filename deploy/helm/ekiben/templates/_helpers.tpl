@@ -2,19 +2,27 @@
 {{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" -}}
 {{- end -}}
 
+{{/* Begins every name: a Service's has no dots and begins with a letter; what is cut off is told apart by its digest. */}}
 {{- define "ekiben.fullname" -}}
+{{- $name := .Release.Name -}}
 {{- if .Values.fullnameOverride -}}
-{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
-{{- else if contains (include "ekiben.name" .) .Release.Name -}}
-{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
-{{- else -}}
-{{- printf "%s-%s" .Release.Name (include "ekiben.name" .) | trunc 40 | trimSuffix "-" -}}
+{{- $name = .Values.fullnameOverride -}}
+{{- else if not (contains (include "ekiben.name" .) .Release.Name) -}}
+{{- $name = printf "%s-%s" .Release.Name (include "ekiben.name" .) -}}
 {{- end -}}
+{{- $plain := $name | replace "." "-" -}}
+{{- if regexMatch "^[^a-z]" $plain -}}
+{{- $plain = printf "ekiben-%s" $plain -}}
+{{- end -}}
+{{- if or (gt (len $plain) 40) (contains "." $name) -}}
+{{- $plain = printf "%s-%s" ($plain | trunc 31 | trimSuffix "-") ($name | sha256sum | trunc 8) -}}
+{{- end -}}
+{{- $plain -}}
 {{- end -}}
 
 {{- define "ekiben.selector" -}}
 app.kubernetes.io/name: {{ include "ekiben.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
 {{- define "ekiben.labels" -}}

@@ -39,7 +39,6 @@ RIGHTS = (
     Right("", "configmaps", ("get",), "ConfigMaps in pod settings"),
     Right("", "persistentvolumeclaims", ("get",), "volume claims in pod settings"),
     Right("", "pods", ("create",), "trial of pods (a dry run) before a deployment is accepted"),
-    Right("apps", "replicasets", _LOOK, "words for pods that cannot be made"),
     Right("", "pods/exec", ("get", "create"), "terminals"),
     Right("", "pods/attach", ("get", "create"), "debug containers"),
     Right("", "pods/ephemeralcontainers", ("patch",), "debug containers"),
