@@ -25,7 +25,7 @@ from services.deployer import domain, instances
 from services.deployer.acceptance import Acceptance
 from services.deployer.addresses import Addresses
 from services.deployer.builds import Builds, Output
-from services.deployer.clusters import Clusters
+from services.deployer.clusters import Clusters, Place
 from services.deployer.deployments import Deployments
 from services.deployer.gate import Gate
 from services.deployer.ownership import Ownership
@@ -109,7 +109,7 @@ async def open_deployer(settings: Settings, peers: Peers, *, clock: Clock = SYST
 
         def open_cluster(
             of: domain.Cluster, namespace: str, kubeconfig: dict[str, Any] | None
-        ) -> AbstractAsyncContextManager[Runtime]:
+        ) -> AbstractAsyncContextManager[Place]:
             where = Where(
                 of.uid,
                 namespace,
@@ -138,6 +138,7 @@ async def open_deployer(settings: Settings, peers: Peers, *, clock: Clock = SYST
         reconciler = Reconciler(
             store, runtime, builds, vault, uses, ownership, changes, settings, instance_types, clock, addresses
         )
+        several.renewed = reconciler.ask_anew
         deployments = Deployments(
             store,
             registry_pb2_grpc.BentosStub(peers.registry),

@@ -9,8 +9,8 @@ import re
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import yaml
 
@@ -39,7 +39,24 @@ CHANGEABLE = ("description", "kubeconfig", "namespaces", "pull_host", "pull_secr
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 MAX_NAMESPACES = 50
 
-Open = Callable[[Cluster, str, "dict[str, Any] | None"], AbstractAsyncContextManager[Runtime]]
+
+class Place(Runtime, Protocol):
+    """The runtime of a namespace."""
+
+    async def filled(self) -> None:
+        """Wait until it knows what is there; for ever where the cluster does not answer."""
+        ...
+
+
+@dataclass
+class _Held:
+    """A place, and who holds it: who serves it, and after other credentials were given who is to take over."""
+
+    identity: tuple[Any, ...]
+    tasks: list[asyncio.Task[None]]
+
+
+Open = Callable[[Cluster, str, "dict[str, Any] | None"], AbstractAsyncContextManager[Place]]
 """Opens the runtime of a cluster's namespace; the last is its kubeconfig, None for the pod's own identity."""
 
 
@@ -188,7 +205,7 @@ class Clusters:
 
     async def run(self, open_runtime: Open) -> None:
         """Have a runtime in each namespace of each row, for ever."""
-        held: dict[str, tuple[tuple[Any, ...], asyncio.Task[None]]] = {}
+        held: dict[str, _Held] = {}
         async with asyncio.TaskGroup() as tasks:
             while True:
                 try:
@@ -202,32 +219,48 @@ class Clusters:
                     log.warning("clusters cannot be read", extra={"reason": exc.reason})
                     await self._clock.sleep(LOOK_S)
                     continue
-                for place in [*held]:
-                    if place not in wanted or held[place][0] != _identity(*wanted[place]):
-                        _, task = held.pop(place)
-                        task.cancel()
-                        await asyncio.wait([task])
+                for place, one in [*held.items()]:
+                    if place not in wanted or one.identity[0] != wanted[place][0].uid:
+                        del held[place]
+                        await _end(one.tasks)
                 for place, (cluster, namespace) in wanted.items():
-                    if place not in held:
-                        holding = tasks.create_task(self._hold(cluster, namespace, place, open_runtime))
-                        held[place] = _identity(cluster, namespace), holding
+                    one = held.setdefault(place, _Held((), []))
+                    if one.identity != (identity := _identity(cluster, namespace)):
+                        await _end(one.tasks[1:])  # They have not taken over.
+                        del one.tasks[1:]
+                        one.identity = identity
+                        one.tasks.append(tasks.create_task(self._hold(cluster, namespace, place, one, open_runtime)))
                 await self._signal.wait(at_most_s=LOOK_S)
 
-    async def _hold(self, cluster: Cluster, namespace: str, place: str, open_runtime: Open) -> None:
-        """Keep a runtime open until cancelled; what cannot be opened is tried again."""
+    async def _hold(self, cluster: Cluster, namespace: str, place: str, held: _Held, open_runtime: Open) -> None:
+        """Keep a runtime open until cancelled; what cannot be opened is tried again. Who held the place before goes on
+        until this one knows what is there: requests have their way all the while."""
+        me = asyncio.current_task()
         while True:
             try:
                 async with open_runtime(cluster, namespace, self._opened(cluster)) as runtime:
-                    await self._runtimes.add(place, runtime)
+                    if held.tasks[0] is not me:
+                        await runtime.filled()
                     try:
+                        await self._runtimes.add(place, runtime)
+                        before = held.tasks[: held.tasks.index(me)] if me in held.tasks else []
+                        del held.tasks[: len(before)]
+                        await _end(before)
                         await asyncio.Event().wait()
                     finally:
-                        self._runtimes.remove(place)
+                        self._runtimes.remove(place, runtime)
             except (EkibenError, SettingsError) as exc:
                 log.warning("a cluster cannot be opened", extra={"cluster": cluster.name, "error": str(exc)})
             except Exception:  # Of one cluster: the others and the platform go on.
                 log.exception("a cluster is looked after anew", extra={"cluster": cluster.name})
             await self._clock.sleep(30.0)
+
+
+async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)
 
 
 def _identity(cluster: Cluster, namespace: str) -> tuple[Any, ...]:

@@ -114,6 +114,11 @@ class Reconciler:
         self.topic.notify(WANTED)
         self._uses.wake()
 
+    def ask_anew(self) -> None:
+        """A runtime has taken over from another, as at a start: it has what is there, and was asked for nothing."""
+        self._applied.clear()
+        self._signal.notify()
+
     def observed(self, uid: str) -> Sequence[SetStatus]:
         """The replica sets of a deployment, as of the last pass. Raises Unavailable where another has them."""
         self.ownership.check()

@@ -11,6 +11,7 @@ from tests.base_image import base_image
 from tests.bentoml_clients import client
 from tests.cluster import Cluster, Passage
 from tests.cluster_platform import new_namespace
+from tests.installing import Load
 from tests.platform import BentoMl, Platform, http, running, wait_for
 
 JSON = {"content-type": "application/json"}
@@ -93,9 +94,13 @@ def test_a_cluster_comes_serves_in_two_namespaces_and_goes(
         assert refused.returncode and "far-two" in refused.stderr, refused.stderr
     # Other credentials: pods stay, and the next change is made with them.
     pods = [pod["metadata"]["uid"] for pod in cluster.get("pods", "-n", first)["items"]]
-    file.write_text(kubeconfig(cluster, first))
-    here.ekiben("clusters", "update", "far", "--kubeconfig", str(file))
-    here.ekiben("deployments", "scale", "far-one", "2")
+    # Such as the cluster does not take hurt nobody either.
+    with Load(f"{here.url}/version", JSON | {"host": "far-one-default.localhost"}, callers=1) as load:
+        for user in ({"token": "of-nobody"}, {}):
+            file.write_text(kubeconfig(cluster, first, **user))
+            here.ekiben("clusters", "update", "far", "--kubeconfig", str(file))
+        here.ekiben("deployments", "scale", "far-one", "2")
+    assert not load.failed and load.answered
     assert len(cluster.get("pods", "-n", first)["items"]) == 2
     assert pods[0] in {pod["metadata"]["uid"] for pod in cluster.get("pods", "-n", first)["items"]}
     # A platform that starts again finds what is there.

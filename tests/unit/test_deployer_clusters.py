@@ -69,3 +69,47 @@ async def test_a_kubeconfig_of_before_that_cannot_be_used_is_words_and_no_crash(
     with pytest.raises(SettingsError, match="no way to a cluster"):
         async with open_api(kept, "", "one"):
             raise AssertionError("it was opened")
+
+
+class Slow(Place):
+    """A runtime that knows what is there once it is told so."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.known = asyncio.Event()
+
+    async def filled(self) -> None:
+        await self.known.wait()
+
+
+async def test_other_credentials_take_over_once_they_show_what_is_there(manual_clock: ManualClock) -> None:
+    places = {name: Slow(name) for name in ("first", "wrong", "second")}
+    opened = {name: asyncio.Event() for name in places}
+    renewed = asyncio.Event()
+
+    @asynccontextmanager
+    async def open_runtime(of: Cluster, namespace: str, config: dict[str, Any] | None) -> AsyncIterator[Any]:
+        opened[of.pull_host].set()
+        yield places[of.pull_host]
+
+    several: Any = SeveralRuntimes(Place("own"))  # type: ignore[arg-type]
+    several.renewed = renewed.set
+    rows: Any = Rows(cluster("there", pull_host="first"))
+    clusters = Clusters(rows, no_key, several, manual_clock)
+    running = asyncio.create_task(clusters.run(open_runtime))
+    async with asyncio.timeout(30):
+        await opened["first"].wait()
+        for name in ("wrong", "second"):
+            rows.clusters = [cluster("there", pull_host=name)]
+            clusters._signal.notify()
+            await opened[name].wait()
+            assert several._runtimes["there/one"] is places["first"] and not renewed.is_set()
+        places["second"].known.set()
+        await renewed.wait()
+        assert several._runtimes["there/one"] is places["second"]
+        rows.clusters = []
+        clusters._signal.notify()
+        await several.changed()
+        assert "there/one" not in several._runtimes
+    running.cancel()
+    await asyncio.wait([running])

@@ -39,6 +39,8 @@ class Place:
 
     async def forget(self, deployment_uid: str) -> None: ...
 
+    async def filled(self) -> None: ...
+
     async def logs(self, deployment_uid: str, **which: Any) -> Any:
         yield Line(self.name, "", None, deployment_uid)  # type: ignore[arg-type]
 
@@ -102,7 +104,7 @@ async def test_a_change_anywhere_wakes() -> None:
     assert not waiting.done()
     there.moved.set()
     await asyncio.wait_for(waiting, 5)
-    runtimes.remove("c/one")
+    runtimes.remove("c/one", there)  # type: ignore[arg-type]
     await asyncio.wait_for(runtimes.changed(), 5)
 
 

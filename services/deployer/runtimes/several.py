@@ -4,7 +4,7 @@ A place that is not there (yet, or any more) takes what is asked and says so; th
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 
 from services.deployer.runtimes import Event, Line, Runtime, SetSpec, SetStatus
@@ -27,20 +27,26 @@ class SeveralRuntimes:
         self._of: dict[str, str] = {}
         """Place of each deployment that has a set elsewhere, by uid."""
         self._moved = asyncio.Event()
+        self.renewed: Callable[[], None] = lambda: None
+        """Called when a place has another runtime than before, which was asked for nothing yet."""
 
     async def add(self, place: str, runtime: Runtime) -> None:
         """A place is there. What was asked of it meanwhile is asked of it now."""
+        before = self._runtimes.get(place)
         self._runtimes[place] = runtime
+        if before is not None:
+            self.renewed()
         for key, (spec, replicas) in list(self._asked.items()):
             if spec.place == place:
                 del self._asked[key]
                 await runtime.apply(spec, replicas)
         self._moved.set()
 
-    def remove(self, place: str) -> None:
-        """A place is gone, or its runtime is made anew."""
-        del self._runtimes[place]
-        self._moved.set()
+    def remove(self, place: str, runtime: Runtime) -> None:
+        """A place is gone, if this is still its runtime."""
+        if self._runtimes.get(place) is runtime:
+            del self._runtimes[place]
+            self._moved.set()
 
     # The port
 
