@@ -31,6 +31,19 @@ _LONGEST_PAUSE_S = 2.0
 """A replay waits no longer, however long nothing happened."""
 
 
+def _as_text(context: click.Context, parameter: click.Parameter, words: tuple[str, ...]) -> tuple[str, ...]:
+    """The words, which the API takes as text."""
+    if any("\udc80" <= char <= "\udcff" for word in words for char in word):
+        raise click.BadParameter("it has bytes that are no UTF-8; pass them by standard input, with -i.")
+    return words
+
+
+def _named(context: click.Context, parameter: click.Parameter, image: str) -> str:
+    if not image.strip():
+        raise click.BadParameter("name an image; `ekiben deployments exec` needs none.")
+    return image
+
+
 def _where(function: F) -> F:
     """Which replica, and how."""
     for option in (
@@ -45,7 +58,7 @@ def _where(function: F) -> F:
 
 @click.command("exec")
 @click.argument("deployment")
-@click.argument("command", nargs=-1)
+@click.argument("command", nargs=-1, callback=_as_text)
 @_where
 @run
 async def exec_(
@@ -69,8 +82,13 @@ async def exec_(
 
 @click.command()
 @click.argument("deployment")
-@click.argument("command", nargs=-1)
-@click.option("--image", required=True, help="What the container is made of; it must run as another user than root.")
+@click.argument("command", nargs=-1, callback=_as_text)
+@click.option(
+    "--image",
+    required=True,
+    callback=_named,
+    help="What the container is made of; it must run as another user than root.",
+)
 @_where
 @run
 async def debug(

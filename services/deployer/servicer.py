@@ -140,14 +140,17 @@ class DeploymentsServicer(stubs.DeploymentsServicer):
 
     async def ReadLogs(self, request: pb.ReadLogsRequest, context: Any) -> AsyncIterator[pb.LogLine]:
         """Lines that replicas printed."""
-        deployment, _ = await self._deployments.get(current_principal().organization, request.name)
+        deployment, latest = await self._deployments.get(current_principal().organization, request.name)
         if request.follow and request.previous:
             raise InvalidArgument(
                 "What replicas printed before they were started last does not grow; leave out follow or previous.",
                 reason="FIELDS_INVALID",
                 violations=[("previous", "cannot be followed")],
             )
-        self._reconciler.ownership.check()
+        services = {one.name for one in latest.bentos[domain.MAIN].parsed().services}
+        services |= {one.service for one in self._reconciler.observed(deployment.uid)}
+        if request.service and request.service not in services:
+            domain.refuse([("service", f"{request.service!r} is none of {', '.join(sorted(services))}")])
         lines = self._runtime.logs(
             deployment.uid,
             service=request.service,

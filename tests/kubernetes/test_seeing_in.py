@@ -77,6 +77,8 @@ def test_the_log_of_the_run_before_is_kept(kubernetes_platform: Platform, moody:
     assert "I leave" in kubernetes_platform.ekiben(*previous).stdout
     unknown = kubernetes_platform.ekiben("deployments", "logs", moody, "--replica", "nobody", check=False)
     assert unknown.returncode == 1 and "There is no replica nobody" in unknown.stderr
+    unknown = kubernetes_platform.ekiben("deployments", "logs", moody, "--service", "Nope", check=False)
+    assert unknown.returncode == 1 and "'Nope' is none of Moody" in unknown.stderr
     refused = kubernetes_platform.ekiben("deployments", "logs", moody, "--previous", "--follow", check=False)
     assert "does not grow" in refused.stderr
 
