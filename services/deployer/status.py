@@ -83,6 +83,7 @@ def summarize(facts: Facts, before: Status, now: datetime) -> Status:
         available,
         _progressing(facts, state, crashed, told=available.status is False),
         *_verified(facts),
+        *_applied(facts),
         *_reachable(facts),
         *_autoscaled(facts),
         *((facts.exposed,) if facts.exposed is not None else ()),
@@ -178,6 +179,9 @@ def _available(facts: Facts, crashed: ReplicaStatus | None) -> Condition:
     notes = sorted({fact.new.note for fact in facts.services if fact.new and fact.new.note})
     note = f" Note: {'; '.join(notes)}." if notes else ""
     if facts.services and not lacking:
+        # What a cluster does not take has a condition of its own.
+        notes = sorted({fact.new.note for fact in facts.services if fact.new and fact.new.note and not fact.new.reason})
+        note = f" Note: {'; '.join(notes)}." if notes else ""
         shown = ", ".join(
             f"{fact.service} {_counts(fact)[2]}/{fact.desired}" for fact in facts.services if fact.target == MAIN
         )
@@ -216,6 +220,16 @@ def _progressing(facts: Facts, state: str, crashed: ReplicaStatus | None, *, tol
     wanted = sum(fact.desired for fact in facts.services)
     text = f"Revision {facts.latest_revision}: {done} of {wanted} replicas are ready."
     return Condition("Progressing", True, _reason(crashed) if crashed is not None else "ROLLING_OUT", text)
+
+
+def _applied(facts: Facts) -> tuple[Condition, ...]:
+    """Only where a cluster does not have the latest revision as it is wanted: a field that somebody else owns, a quota,
+    an API that is away."""
+    told = [fact.new for fact in facts.services if fact.new is not None and fact.new.reason]
+    if not told:
+        return ()
+    text = "; ".join(dict.fromkeys(one.note for one in told))
+    return (Condition("Applied", False, told[0].reason, f"{text[:1].upper()}{text[1:]}"),)
 
 
 def _reachable(facts: Facts) -> tuple[Condition, ...]:

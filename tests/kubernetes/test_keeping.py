@@ -171,8 +171,8 @@ async def test_whoever_owns_a_field_keeps_it_and_is_named(cluster: Cluster, wher
         cluster.kubectl("patch", "service", name_of(spec.key), "-n", where.namespace, "--type=strategic", "-p", edit)
 
         async def told() -> bool:
-            note = (await status_of(runtime, spec.key)).note
-            return "kubectl-patch" in note and "targetPort" in note
+            seen = await status_of(runtime, spec.key)
+            return seen.reason == "FIELD_OWNED" and "kubectl-patch" in seen.note and "targetPort" in seen.note
 
         await until(told, "the owner is named", 60)
         service = cluster.get("service", name_of(spec.key), "-n", where.namespace)
@@ -197,7 +197,8 @@ async def test_an_api_that_goes_away_within_a_change_is_waited_for(
         await runtime.apply(replace(spec, envs={"GREETING": "goodbye"}), 2)
 
         async def told() -> bool:
-            return "does not answer" in (await status_of(runtime, spec.key)).note
+            seen = await status_of(runtime, spec.key)
+            return seen.reason == "KUBERNETES_AWAY" and "does not answer" in seen.note
 
         await until(told, "it is said", 60)
         cluster.kubectl("delete", "service", name_of(spec.key), "-n", where.namespace)
@@ -211,7 +212,8 @@ async def test_an_api_that_goes_away_within_a_change_is_waited_for(
         await until(whole, "what was deleted meanwhile is back", 60)
 
         async def forgotten() -> bool:
-            return (await status_of(runtime, spec.key)).note == ""
+            seen = await status_of(runtime, spec.key)
+            return (seen.note, seen.reason) == ("", "")
 
         await until(forgotten, "nothing is said any more", 60)
 

@@ -47,6 +47,11 @@ def conditions(platform: Platform, name: str) -> str:
     return " ".join(each.get("message", "") for each in described(platform, name)["conditions"])
 
 
+def condition(platform: Platform, name: str, kind: str) -> Any:
+    """One of its conditions; empty where it has none of this kind."""
+    return next((each for each in described(platform, name)["conditions"] if each["type"] == kind), {})
+
+
 def replicas(platform: Platform, name: str) -> list[Any]:
     found: list[Any] = platform.ekiben_json("deployments", "replicas", name)
     return found
@@ -211,6 +216,24 @@ def test_a_quota_that_is_used_up_is_a_condition(
     try:
         kubernetes_platform.ekiben("deployments", "scale", moody, "2", "--no-wait")
         wait_for("the quota", lambda: "quota is used up" in conditions(kubernetes_platform, moody), 60)
-        assert "exceeded quota: nothing-more" in conditions(kubernetes_platform, moody)
+        applied = condition(kubernetes_platform, moody, "Applied")
+        assert applied["reason"] == "QUOTA_EXCEEDED" and "exceeded quota: nothing-more" in applied["message"]
     finally:
         cluster.kubectl("delete", "resourcequota", "nothing-more", "-n", kubernetes_namespace)
+
+
+def test_a_field_that_somebody_owns_is_a_condition_until_he_gives_it_up(
+    cluster: Cluster, kubernetes_namespace: str, kubernetes_platform: Platform, moody: str
+) -> None:
+    at = ("-n", kubernetes_namespace)
+    (service,) = cluster.get("services", *at, "-l", f"app.kubernetes.io/name={moody}")["items"]
+    edit = '{"spec": {"ports": [{"name": "http", "port": 3000, "targetPort": 8080}]}}'
+    cluster.kubectl("patch", "service", service["metadata"]["name"], *at, "--type=strategic", "-p", edit)
+
+    def reason() -> str:
+        return str(condition(kubernetes_platform, moody, "Applied").get("reason", ""))
+
+    wait_for("the condition", lambda: reason() == "FIELD_OWNED", 60)
+    assert "kubectl-patch" in condition(kubernetes_platform, moody, "Applied")["message"]
+    cluster.kubectl("delete", "service", service["metadata"]["name"], *at)
+    wait_for("nothing to be said", lambda: reason() == "", 60)

@@ -73,3 +73,20 @@ def test_replica_that_runs_but_is_not_ready_says_what_it_answers() -> None:
     assert "answers /readyz with 404." in messages(facts(starting))["Available"]
     again = replace(starting, restart_count=1)
     assert "answers /readyz with 404." in messages(facts(again))["Available"]
+
+
+def test_what_a_cluster_does_not_take_is_a_condition_of_its_own() -> None:
+    ready = facts(ReplicaStatus("iris-1", Phase.READY))
+    (service,) = ready.services
+    assert service.new is not None
+    for reason in ("FIELD_OWNED", "KUBERNETES_AWAY"):
+        owned = replace(service.new, note="the API says no", reason=reason)
+        summary = status.summarize(replace(ready, services=(replace(service, new=owned),)), Status("RUNNING"), NOW)
+        told = {each.type: each for each in summary.conditions}
+        assert (told["Applied"].status, told["Applied"].reason, told["Applied"].message) == (
+            False,
+            reason,
+            "The API says no",
+        )
+        assert told["Available"].message == "Ready: Iris 1/1."
+    assert "Applied" not in messages(ready)

@@ -140,9 +140,9 @@ def test_a_quota_and_a_security_standard_are_named() -> None:
     def failing(message: str) -> dict[str, Any]:
         return {"status": {"conditions": [{"type": "ReplicaFailure", "status": "True", "message": message}]}}
 
-    assert not_made(failing('pods "x" is forbidden: exceeded quota: q')).startswith("The namespace's quota is used up")
-    assert "security standard" in not_made(failing('violates PodSecurity "restricted:latest"'))
-    assert not_made({"status": {}}) == ""
+    assert not_made(failing('pods "x" is forbidden: exceeded quota: q'))[0] == "QUOTA_EXCEEDED"
+    assert "security standard" in not_made(failing('violates PodSecurity "restricted:latest"'))[1]
+    assert not_made({"status": {}}) == ("", "")
 
 
 class Events:

@@ -150,6 +150,8 @@ class SetStatus:
     """Where replicas of the same revision expect to reach the set; the gateway listens there."""
     note: str = ""
     """What could not be done as asked: limits that this machine does not know."""
+    reason: str = ""
+    """For programs, where the note says why a cluster does not have the set as it is wanted: `FIELD_OWNED`, say."""
     autoscaled: bool = False
     """Whether somebody else gives it replicas now; `asked` is what he asked for."""
     scaled: Scaled | None = None

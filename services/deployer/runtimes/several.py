@@ -102,7 +102,7 @@ class SeveralRuntimes:
         for key, (spec, replicas) in self._asked.items():
             which = (spec.deployment, spec.deployment_uid, spec.revision, spec.target, spec.service)
             note = f"The cluster and namespace {spec.place} cannot be reached: see `ekiben clusters get`."
-            found.append(SetStatus(key, *which, replicas, note=note, outlives=True))
+            found.append(SetStatus(key, *which, replicas, note=note, reason="CLUSTER_UNREACHABLE", outlives=True))
         return found
 
     async def drain(self, grace_s: float) -> None:

@@ -34,6 +34,8 @@ class Cache:
         """Set once the first list has come."""
         self.fault = ""
         """Why it is not up to date, in words; empty while it is."""
+        self.reason = ""
+        """The same for programs."""
 
     async def run(self) -> None:
         """Keep it, for ever."""
@@ -56,7 +58,7 @@ class Cache:
             except EkibenError as exc:
                 if not self.fault:
                     log.warning("a watch was lost", extra={"kind": self._kind, "error": exc.message})
-                self.fault = exc.message
+                self.fault, self.reason = exc.message, exc.reason
                 self._heard(self._kind, None)
                 await self._clock.sleep(_PAUSES_S[min(failures, len(_PAUSES_S) - 1)])
                 failures += 1
@@ -102,7 +104,7 @@ class Cache:
 
     def _healed(self) -> None:
         if self.fault:
-            self.fault = ""
+            self.fault = self.reason = ""
             self._heard(self._kind, None)
 
 

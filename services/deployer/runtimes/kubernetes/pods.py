@@ -90,17 +90,17 @@ def lost_of(replica: ReplicaStatus) -> ReplicaStatus:
     return replace(replica, lost=True, serving=False, message=f"{replica.message} {said}".strip())
 
 
-def not_made(deployment: Object) -> str:
-    """Why the cluster makes no more pods of a Deployment, in words (a quota, say). Empty where it does."""
+def not_made(deployment: Object) -> tuple[str, str]:
+    """Why the cluster makes no more pods of a Deployment: the reason (a quota, say), and words. Empty where it does."""
     failure = _condition(deployment.get("status") or {}, "ReplicaFailure")
     if failure.get("status") != "True":
-        return ""
+        return "", ""
     said = _short(failure.get("message") or failure.get("reason") or "")
     if "exceeded quota" in said:
-        return f"The namespace's quota is used up, so that no pod is made: {said}"
+        return "QUOTA_EXCEEDED", f"The namespace's quota is used up, so that no pod is made: {said}"
     if "PodSecurity" in said:
-        return f"The namespace's pod security standard refuses the pods: {said}"
-    return f"The cluster makes no pod: {said}"
+        return "POD_SECURITY", f"The namespace's pod security standard refuses the pods: {said}"
+    return "POD_REFUSED", f"The cluster makes no pod: {said}"
 
 
 def _phase(pod: Object, status: Mapping[str, Any], container: Mapping[str, Any], *, ready: bool) -> tuple[Phase, str]:

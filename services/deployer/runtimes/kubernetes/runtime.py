@@ -147,10 +147,12 @@ class KubernetesRuntime:
                 replicas=tuple(
                     placed(self._replica(pod, now), places.get(key)) for pod in sorted(replicas[key], key=_name)
                 ),
-                note=self._note(key),
+                note=note,
+                reason=reason,
                 outlives=True,
             )
             for key, one in found.items()
+            for note, reason in [self._faults(key)]
         ]
 
     def _replica(self, pod: Object, now: datetime) -> ReplicaStatus:
@@ -292,11 +294,14 @@ class KubernetesRuntime:
         if not self._pulling.serves(spec.organization):
             raise Unavailable(self._pulling.fault or "Nodes have no login yet.", reason=_NO_LOGIN)
 
-    def _note(self, key: str) -> str:
+    def _faults(self, key: str) -> tuple[str, str]:
+        """Why the cluster does not have a set as it is wanted, in words; and the first reason for programs."""
         asked, live = self._keeper.asked.get(key), self._caches["Deployment"].objects.get(name_of(key))
-        said = [asked.fault if asked else "", not_made(live) if live else ""]
-        faults = [cache.fault for cache in self._caches.values()]
-        return "; ".join(dict.fromkeys(text for text in (*said, *faults) if text))
+        found = [(asked.reason, asked.fault)] if asked else []
+        found += [not_made(live)] if live else []
+        found += [(cache.reason, cache.fault) for cache in self._caches.values()]
+        told = [(reason, text) for reason, text in found if text]
+        return "; ".join(dict.fromkeys(text for _, text in told)), told[0][0] if told else ""
 
     def _heard(self, kind: str, item: Object | None) -> None:
         self._keeper.heard(kind, item)
