@@ -49,6 +49,7 @@ async def get_cluster(client: Client, cluster: str, output: str) -> None:
         ("Namespaces", ", ".join(found.namespaces)),
         ("Pull host", found.pull_host),
         ("Pull secret", found.pull_secret),
+        ("Telemetry", found.otlp_http_endpoint),
         ("Description", found.description),
         ("Created", moment(found.create_time)),
         ("Changed", moment(found.update_time) if found.HasField("update_time") else ""),
@@ -74,6 +75,10 @@ _namespaces = click.option(
 )
 _pull_host = click.option("--pull-host", help="HOST[:PORT] under which its nodes reach the platform's /v2/.")
 _pull_secret = click.option("--pull-secret", help="Secret of each namespace with the login for images.")
+_otlp = click.option(
+    "--otlp-http-endpoint",
+    help="http://HOST:PORT under which its pods reach the recorder, for spans and monitored values.",
+)
 _description = click.option("--description", help="Free text.")
 
 
@@ -85,6 +90,7 @@ _description = click.option("--description", help="Free text.")
 @_namespaces
 @_pull_host
 @_pull_secret
+@_otlp
 @_description
 @output_option
 @run
@@ -104,6 +110,7 @@ async def create_cluster(client: Client, cluster: str, in_cluster: bool, output:
 @_namespaces
 @_pull_host
 @_pull_secret
+@_otlp
 @_description
 @output_option
 @run
@@ -156,7 +163,7 @@ def _given(cluster: str, given: Mapping[str, Any]) -> tuple[deployer_pb2.Cluster
     if given["namespaces"]:
         made.namespaces.extend(given["namespaces"])
         paths.append("namespaces")
-    for field in ("pull_host", "pull_secret", "description"):
+    for field in ("pull_host", "pull_secret", "otlp_http_endpoint", "description"):
         if given[field] is not None:
             setattr(made, field, given[field])
             paths.append(field)

@@ -114,6 +114,7 @@ async def open_deployer(settings: Settings, peers: Peers, *, clock: Clock = SYST
                 of.uid,
                 namespace,
                 of.pull_secret,
+                PodTelemetry(of.otlp_http_endpoint, settings.otlp_token_file),
                 pod_security=settings.kubernetes_pod_security,
                 signed_only=settings.image_policy == "enforce",
             )

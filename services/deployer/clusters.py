@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 5.0
 """Another deployer may have changed the rows."""
-CHANGEABLE = ("description", "kubeconfig", "namespaces", "pull_host", "pull_secret")
+CHANGEABLE = ("description", "kubeconfig", "namespaces", "pull_host", "pull_secret", "otlp_http_endpoint")
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 MAX_NAMESPACES = 50
 
@@ -181,6 +181,12 @@ class Clusters:
             if sent.pull_secret and not re.fullmatch(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?", sent.pull_secret):
                 domain.refuse([("cluster.pull_secret", "must be the name of a Secret")])
             after = replace(after, pull_secret=sent.pull_secret)
+        if "otlp_http_endpoint" in paths:
+            if sent.otlp_http_endpoint and not re.fullmatch(
+                r"https?://[A-Za-z0-9.\[\]:-]{1,255}/?", sent.otlp_http_endpoint
+            ):
+                domain.refuse([("cluster.otlp_http_endpoint", "must be http://HOST:PORT")])
+            after = replace(after, otlp_http_endpoint=sent.otlp_http_endpoint)
         if "kubeconfig" in paths:
             after = self._sealed(after, sent)
         return after
@@ -265,7 +271,8 @@ async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
 
 def _identity(cluster: Cluster, namespace: str) -> tuple[Any, ...]:
     """What a runtime is made from: another one needs a new runtime."""
-    return cluster.uid, namespace, cluster.key_id, cluster.kubeconfig, cluster.pull_host, cluster.pull_secret
+    reached = (cluster.pull_host, cluster.pull_secret, cluster.otlp_http_endpoint)
+    return cluster.uid, namespace, cluster.key_id, cluster.kubeconfig, *reached
 
 
 def _namespaces(sent: Sequence[str]) -> tuple[str, ...]:

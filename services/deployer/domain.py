@@ -291,6 +291,8 @@ class Cluster:
     namespaces: tuple[str, ...] = ()
     pull_host: str = ""
     pull_secret: str = ""
+    otlp_http_endpoint: str = ""
+    """Where its pods reach the recorder's receiver; empty where they send nothing."""
     key_id: str = ""
     """Which key the kubeconfig is sealed with."""
     kubeconfig: bytes | None = field(default=None, repr=False)

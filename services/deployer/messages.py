@@ -190,6 +190,7 @@ def cluster(of: Cluster, runtime: str) -> pb.Cluster:
         namespaces=of.namespaces,
         pull_host=of.pull_host,
         pull_secret=of.pull_secret,
+        otlp_http_endpoint=of.otlp_http_endpoint,
         server=of.server,
         update_time=time(of.update_time) if of.update_time else None,
     )

@@ -274,6 +274,7 @@ def _cluster(of: domain.Cluster, settings: Settings) -> pb.Cluster:
     if settings.runtime == "kubernetes":
         found.namespaces.append(settings.kubernetes_namespace)
         found.pull_host, found.pull_secret = settings.kubernetes_pull_host, settings.kubernetes_pull_secret
+        found.otlp_http_endpoint = settings.otlp_http_endpoint
         found.description = "The cluster of the deployer's settings."
     else:
         found.description = "This machine."

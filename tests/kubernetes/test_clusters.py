@@ -37,6 +37,13 @@ def namespaces(cluster: Cluster) -> Iterator[tuple[str, str]]:
         yield first, second
 
 
+@pytest.fixture(scope="module")
+def receiver(cluster: Cluster, here: Platform) -> Iterator[str]:
+    """Where pods reach the platform's recorder."""
+    with cluster.serve_pods(f"127.0.0.1:{(here.data / 'otlp-port').read_text().strip()}") as address:
+        yield f"http://{address}"
+
+
 def kubeconfig(cluster: Cluster, namespace: str, **user: str) -> str:
     """A kubeconfig of the ServiceAccount `ekiben`, or of whoever is given."""
     whole = yaml.safe_load(cluster.kubeconfig.read_text())
@@ -52,7 +59,13 @@ def token(cluster: Cluster, namespace: str) -> str:
 
 
 def test_a_cluster_comes_serves_in_two_namespaces_and_goes(
-    cluster: Cluster, here: Platform, passage: Passage, namespaces: tuple[str, str], bentos: Path, tmp_path: Path
+    cluster: Cluster,
+    here: Platform,
+    passage: Passage,
+    receiver: str,
+    namespaces: tuple[str, str],
+    bentos: Path,
+    tmp_path: Path,
 ) -> None:
     first, second = namespaces
     file = tmp_path / "kubeconfig"
@@ -60,7 +73,7 @@ def test_a_cluster_comes_serves_in_two_namespaces_and_goes(
     file.write_text(kubeconfig(cluster, first))
     lacking = here.ekiben(
         *("clusters", "create", "far", "--kubeconfig", str(file), "--pull-host", passage.name),
-        *("--namespace", first, "--namespace", second),
+        *("--namespace", first, "--namespace", second, "--otlp-http-endpoint", receiver),
     )
     assert f"do not allow: get, list, watch, create, patch, delete secrets in {second}" in lacking.stderr
     assert here.ekiben("clusters", "check", "far", check=False).returncode == 1
@@ -85,6 +98,11 @@ def test_a_cluster_comes_serves_in_two_namespaces_and_goes(
     for namespace, name in ((first, "far-one"), (second, "far-two")):
         [pod] = cluster.get("pods", "-n", namespace)["items"]
         assert pod["metadata"]["labels"]["app.kubernetes.io/name"] == name
+    # Its pods tell the recorder of what they do.
+    trace = "6" * 31 + "c"
+    host = {"host": "far-one-default.localhost", "traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
+    assert http("POST", f"{here.url}/version", b"{}", JSON | host).status == 200
+    wait_for("spans of the pod", lambda: "Versions" in here.ekiben("traces", "show", trace, "-o", "json").stdout, 60)
     listed = bentoml("deployment", "list", "--cluster", "far", "-o", "json").stdout
     assert "far-one" in listed and "near" not in listed
     assert "service loaded" in here.ekiben("deployments", "logs", "far-one").stdout.lower()

@@ -1051,6 +1051,7 @@ class Cluster(_message.Message):
     PULL_SECRET_FIELD_NUMBER: _builtins.int
     SERVER_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    OTLP_HTTP_ENDPOINT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Identifier. `clusters/{cluster}`."""
     uid: _builtins.str
@@ -1073,6 +1074,10 @@ class Cluster(_message.Message):
     """Optional. Name of a Secret of each namespace with the login for images; absent means one of the platform's."""
     server: _builtins.str
     """Output only. Where its API is."""
+    otlp_http_endpoint: _builtins.str
+    """Optional. `http://HOST:PORT` under which its pods reach the recorder's OTLP/HTTP receiver; absent means that they
+    send no telemetry. Another one restarts its pods, as a rolling update.
+    """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Output only. When it was created."""
@@ -1102,10 +1107,11 @@ class Cluster(_message.Message):
         pull_secret: _builtins.str = ...,
         server: _builtins.str = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        otlp_http_endpoint: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "create_time", b"create_time", "description", b"description", "kubeconfig", b"kubeconfig", "name", b"name", "namespaces", b"namespaces", "pull_host", b"pull_host", "pull_secret", b"pull_secret", "runtime", b"runtime", "server", b"server", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "create_time", b"create_time", "description", b"description", "kubeconfig", b"kubeconfig", "name", b"name", "namespaces", b"namespaces", "otlp_http_endpoint", b"otlp_http_endpoint", "pull_host", b"pull_host", "pull_secret", b"pull_secret", "runtime", b"runtime", "server", b"server", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

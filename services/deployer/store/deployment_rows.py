@@ -76,6 +76,7 @@ clusters = sa.Table(
     sa.Column("namespaces", sa.Text, nullable=False, server_default="[]"),
     sa.Column("pull_host", sa.Text, nullable=False, server_default=""),
     sa.Column("pull_secret", sa.Text, nullable=False, server_default=""),
+    sa.Column("otlp_http_endpoint", sa.Text, nullable=False, server_default=""),
     # Sealed with the key of this id; null for the identity of the deployer's pod.
     sa.Column("key_id", sa.String(64), nullable=False, server_default=""),
     sa.Column("kubeconfig", sa.LargeBinary, nullable=True),
