@@ -1,12 +1,14 @@
 """The chart by real helm on a real cluster: installed, used with the real client, upgraded, rolled back, uninstalled."""
 
 import base64
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import pytest
 
@@ -21,6 +23,7 @@ from tests.platform import ROOT, BentoMl, http, wait_for
 from tests.postgres import PostgresServer
 from tests.s3 import ACCESS_KEY, SECRET_KEY, S3Server
 
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 JSON = {"content-type": "application/json"}
 SMALL = {"requests": {"cpu": "20m", "memory": "96Mi"}, "limits": {"memory": "1Gi"}}
 
@@ -40,6 +43,24 @@ def image(oci_registry: OciRegistry, pull_host: str) -> Mapping[str, str]:
     repository = oci_registry.new_repository("ekiben")
     digest = installing.platform_image(f"docker://{oci_registry.host}/{repository}:v1", oci_registry.host)
     return {"repository": f"{pull_host}/{repository}", "digest": digest}
+
+
+def another(oci_registry: OciRegistry, image: Mapping[str, str]) -> str:
+    """The digest of an image that is another one, as that of a next release is: here by a label alone."""
+    at = f"http://{oci_registry.host}/v2/{image['repository'].partition('/')[2]}"
+    manifest = http("GET", f"{at}/manifests/{image['digest']}", headers={"accept": MANIFEST}).json()
+    config = http("GET", f"{at}/blobs/{manifest['config']['digest']}").json()
+    config["config"]["Labels"]["org.opencontainers.image.version"] = "another"
+    data = json.dumps(config).encode()
+    digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+    where = http("POST", f"{at}/blobs/uploads/").headers["Location"]
+    where = f"{where}{'&' if '?' in where else '?'}digest={digest}"
+    binary = {"content-type": "application/octet-stream"}
+    assert http("PUT", urljoin(f"{at}/", where), data, binary).status == 201
+    manifest["config"] |= {"digest": digest, "size": len(data)}
+    pushed = http("PUT", f"{at}/manifests/another", json.dumps(manifest).encode(), {"content-type": MANIFEST})
+    assert pushed.status == 201, pushed
+    return pushed.headers["Docker-Content-Digest"]
 
 
 def values_of(cluster: Cluster, image: Mapping[str, str]) -> dict[str, Any]:
@@ -96,8 +117,9 @@ def test_from_an_empty_namespace_to_a_served_bento_and_uninstalling_leaves_all_o
             assert {pod["metadata"]["uid"] for pod in cluster.get(*selector)["items"]} == pods
 
 
-def test_an_upgrade_and_a_rollback_of_services_apart_fail_no_prediction(
+def test_an_upgrade_to_another_image_and_a_rollback_of_services_apart_fail_no_prediction(
     cluster: Cluster,
+    oci_registry: OciRegistry,
     helm: Helm,
     image: Mapping[str, str],
     bentos: Path,
@@ -141,12 +163,40 @@ def test_an_upgrade_and_a_rollback_of_services_apart_fail_no_prediction(
             project = shutil.copytree(bentos / "versions", tmp_path / "versions")
             bentoml("deploy", ".", "-n", "versions", cwd=project, timeout_s=500)
             with installing.Load(f"{address}/version", {**JSON, "host": "versions-default.localhost"}) as load:
-                helm("upgrade", *common, "--set", "podAnnotations.release=two")
+                helm("upgrade", *common, "--set", f"image.digest={(digest := another(oci_registry, image))}")
+                ours = ("pods", "-n", namespace, "-l", "app.kubernetes.io/instance=ekiben")
+                going = [each for each in cluster.get(*ours)["items"] if not each["metadata"].get("deletionTimestamp")]
+                assert len(going) == 7 and all(digest in json.dumps(each["spec"]) for each in going)
                 helm("rollback", "ekiben", "1", "-n", namespace, "--wait", "--timeout", "5m")
+                over_a_migration(cluster, helm, namespace, postgres, database, bentoml)
             assert not load.failed and load.answered > 100
             assert cluster.get("secret", "ekiben", "-n", namespace)["data"] == secret
             listed = json.loads(bentoml("deployment", "list", "-o", "json").stdout)
             assert [each["name"] for each in listed] == ["versions"]
+
+
+def over_a_migration(
+    cluster: Cluster, helm: Helm, namespace: str, postgres: PostgresServer, database: str, bentoml: BentoMl
+) -> None:
+    """Go back to a release that is older than a table: it says so and does not start, and those that run go on."""
+    table = "ekiben_registry.alembic_version_registry"
+    revision = postgres.psql(f"SELECT version_num FROM {table}", database)
+    postgres.psql(f"UPDATE {table} SET version_num = 'of-later'", database)
+    try:
+        helm("rollback", "ekiben", "2", "-n", namespace)
+        registries = ("pods", "-n", namespace, "-l", "app.kubernetes.io/component=registry")
+
+        def says() -> bool:
+            return "it is at revision of-later" in json.dumps(
+                [each["status"] for each in cluster.get(*registries)["items"]]
+            )
+
+        wait_for("what keeps it from starting, as its pod's last words", says, 120)
+        # The deployer is replaced too, and is away for a moment.
+        wait_for("the API", lambda: "versions" in bentoml("deployment", "list", "-o", "json", check=False).stdout, 120)
+    finally:
+        postgres.psql(f"UPDATE {table} SET version_num = '{revision}'", database)
+    cluster.kubectl("rollout", "status", "deployment/ekiben-registry", "-n", namespace, "--timeout=110s")
 
 
 def test_the_cluster_takes_the_kustomize_base_and_the_example_for_production(cluster: Cluster, helm: Helm) -> None:
