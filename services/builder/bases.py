@@ -74,7 +74,8 @@ class Base:
             )
         if not self.has_bash:
             raise FailedPrecondition(
-                f"The base image {name} has no bash, which BentoML's entry point needs. Name another with --base.",
+                f"The base image {name} has no bash, which BentoML's entry point needs. Name another with --base, or "
+                "have the bento install it (system_packages; on Alpine a command: apk add bash).",
                 reason="BASE_WITHOUT_BASH",
             )
         order = [*self.search, *_USUAL_FOLDERS]

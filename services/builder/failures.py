@@ -98,10 +98,14 @@ def _wheel(text: str, target: str) -> Failure | None:
         return None
     there = re.search(r"Wheels are available for [^\n]+? on the following platforms?: ([^\n]+)", text)
     others = f" There are wheels for {there[1].strip()}." if there else ""
+    # Of Alpine and its like; most packages with C have no wheels for it.
+    base = (
+        "a base with glibc (Debian's, such as python:3.11-slim)" if "musl" in target else "a base with another Python"
+    )
     return Failure(
         "WHEEL_NOT_FOUND",
         f"{match[1]} has no wheel for {target}, and images are made of wheels only.{others} Take a version that has "
-        "one, put a wheel for that platform below wheels/ in the project, take a base with another Python, or have it "
+        f"one, put a wheel for that platform below wheels/ in the project, take {base}, or have it "
         f"built in the base: --from-source {match[1]}, or the line `--no-binary {match[1]}` in the requirements.",
         {"requirement": match[1], "target": target},
     )

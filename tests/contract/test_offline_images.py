@@ -9,8 +9,10 @@ import pytest
 
 from ekiben.errors import EkibenError
 from services.builder import offline
-from services.content.images import Descriptor
+from services.content.images import Descriptor, Platform
+from tests.contract.test_image_environments import platform_wheel
 from tests.fixtures_builder import PackageIndex, bento_folder, index
+from tests.image_content import put_image
 from tests.small_base import small_base
 
 __all__ = ["index"]
@@ -73,3 +75,49 @@ async def test_a_link_that_could_not_be_pushed_is_named(
     with pytest.raises(EkibenError, match="odd") as caught:
         await build(bento, tmp_path)
     assert caught.value.reason == ("LINK_LOOP" if target == "." else "FILE_NOT_READABLE")
+
+
+ALPINE = {
+    "etc/os-release": b'NAME="Alpine Linux"\nID=alpine\nVERSION_ID=3.20.3\n',
+    "etc/alpine-release": b"3.20.3\n",
+    "lib/ld-musl-x86_64.so.1": b"\x7fELF musl libc (x86_64)\n",
+    "lib/apk/db/installed": b"P:musl\nV:1.2.5-r0\nA:x86_64\n\n",
+    "bin/busybox": b"\x7fELF",
+    "usr/local/bin/python3.11": b"\x7fELF",
+}
+CUDA = {"etc/os-release": b"ID=ubuntu\n", "bin/bash": b"\x7fELF", "usr/local/cuda/version.json": b"{}"}
+
+
+@pytest.mark.parametrize(
+    ("files", "tag", "said"),
+    [
+        (ALPINE, "", "no bash, .* apk add bash"),
+        (ALPINE | {"bin/bash": b""}, "manylinux_2_17", r"\(musl\).* take a base with glibc"),
+        (ALPINE | {"bin/bash": b""}, "musllinux_1_2", ""),
+        (CUDA, "", r"no Python 3.11 .*\(it has: none\)"),
+    ],
+)
+async def test_a_base_of_another_distribution_does_or_it_is_said_what_it_lacks(
+    index: PackageIndex, tmp_path: Path, files: dict[str, bytes], tag: str, said: str
+) -> None:
+    requirements = "bentoml==1.4.39\n"
+    if tag:
+        index.files[f"native-1.0-cp311-cp311-{tag}_x86_64.whl"] = platform_wheel(
+            "native", "1.0", f"cp311-cp311-{tag}_x86_64", {}
+        )
+        requirements += "native\n"
+    amd64 = Platform("linux", "amd64")
+    await put_image(tmp_path / "bases", "base", files, platform=amd64)
+    bento = bento_folder(tmp_path / "bento", requirements)
+    making = offline.build(
+        str(bento),
+        base=f"oci:{tmp_path}/bases:base",
+        output=f"oci:{tmp_path}/images",
+        cache=tmp_path / "cache",
+        platforms=[amd64],
+    )
+    if said:
+        with pytest.raises(EkibenError, match=said):
+            await making
+    else:
+        await making
