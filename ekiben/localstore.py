@@ -18,6 +18,8 @@ from ekiben.archives import Archive, of_file, of_folder
 from ekiben.errors import FailedPrecondition, NotFound
 
 _LARGEST_MANIFEST_FILE = 8 << 20
+_NAME, _VERSION = r"[a-z0-9][-._a-z0-9]*", r"[A-Za-z0-9][-._A-Za-z0-9]*"
+"""Nothing that leads out of the store, nor to all of it."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def folder(kind: str, tag: str, *, root: Path | None = None) -> Path:
         except OSError:
             version = ""
     found = base / repository / version
-    if not re.fullmatch(r"[a-z0-9][-._a-z0-9]*", repository) or not version or "/" in version or not found.is_dir():
+    if not (re.fullmatch(_NAME, repository) and re.fullmatch(_VERSION, version) and found.is_dir()):
         raise NotFound(
             f"There is no {kind[:-1]} {tag!r} in {base}. `bentoml {'models ' * (kind == 'models')}list` shows them.",
             reason="NOT_IN_STORE",
@@ -121,6 +123,12 @@ def read_bento(path: Path) -> Version:
     """
     info, archive, size = _open(path, "bento.yaml", lambda name: name == "models" or name.startswith("models/"))
     services = [_mapping(item) for item in info.get("services") or []]
+    if not isinstance(info.get("models") or [], list):
+        raise FailedPrecondition(
+            f"{path} is not a bento: its bento.yaml has {str(info['models'])[:50]!r} for models, where a list belongs.",
+            reason="FOLDER_INVALID",
+            path=str(path),
+        )
     named = [_mapping(item) for item in info.get("models") or []]
     for service in services:
         named += [_mapping(item) for item in service.get("models") or []]

@@ -10,6 +10,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from ekiben.errors import FailedPrecondition
 from services.builder.base_files import BaseFiles, spooled
@@ -134,15 +135,45 @@ async def open_base(
 
     Raises:
         NotFound: there is no such base (IMAGE_NOT_FOUND).
-        FailedPrecondition: a layer of it cannot be read (LAYER_UNSUPPORTED).
+        FailedPrecondition: a layer of it cannot be read (LAYER_UNSUPPORTED), or its configuration (BASE_DAMAGED).
     """
     if isinstance(what, Descriptor):
         descriptor, image = await for_platform(store, [what], platform, name)
     else:
         descriptor, image = await store.resolve(what, platform)
+    _check(image, name)
     transport, _, rest = name.partition(":")
     told = rest.removeprefix("//") if transport == "docker" else rest.partition(":")[2]
     return BaseImage(store, name, told, descriptor, image, await look_into(image, store, remembered))
+
+
+def _check(image: Image, name: str) -> None:
+    """Refuse a base whose configuration is not what containers are started by: an image on it would be neither."""
+    config = image.config
+
+    def of(value: Any, kind: type[list[Any]] | type[dict[str, Any]], parts: type = object) -> bool:
+        return value is None or (isinstance(value, kind) and all(isinstance(part, parts) for part in value))
+
+    said, tree = config.get("config"), config.get("rootfs")
+    digests = tree.get("diff_ids") if isinstance(tree, dict) else None
+    wrong = [
+        what
+        for what, right in (
+            ("config", of(said, dict)),
+            ("config.Env", not isinstance(said, dict) or of(said.get("Env"), list, str)),
+            ("config.Labels", not isinstance(said, dict) or of(said.get("Labels"), dict, str)),
+            ("history", of(config.get("history"), list, dict)),
+            ("rootfs", digests is not None and of(digests, list, str) and len(digests) == len(image.layers)),
+        )
+        if not right
+    ]
+    if wrong:
+        raise FailedPrecondition(
+            f"The base image {name} cannot be built on: its configuration has no usable {', '.join(wrong)}. Make that "
+            "image again, or name another with --base.",
+            reason="BASE_DAMAGED",
+            image=name,
+        )
 
 
 async def look_into(image: Image, store: Readable, remembered: Path) -> Base:

@@ -8,13 +8,14 @@ import argparse
 import asyncio
 import contextlib
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from ekiben import archives, localstore
-from ekiben.errors import EkibenError, FailedPrecondition
+from ekiben.errors import EkibenError, FailedPrecondition, InvalidArgument
 from services.builder import bento as bentos
 from services.builder import image_builds, offline_caches
 from services.builder.assembler import Model
@@ -37,6 +38,10 @@ from services.content.attestations import keys
 from services.content.attestations.keys import Private
 from services.content.images import Descriptor, Platform
 from services.kernel.clock import SYSTEM
+
+_TAG = re.compile(r"[A-Za-z0-9_][-._A-Za-z0-9]{0,127}")
+_REFERENCE = re.compile(r"[A-Za-z0-9]+(?:(?:[-._:@+]|--|/)[A-Za-z0-9]+)*")
+"""Source: OCI image-spec 1.1, annotations.md, `org.opencontainers.image.ref.name`."""
 
 
 async def build(
@@ -62,7 +67,9 @@ async def build(
         EkibenError: it cannot be built; reasons are those of builds and of `image_builds.build_image`.
     """
     folder = Path(bento) if Path(bento, "bento.yaml").is_file() else localstore.folder("bentos", bento)
-    models = localstore.read_bento(folder).models
+    named = localstore.read_bento(folder)
+    models = named.models
+    _check_names(named, output)
     await asyncio.to_thread(_check_layout, output)
     settings = Settings(database_url="sqlite://", data_dir=cache)
     with (
@@ -93,13 +100,13 @@ async def build(
             refresh_commands,
             from_source,
         )
-        async with open_images(output, _say) as (into, named):
+        async with open_images(output, _say) as (into, tag):
             return await image_builds.build_image(
                 source,
                 platforms or [here()],
                 base=base,
                 into=into,
-                reference=reference or named or source.tag.partition(":")[2],
+                reference=reference or tag or source.tag.partition(":")[2],
                 workshop=workshop,
                 work=Work(Path(tmp), _say),
                 compression=Rules.parse(compression).of(output),
@@ -143,6 +150,24 @@ def _model(tag: str) -> Model:
         archives.of_folder(folder).fingerprint(),
         lambda: contextlib.nullcontext(folder),
     )
+
+
+def _check_names(bento: localstore.Version, output: str) -> None:
+    """Refuse what no image can be named by, before anything is made for it."""
+    if re.fullmatch(r"[a-z0-9][-._a-z0-9]{0,127}", bento.repository) is None or _TAG.fullmatch(bento.version) is None:
+        raise FailedPrecondition(
+            f"The bento cannot be built: its bento.yaml names it {bento.tag[:200]!r}, and a name or version has "
+            "letters, digits, dots, hyphens and underscores only. Correct it, or build the bento again.",
+            reason="BENTO_INCOMPLETE",
+        )
+    transport, _, rest = output.partition(":")
+    if transport == "oci" and (reference := rest.partition(":")[2]) and _REFERENCE.fullmatch(reference) is None:
+        raise InvalidArgument(
+            f"The image {output!r} is refused: {reference!r} is no reference that others find it by. It has letters, "
+            "digits and . _ - : @ / + between them.",
+            reason="IMAGE_NAME_INVALID",
+            image=output,
+        )
 
 
 def _check_layout(output: str) -> None:

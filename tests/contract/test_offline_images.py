@@ -9,10 +9,13 @@ import pytest
 
 from ekiben.errors import EkibenError
 from services.builder import offline
-from services.content.images import Descriptor, Platform
+from services.content.images import Descriptor, Platform, canonical
+from services.content.images.layout import LayoutImageStore
+from services.content.images.resolving import read_json
 from tests.contract.test_image_environments import platform_wheel
 from tests.fixtures_builder import PackageIndex, bento_folder, index
 from tests.image_content import put_image
+from tests.image_stores import of
 from tests.small_base import small_base
 
 __all__ = ["index"]
@@ -121,3 +124,87 @@ async def test_a_base_of_another_distribution_does_or_it_is_said_what_it_lacks(
             await making
     else:
         await making
+
+
+@pytest.mark.parametrize("tag", ["iris:..", "iris:.", "iris:m1/../m1", "../models/iris:m1", "iris:-x"])
+async def test_a_model_is_one_version_of_the_store_and_nothing_above_it(home: Path, tmp_path: Path, tag: str) -> None:
+    bento = bento_folder(tmp_path / "bento", manifest={"models": [{"tag": tag}]})
+    with pytest.raises(EkibenError, match="There is no model"):
+        await build(bento, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "output", "said"),
+    [
+        ({"models": "iris:m1"}, "", "where a list belongs"),
+        ({"version": "a b"}, "", "names it 'hello:a b'"),
+        ({"version": "a/b"}, "", "names it"),
+        ({"version": ["x"]}, "", "names it"),
+        ({"version": "v" * 129}, "", "names it"),
+        ({"name": "Hello World"}, "", "names it"),
+        ({}, "a b", "no reference"),
+        ({}, "-x", "no reference"),
+    ],
+)
+async def test_names_that_no_image_can_have_are_refused_before_anything_is_made(
+    index: PackageIndex, tmp_path: Path, manifest: dict[str, object], output: str, said: str
+) -> None:
+    bento = bento_folder(tmp_path / "bento", manifest=manifest)
+    with pytest.raises(EkibenError, match=said):
+        await offline.build(
+            str(bento), base="oci:nowhere", output=f"oci:{tmp_path}/images:{output}", cache=tmp_path / "cache"
+        )
+    assert not (tmp_path / "cache").exists()
+
+
+CONFIGURATION = {
+    "architecture": Platform.here().architecture,
+    "os": "linux",
+    "config": {"Env": ["A=1"], "Labels": {"a": "b"}},
+    "rootfs": {"type": "layers", "diff_ids": ["sha256:" + "0" * 64]},
+}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"config": {"Env": [5]}},
+        {"config": {"Env": "A=1"}},
+        {"config": [1]},
+        {"config": {"Labels": ["x"]}},
+        {"rootfs": None},
+        {"rootfs": {"diff_ids": []}},
+        {"rootfs": {"diff_ids": [5]}},
+        {"history": "x"},
+        {"history": ["x"]},
+    ],
+)
+async def test_a_base_whose_configuration_is_odd_is_refused(
+    index: PackageIndex, tmp_path: Path, wrong: dict[str, object]
+) -> None:
+    layout = tmp_path / "bases"
+    files = {"bin/bash": b"", "usr/bin/python3.11": b""}
+    descriptor = await put_image(layout, "right", files, platform=Platform.here())
+    store = LayoutImageStore(layout)
+    manifest = await read_json(store, descriptor)
+    digest, size_bytes = await store.write(of(canonical(CONFIGURATION | wrong)))
+    manifest["config"] |= {"digest": str(digest), "size": size_bytes}
+    await store.tag("base", canonical(manifest), descriptor.media_type, Platform.here())
+    bento = bento_folder(tmp_path / "bento")
+    with pytest.raises(EkibenError, match="configuration has no usable") as caught:
+        await offline.build(
+            str(bento), base=f"oci:{layout}:base", output=f"oci:{tmp_path}/images", cache=tmp_path / "cache"
+        )
+    assert caught.value.reason == "BASE_DAMAGED"
+
+
+async def test_a_base_that_is_no_layout_is_said_to_be_none(index: PackageIndex, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for where in ("nowhere", "file"):
+        with pytest.raises(EkibenError, match=f"no image layout in .*{where}"):
+            await offline.build(
+                str(bento_folder(tmp_path / f"bento-{where}")),
+                base=f"oci:{tmp_path}/{where}",
+                output=f"oci:{tmp_path}/images",
+                cache=tmp_path / "cache",
+            )

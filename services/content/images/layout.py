@@ -162,6 +162,12 @@ class LayoutImageStore:
         else:
             named = [each for each in entries if not reference or each.annotations.get(REF_NAME) == reference]
         if not named or (not reference and len({each.digest for each in named}) > 1):
+            if not await asyncio.to_thread((self._folder / "index.json").is_file):
+                raise NotFound(
+                    f"There is no image layout in {self._folder}: it has no index.json.",
+                    reason="IMAGE_NOT_FOUND",
+                    image=reference,
+                )
             there = sorted(each.annotations.get(REF_NAME, str(each.digest)) for each in entries)
             wanted = f"no image {reference!r}" if reference or not there else "several images; name one"
             raise NotFound(
@@ -254,7 +260,7 @@ class LayoutImageStore:
         """What `index.json` says. Blocks."""
         try:
             index = object_of((self._folder / "index.json").read_bytes(), "index.json")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return {"schemaVersion": 2, "mediaType": INDEX, "manifests": []}
         if not isinstance(index.get("manifests"), list):
             raise InvalidArgument(f"{self._folder}/index.json lists no manifests.", reason="MANIFEST_INVALID")

@@ -7,6 +7,7 @@ use to hand blobs out of a bucket, are followed without it.
 import asyncio
 import logging
 import random
+import re
 import ssl
 import time
 import urllib.request
@@ -24,6 +25,8 @@ from services.content.images.registry.tokens import Authority
 
 log = logging.getLogger(__name__)
 
+_OF_PYTHON = re.compile(r" ssl:(?:<[^>]*>|default|True|False|None)")
+"""What aiohttp says of its own objects."""
 _CONNECT_S = 10.0
 _REDIRECTS = 5
 _LONGEST_WAIT_S = 20.0
@@ -218,7 +221,8 @@ class Client:
         except TimeoutError as exc:
             raise Broken(f"no answer from {url.host}:{url.port} in time") from exc
         except (aiohttp.ClientError, OSError, UnicodeError) as exc:  # the last of a name that no host can have
-            raise Broken(f"{str(exc) or type(exc).__name__} ({url.host}:{url.port})") from exc
+            said = _OF_PYTHON.sub("", str(exc)) or type(exc).__name__
+            raise Broken(f"{said} ({url.host}:{url.port})") from exc
 
     async def _find_base(self) -> URL:
         """`https://HOST/v2/`; `http://` only for a host that may be insecure and does not speak TLS."""
