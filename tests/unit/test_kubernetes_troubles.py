@@ -1,6 +1,7 @@
 """What is wrong with a pod, in words."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -235,3 +236,6 @@ def test_a_pod_whose_node_never_says_that_it_ended_is_lost() -> None:
     assert not overdue(pod(), datetime(2027, 1, 1, tzinfo=UTC))
     found = lost_of(replica_of(leaving))
     assert (found.phase, found.lost, "kubectl delete node" in found.message) == (Phase.DRAINING, True, True)
+    assert lost_of(replace(found, message="Its node is gone: x")).message.startswith(
+        "Its node is gone: x. Its node does"
+    )

@@ -87,7 +87,8 @@ def overdue(pod: Object, now: datetime) -> bool:
 def lost_of(replica: ReplicaStatus) -> ReplicaStatus:
     """The replica of a pod that is overdue."""
     said = "Its node does not say that it ended, so nobody waits for it. It goes with the Node: `kubectl delete node`."
-    return replace(replica, lost=True, serving=False, message=f"{replica.message} {said}".strip())
+    before = f"{replica.message.rstrip('.')}. " if replica.message else ""
+    return replace(replica, lost=True, serving=False, message=f"{before}{said}")
 
 
 def not_made(deployment: Object) -> tuple[str, str]:
