@@ -31,9 +31,30 @@ REPLICA_IDLE_S = 4
 a request sent into that moment would fail."""
 
 
+class Tables:
+    """Route tables one after another. A route that is as it was before is the very same object as then."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[pb.Route, Route]] = {}
+
+    def read(self, table: pb.RouteTable) -> RouteTable:
+        """The route table, as the deployer sends it."""
+        before, self._known = self._known, {}
+        routes = []
+        for sent in table.routes:
+            known = before.get(sent.deployment)
+            if known is None or known[0] != sent:
+                kept = pb.Route()
+                kept.CopyFrom(sent)  # A part of a message keeps the whole of it in memory.
+                known = kept, _route_from_proto(sent)
+            self._known[sent.deployment] = known
+            routes.append(known[1])
+        return RouteTable(table.version, tuple(routes))
+
+
 def table_from_proto(table: pb.RouteTable) -> RouteTable:
-    """The route table, as the deployer sends it."""
-    return RouteTable(table.version, tuple(_route_from_proto(route) for route in table.routes))
+    """One route table, as the deployer sends it."""
+    return Tables().read(table)
 
 
 def _route_from_proto(route: pb.Route) -> Route:

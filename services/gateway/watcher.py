@@ -19,7 +19,7 @@ from ekiben.deployer.v1 import deployer_pb2 as pb
 from ekiben.errors import EkibenError, Unavailable
 from services.content.files import write_whole
 from services.gateway import listeners, messages, routes
-from services.gateway.domain import RouteTable, cluster_of
+from services.gateway.domain import Route, RouteTable, cluster_of
 from services.gateway.envoy import Envoy
 from services.gateway.settings import Settings
 from services.gateway.xds import Files, live
@@ -70,6 +70,12 @@ class Watcher:
         self._changed = asyncio.Event()
         self._gone: dict[str, tuple[messages.Resource, float]] = {}
         self._clusters: dict[str, messages.Resource] = {}
+        self._written: list[messages.Resource] = []
+        """What the file of clusters holds."""
+        self._clusters_version = ""
+        self._tables = messages.Tables()
+        self._made: dict[str, tuple[Route, dict[str, messages.Resource], dict[str, str]]] = {}
+        """By deployment: the route of which these clusters, and files of endpoints with these versions, were made."""
         self._ports: set[int] = set()
         """Own ports that Envoy listens on."""
         self._refused: dict[int, float] = {}
@@ -83,7 +89,7 @@ class Watcher:
         with contextlib.suppress(OSError, DecodeError):
             kept.ParseFromString(self._table_file.read_bytes())
             self._stored = True
-        self.table = messages.table_from_proto(kept)
+        self.table = self._tables.read(kept)
         if self._envoy.adopted:
             self._ports = {route.port for route in self.table.routes if route.port}
         self._write_clusters(self.table)
@@ -118,7 +124,7 @@ class Watcher:
             pause_s = min(pause_s * 2, 5.0)
 
     def _take(self, table: pb.RouteTable) -> None:
-        self.table = messages.table_from_proto(table)
+        self.table = self._tables.read(table)
         try:
             write_whole(self._table_file, table.SerializeToString(), durable=False)
         except OSError as exc:
@@ -176,19 +182,16 @@ class Watcher:
     def _write_clusters(self, table: RouteTable) -> dict[str, str]:
         now = self._clock.monotonic()
         wanted: dict[str, messages.Resource] = {peer.name: messages.peer_cluster(peer) for peer in self._peers}
-        versions = {}
+        endpoints: dict[str, str] = {}
+        before, self._made = self._made, {}
         for route in table.routes:
-            for target in route.targets:
-                name = cluster_of(route.deployment, target.target, target.revision)
-                facts = messages.facts_of(route, target)
-                wanted[name] = messages.replica_cluster(name, self._files.endpoints(name), facts)
-                endpoints = messages.replica_endpoints(name, target.endpoints)
-                versions[f"cluster.{name}.version_text"] = self._files.write(self._files.endpoints(name), [endpoints])
-            for each in route.internal_routes:
-                name = cluster_of(route.deployment, each.target, each.revision, each.service)
-                wanted[name] = messages.replica_cluster(name, self._files.endpoints(name))
-                endpoints = messages.replica_endpoints(name, each.endpoints)
-                versions[f"cluster.{name}.version_text"] = self._files.write(self._files.endpoints(name), [endpoints])
+            made = before.get(route.deployment)
+            if made is None or made[0] is not route or not self._there(made[2]):
+                made = route, *self._write_endpoints(route)
+            self._made[route.deployment] = made
+            wanted |= made[1]
+            endpoints |= made[2]
+        versions = {f"cluster.{name}.version_text": version for name, version in endpoints.items()}
         for name in self._clusters.keys() - wanted.keys():
             self._gone.setdefault(name, (self._clusters[name], now + LINGER_S))
         self._gone = {
@@ -198,8 +201,30 @@ class Watcher:
         }
         self._clusters = {**wanted, **{name: cluster for name, (cluster, _) in self._gone.items()}}
         resources = [self._clusters[name] for name in sorted(self._clusters)]
-        versions["cluster_manager.cds.version_text"] = self._files.write(self._files.clusters, resources)
+        if resources != self._written or not self._files.holds(self._files.clusters, self._clusters_version):
+            self._clusters_version = self._files.write(self._files.clusters, resources)
+            self._written = resources
+        versions["cluster_manager.cds.version_text"] = self._clusters_version
         return versions
+
+    def _write_endpoints(self, route: Route) -> tuple[dict[str, messages.Resource], dict[str, str]]:
+        """Write the files of a route's clusters. Gives these, and the versions of the files, by name."""
+        clusters, versions = {}, {}
+        for target in route.targets:
+            name = cluster_of(route.deployment, target.target, target.revision)
+            facts = messages.facts_of(route, target)
+            clusters[name] = messages.replica_cluster(name, self._files.endpoints(name), facts)
+            endpoints = messages.replica_endpoints(name, target.endpoints)
+            versions[name] = self._files.write(self._files.endpoints(name), [endpoints])
+        for each in route.internal_routes:
+            name = cluster_of(route.deployment, each.target, each.revision, each.service)
+            clusters[name] = messages.replica_cluster(name, self._files.endpoints(name))
+            endpoints = messages.replica_endpoints(name, each.endpoints)
+            versions[name] = self._files.write(self._files.endpoints(name), [endpoints])
+        return clusters, versions
+
+    def _there(self, versions: Mapping[str, str]) -> bool:
+        return all(self._files.holds(self._files.endpoints(name), version) for name, version in versions.items())
 
     def _write_routes(self, table: RouteTable) -> dict[str, str]:
         public = routes.public_routes(

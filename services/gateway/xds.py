@@ -47,10 +47,14 @@ class Files:
         """
         text = json.dumps({"resources": list(resources)}, separators=(",", ":"), sort_keys=True)
         version = hashlib.sha256(text.encode()).hexdigest()[:16]
-        if self._versions.get(path) != version or not path.exists():
+        if not self.holds(path, version):
             put(path, f'{{"version_info":"{version}",{text[1:]}')
             self._versions[path] = version
         return version
+
+    def holds(self, path: Path, version: str) -> bool:
+        """Whether a file of this version is there."""
+        return self._versions.get(path) == version and path.exists()
 
     def keep_only(self, *, routes: Iterable[str], clusters: Iterable[str]) -> None:
         """Delete the files of route configurations and clusters that are no more."""
