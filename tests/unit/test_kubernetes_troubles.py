@@ -167,19 +167,22 @@ async def test_events_are_asked_for_while_a_pod_is_in_trouble_and_ever_more_seld
     fine = pod(conditions=[SCHEDULED, {"type": "Ready", "status": "True"}], containerStatuses=container(RUNNING))
     unready = pod(containerStatuses=container(RUNNING, started=True))
     assert not troubled(fine) and troubled(unready)
-    assert not await explainer.turn([fine])
+    explainer.heard("set", fine)
+    assert not await explainer.turn()
     assert (api.asked, explainer.pause_s()) == (0, None)
     stamps = {"creationTimestamp": "2026-01-01T00:00:00Z"}
     api.items = [{**warning("Readiness probe failed: HTTP probe failed with statuscode: 503"), "metadata": stamps}]
-    assert await explainer.turn([unready])
+    explainer.heard("set", unready)
+    assert await explainer.turn() == {"set"}
     assert "503" in replica_of(unready, explainer.of(unready)).message
-    assert not await explainer.turn([unready])  # Nothing is due.
+    assert not await explainer.turn()  # Nothing is due.
     assert api.asked == 1
     for _ in range(100):
         await clock.advance(6)
-        await explainer.turn([unready])
+        await explainer.turn()
     assert api.asked <= 6
-    await explainer.turn([fine])
+    explainer.heard("set", fine)
+    assert await explainer.turn() == {"set"}
     assert (explainer.of(unready), explainer.pause_s()) == ((), None)
 
 
@@ -188,8 +191,9 @@ async def test_where_events_may_not_be_read_nobody_asks_twice() -> None:
     api.denied = True
     explainer = Explainer(api, ManualClock())  # type: ignore[arg-type]
     unready = pod(containerStatuses=container(RUNNING, started=True))
-    await explainer.turn([unready])
-    await explainer.turn([unready])
+    explainer.heard("set", unready)
+    await explainer.turn()
+    await explainer.turn()
     assert (api.asked, explainer.pause_s()) == (1, None)
 
 

@@ -128,14 +128,16 @@ class Api:
         found: list[Object] = answer["status"]["resourceRules"]
         return found
 
-    async def listed(self, kind: str, selector: str, *, fields: str = "") -> tuple[list[Object], str]:
-        """All objects with these labels and these `fields`, and the version of the list."""
+    async def listed(
+        self, kind: str, selector: str, *, fields: str = "", kept: Callable[[Object], Object] = lambda item: item
+    ) -> tuple[list[Object], str]:
+        """All objects with these labels and these `fields`, as far as they are `kept`, and the version of the list."""
         found: list[Object] = []
         token = ""
         while True:
             query = [*_selected(selector, fields), ("limit", "500"), *([("continue", token)] if token else [])]
             page = await self._call("GET", _PATHS[kind].format(self._namespace), query)
-            found += page["items"]
+            found += map(kept, page["items"])
             token = page["metadata"].get("continue") or ""
             if not token:
                 return found, page["metadata"]["resourceVersion"]

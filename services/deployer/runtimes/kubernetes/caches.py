@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from ekiben.errors import Aborted, EkibenError
@@ -45,7 +46,11 @@ class Cache:
                 if version and await self._is_set_back(version):
                     version = ""
                 if not version:
-                    items, version = await self._api.listed(self._kind, self._selector)
+                    items, version = await self._api.listed(
+                        self._kind,
+                        self._selector,
+                        kept=partial(_trimmed, self._kind),  # page by page: whole, 10,000 pods are half a gigabyte
+                    )
                     self._replace(items)
                     failures = 0
                     self._healed()
@@ -79,7 +84,7 @@ class Cache:
         before, self.objects = self.objects, {}
         for item in items:
             item["kind"] = self._kind  # Which a list says only once.
-            self.objects[item["metadata"]["name"]] = _trimmed(self._kind, item)
+            self.objects[item["metadata"]["name"]] = item
         for name, item in self.objects.items():
             old = before.pop(name, None)
             if old is None or old["metadata"]["resourceVersion"] != item["metadata"]["resourceVersion"]:
@@ -106,6 +111,34 @@ class Cache:
         if self.fault:
             self.fault = self.reason = ""
             self._heard(self._kind, None)
+
+
+class ByLabel:
+    """Objects of a kind by the value of a label, as a cache tells of them."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._labelled: dict[str, str] = {}
+        self._found: dict[str, dict[str, Object]] = {}
+
+    def of(self, value: str) -> Mapping[str, Object]:
+        """Those with this value, by name."""
+        return self._found.get(value, {})
+
+    def heard(self, name: str, item: Object | None) -> set[str]:
+        """An object is another than before, or none any more. Gives the values for which `of` is another."""
+        touched = set()
+        if (before := self._labelled.pop(name, None)) is not None:
+            touched.add(before)
+            del self._found[before][name]
+            if not self._found[before]:
+                del self._found[before]
+        if item is not None:
+            value = str((item["metadata"].get("labels") or {}).get(self._label) or "")
+            self._labelled[name] = value
+            self._found.setdefault(value, {})[name] = item
+            touched.add(value)
+        return touched
 
 
 def _older(item: Object, known: Object) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 from ekiben.errors import Aborted, EkibenError
 from services.deployer.runtimes import Event, SetStatus
 from services.deployer.runtimes.kubernetes.api import Api
-from services.deployer.runtimes.kubernetes.names import CONTAINER, SET, Object, name_of
+from services.deployer.runtimes.kubernetes.names import CONTAINER, Object, name_of
 from services.deployer.runtimes.kubernetes.pods import troubled
 from services.kernel.clock import Clock
 
@@ -34,6 +34,8 @@ _PODS_A_SET = 2
 class _Asked:
     """What is known of one pod in trouble."""
 
+    key: str
+    """Of its set."""
     due: float
     times: int = 0
     started: bool = False
@@ -46,6 +48,8 @@ class Explainer:
     def __init__(self, api: Api, clock: Clock) -> None:
         self._api, self._clock = api, clock
         self._asked: dict[str, _Asked] = {}
+        self._troubled: dict[str, dict[str, Object]] = {}
+        """Pods by set and name."""
         self._denied = False
 
     def of(self, pod: Object) -> tuple[Object, ...]:
@@ -53,13 +57,33 @@ class Explainer:
         known = self._asked.get(pod["metadata"]["uid"])
         return known.events if known else ()
 
-    async def turn(self, pods: Iterable[Object]) -> bool:
-        """Ask about those whose time has come; whether anything new is known."""
-        chosen = {pod["metadata"]["uid"]: pod for pod in _chosen(pods)}
+    def heard(self, key: str, pod: Object) -> None:
+        """A pod of a set is another than before."""
+        name = pod["metadata"]["name"]
+        if troubled(pod):
+            self._troubled.setdefault(key, {})[name] = pod
+        else:
+            self.gone(key, name)
+
+    def gone(self, key: str, name: str) -> None:
+        """A pod is no more, or no more of this set."""
+        known = self._troubled.get(key, {})
+        known.pop(name, None)
+        if not known:
+            self._troubled.pop(key, None)
+
+    async def turn(self) -> set[str]:
+        """Ask about those whose time has come. Gives the keys of sets of whose pods something else is known."""
+        chosen = {
+            pod["metadata"]["uid"]: (key, pod)
+            for key, pods in self._troubled.items()
+            for pod in list(pods.values())[:_PODS_A_SET]
+        }
+        fresh = {known.key for uid, known in self._asked.items() if uid not in chosen and known.events}
         self._asked = {uid: known for uid, known in self._asked.items() if uid in chosen}
-        fresh = False
-        for uid, pod in chosen.items():
-            fresh |= await self._ask(uid, pod)
+        for uid, (key, pod) in chosen.items():
+            if await self._ask(uid, key, pod):
+                fresh.add(key)
         return fresh
 
     def pause_s(self) -> float | None:
@@ -68,10 +92,12 @@ class Explainer:
             return None
         return max(0.1, min(known.due for known in self._asked.values()) - self._clock.monotonic())
 
-    async def _ask(self, uid: str, pod: Object) -> bool:
+    async def _ask(self, uid: str, key: str, pod: Object) -> bool:
         now = self._clock.monotonic()
         started = _started(pod)
-        known = self._asked.setdefault(uid, _Asked(now + (_READY_ONCE_S if started else _PAUSES_S[0]), started=started))
+        known = self._asked.setdefault(
+            uid, _Asked(key, now + (_READY_ONCE_S if started else _PAUSES_S[0]), started=started)
+        )
         if started and not known.started:
             known.started, known.due = True, now + _READY_ONCE_S
         if self._denied or known.due > now:
@@ -139,17 +165,6 @@ def _event(item: Object, sets: Mapping[str, SetStatus]) -> Event | None:
         revision=one.revision,
         target=one.target,
     )
-
-
-def _chosen(pods: Iterable[Object]) -> Iterable[Object]:
-    chosen: dict[str, int] = {}
-    for pod in pods:
-        if not troubled(pod):
-            continue
-        key = str((pod["metadata"].get("labels") or {}).get(SET))
-        chosen[key] = chosen.get(key, 0) + 1
-        if chosen[key] <= _PODS_A_SET:
-            yield pod
 
 
 def _started(pod: Object) -> bool:

@@ -79,14 +79,15 @@ class Asked:
 
 
 class Keeper:
-    """See the module. `changed` is called when what it knows may be another; `check` raises while a set cannot run."""
+    """See the module. `changed` is called with the key of a set when what it knows of that may be another; `check`
+    raises while a set cannot run."""
 
     def __init__(
         self,
         api: Api,
         where: Where,
         caches: Mapping[str, Cache],
-        changed: Callable[[], None],
+        changed: Callable[[str], None],
         clock: Clock,
         check: Callable[[SetSpec], None] = lambda spec: None,
     ) -> None:
@@ -142,7 +143,7 @@ class Keeper:
             live = item["metadata"]["name"] in self._caches[kind].objects
             if key in self.ending or (asked is not None and (not live or not known or known[1] != print_of(item))):
                 self._look_at(key)
-        self._changed()
+            self._changed(key)
 
     async def run(self) -> None:
         """Make it so, for ever."""
@@ -189,6 +190,8 @@ class Keeper:
         return list(itertools.islice(due, max(0, _AT_ONCE - len(self._running))))
 
     def _pause_s(self) -> float:
+        if len(self._running) >= _AT_ONCE:
+            return _LOOK_S  # Whichever of them ends says so.
         now = self._clock.monotonic()
         waiting = [self._again_at(key) - now for key in self._dirty if key not in self._running]
         return max(0.05, min([*waiting, _LOOK_S]))
@@ -214,7 +217,7 @@ class Keeper:
         finally:
             self._running.discard(key)
             self._signal.notify()
-            self._changed()
+            self._changed(key)
 
     def _failed(self, key: str, asked: Asked | None, reason: str, message: str) -> None:
         if asked is not None:

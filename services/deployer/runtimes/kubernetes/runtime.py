@@ -22,7 +22,7 @@ from services.deployer.runtimes.exposures import Exposed, ExposureStatus
 from services.deployer.runtimes.kubernetes import checking, events, objects, terminal
 from services.deployer.runtimes.kubernetes.api import Api, open_api
 from services.deployer.runtimes.kubernetes.autoscaling import SCALED_BY, scaled_of
-from services.deployer.runtimes.kubernetes.caches import Cache
+from services.deployer.runtimes.kubernetes.caches import ByLabel, Cache
 from services.deployer.runtimes.kubernetes.events import Explainer
 from services.deployer.runtimes.kubernetes.exposing import Exposures
 from services.deployer.runtimes.kubernetes.keeping import MADE, Keeper
@@ -45,6 +45,8 @@ from services.kernel.clock import SYSTEM, Clock
 from services.kernel.watches import Signal
 
 _OBSERVED = ("Pod", "EndpointSlice")
+_SHOWN = ("Deployment", "Pod", "ServiceAccount", "EndpointSlice")
+"""What a set is seen by. The first three say what it is, each where those before it are not there."""
 _UNAWAITED = ("EndpointSlice", "HorizontalPodAutoscaler")
 """Nothing waits for these, which a role of before may not allow: without slices pods are as they say themselves."""
 _NO_LOGIN = "IMAGE_LOGIN_MISSING"
@@ -73,8 +75,17 @@ class KubernetesRuntime:
         self._changed = asyncio.Event()
         selector = f"{INSTALLATION}={where.installation}"
         self._caches: dict[str, Cache] = {}
+        self._by_set = {kind: ByLabel(SET) for kind in _SHOWN}
+        self._statuses: dict[str, SetStatus] = {}
+        """The sets, as they were seen last."""
+        self._stale: dict[str, None] = {}
+        """Keys of those of which something may be another since."""
+        self._leaving: set[str] = set()
+        """Keys of those with pods that leave: of these time tells whether they do."""
+        self._lost: tuple[tuple[str, str], ...] = ()
+        """What was wrong with watches at the last look."""
         self._replicas: dict[str, tuple[Object, tuple[Object, ...], ReplicaStatus]] = {}
-        self._keeper = Keeper(api, where, self._caches, self._changed.set, clock, self._check_login)
+        self._keeper = Keeper(api, where, self._caches, self._touched, clock, self._check_login)
         for kind in (*_OBSERVED, *MADE):
             self._caches[kind] = Cache(api, kind, selector, self._heard, clock)
         self._explainer, self._pods_moved = Explainer(api, clock), Signal()
@@ -98,6 +109,7 @@ class KubernetesRuntime:
         """Make the set, or tell it its environment anew, and scale it."""
         if replicas == 0:
             return await self.scale(spec.key, 0)
+        self._touched(spec.key)
         try:
             spec = self._pulled(replace(spec, image=objects.image_of(spec, self._pull_host)))
             self._keeper.ask(spec, replicas)
@@ -106,6 +118,7 @@ class KubernetesRuntime:
 
     async def scale(self, key: str, replicas: int) -> None:
         """Tell a set how many replicas to have; at 0 all of it is deleted, and its pods drain."""
+        self._touched(key)
         if replicas == 0:
             self._keeper.end(key)
         else:
@@ -115,45 +128,56 @@ class KubernetesRuntime:
         """Nothing: a leaving pod ends by itself."""
 
     async def observe(self) -> list[SetStatus]:
-        """All sets."""
+        """All sets. Those of which nothing is heard are the very same as the last time."""
         self._changed.clear()
-        found: dict[str, SetStatus] = {}
-        for key, asked in self._keeper.asked.items():
+        faults = tuple((cache.reason, cache.fault) for cache in self._caches.values())
+        if faults != self._lost:  # Each set says so.
+            self._lost = faults
+            self._stale.update(dict.fromkeys((*self._statuses, *self._keeper.asked)))
+        stale, self._stale = {*self._stale, *self._leaving}, {}
+        for key in stale:
+            if (one := self._seen(key)) is None:
+                self._statuses.pop(key, None)
+                self._leaving.discard(key)
+            else:
+                self._statuses[key] = one
+        return list(self._statuses.values())
+
+    def _seen(self, key: str) -> SetStatus | None:
+        """A set, as far as anything of it is asked or there."""
+        asked = self._keeper.asked.get(key)
+        if asked is not None:
             spec = asked.spec
-            found[key] = SetStatus(
-                key, spec.deployment, spec.deployment_uid, spec.revision, spec.target, spec.service, asked.replicas
-            )
+            which = (spec.deployment, spec.deployment_uid, spec.revision, spec.target, spec.service)
+            one = SetStatus(key, *which, asked.replicas)
             if spec.autoscaling is not None:
                 scaler = self._caches["HorizontalPodAutoscaler"].objects.get(name_of(key))
                 told = scaled_of(scaler) if spec.autoscaling.policy == HPA else None
-                found[key] = replace(found[key], autoscaled=True, scaled=told)
-        for kind in ("Deployment", "Pod", "ServiceAccount"):
-            for item in self._caches[kind].objects.values():
-                key = _label(item, SET)
-                if key not in found and (seen := _status(item, key)) is not None:
-                    found[key] = seen
-                adopted = key in found and key not in self._keeper.asked and key not in self._keeper.ending
-                if kind == "Deployment" and adopted:
+                one = replace(one, autoscaled=True, scaled=told)
+        else:
+            items = [item for kind in _SHOWN[:3] for item in self._by_set[kind].of(key).values()]
+            found = next((seen for item in items if (seen := _status(item, key)) is not None), None)
+            if found is None:
+                return None
+            one = found
+            for item in self._by_set["Deployment"].of(key).values():
+                if key not in self._keeper.ending:
                     lent = SCALED_BY in (item["metadata"].get("annotations") or {})
-                    count = int(item["spec"].get("replicas", 1))
-                    found[key] = replace(found[key], asked=count, autoscaled=lent)
-        replicas: dict[str, list[Object]] = {key: [] for key in found}
-        places, now = endpoints_of(self._caches["EndpointSlice"].objects.values()), self._clock.now()
-        for pod in self._caches["Pod"].objects.values():
-            replicas.get(_label(pod, SET), []).append(pod)
-        return [
-            replace(
-                one,
-                replicas=tuple(
-                    placed(self._replica(pod, now), places.get(key)) for pod in sorted(replicas[key], key=_name)
-                ),
-                note=note,
-                reason=reason,
-                outlives=True,
-            )
-            for key, one in found.items()
-            for note, reason in [self._faults(key)]
-        ]
+                    one = replace(one, asked=int(item["spec"].get("replicas", 1)), autoscaled=lent)
+        place = endpoints_of(self._by_set["EndpointSlice"].of(key).values()).get(key)
+        pods, now = sorted(self._by_set["Pod"].of(key).values(), key=_name), self._clock.now()
+        if any(pod["metadata"].get("deletionTimestamp") for pod in pods):
+            self._leaving.add(key)
+        else:
+            self._leaving.discard(key)
+        note, reason = self._faults(key)
+        return replace(
+            one,
+            replicas=tuple(placed(self._replica(pod, now), place) for pod in pods),
+            note=note,
+            reason=reason,
+            outlives=True,
+        )
 
     def _replica(self, pod: Object, now: datetime) -> ReplicaStatus:
         """The pod as a replica. Of thousands few are another than at the last look."""
@@ -303,18 +327,38 @@ class KubernetesRuntime:
         told = [(reason, text) for reason, text in found if text]
         return "; ".join(dict.fromkeys(text for _, text in told)), told[0][0] if told else ""
 
+    def _touched(self, key: str) -> None:
+        """Something of a set may be another than before."""
+        self._stale[key] = None
+        self._changed.set()
+
     def _heard(self, kind: str, item: Object | None) -> None:
         self._keeper.heard(kind, item)
-        if kind == "Pod":
-            self._pods_moved.notify()
+        self._changed.set()
+        if item is not None and kind in _SHOWN:
+            self._sort(kind, _name(item))
         if kind == "Deployment" or (kind == "Secret" and item is not None and not _label(item, SET)):
             self._pulled_moved.notify()
+
+    def _sort(self, kind: str, name: str) -> None:
+        """Know whose an object is."""
+        live = self._caches[kind].objects.get(name)
+        touched = self._by_set[kind].heard(name, live)
+        self._stale.update(dict.fromkeys(touched))
+        if kind != "Pod":
+            return
+        for key in touched:
+            if live is not None and key == _label(live, SET):
+                self._explainer.heard(key, live)
+            else:
+                self._explainer.gone(key, name)
+        self._pods_moved.notify()
 
     async def _explain(self) -> None:
         """Ask for the events of pods in trouble; for ever."""
         while True:
-            if await self._explainer.turn(list(self._caches["Pod"].objects.values())):
-                self._changed.set()
+            for key in await self._explainer.turn():
+                self._touched(key)
             await self._pods_moved.wait(at_most_s=self._explainer.pause_s())
 
     def _sets_of(self, deployment_uid: str) -> dict[str, SetStatus]:
