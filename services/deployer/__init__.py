@@ -20,6 +20,6 @@ sockets in a folder that only the suite's user may enter.
     routes        the route table, its version, who follows it
     clusters      clusters that somebody added, and their runtimes; kubeconfigs: what of theirs is kept
     ownership     which deployer has the cluster, where there are several
-    reconciler    the loop
+    reconciler    the loop; desired, attention: what of its input is another; routing: pure, what is seen to a route
     messages, servicer, app, settings    as in every service
 """

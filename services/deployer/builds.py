@@ -29,7 +29,7 @@ FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
 """Also after a build that found no room: only somebody's freeing some, of which nobody tells, lets it succeed."""
 UNWANTED_S = 60.0
-"""An environment that no pass asked for during this time is nobody's any more; passes come every second."""
+"""What a look at a deployment did not ask for, nor any during this time, is nobody's any more."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class Made:
 class Progress:
     """How far a build has come."""
 
+    uid: str = ""
+    """Whose it is: a deployment's."""
     build: str = ""
     made: Made | None = None
     """What it gave, once it has."""
@@ -91,7 +93,8 @@ Key = tuple[str, int, str, str, tuple[str, ...], Way]
 
 
 class Builds:
-    """Builds by revision, bento and secrets. `changed` is called whenever one of them comes further.
+    """Builds by revision, bento and secrets. `changed` is called with the uid of a deployment for which one comes
+    further.
 
     Each revision asks for itself, so that it gets what the builder made last: the builder answers at once with what it
     has, and a build that somebody forced meanwhile is used by the deployments and revisions after it.
@@ -102,8 +105,9 @@ class Builds:
         whether an image may be run; without one all may."""
         self._gate = gate
         self._stub, self._images, self._output, self._clock = stub, images, output, clock
-        self.changed: Callable[[], None] = lambda: None
-        self._progress: dict[Key, Progress] = {}
+        self.changed: Callable[[str], None] = lambda uid: None
+        self._progress: dict[str, dict[Key, Progress]] = {}
+        """By the uid of the deployment."""
 
     def want(
         self,
@@ -118,27 +122,35 @@ class Builds:
     ) -> Progress:
         """The progress of a build, which is asked for if it was not yet."""
         key = (*revision, bento, digest, tuple(secrets), way)
-        progress = self._progress.get(key)
+        known = self._progress.setdefault(revision[0], {})
+        progress = known.get(key)
         if progress is None:
-            progress = self._progress[key] = Progress()
+            progress = known[key] = Progress(uid=revision[0])
             progress.task = tasks.create_task(self._follow(progress, bento, secrets, caller, parent, way))
         progress.wanted_at = self._clock.monotonic()
         return progress
 
-    def prune(self) -> None:
-        """Stop asking for what no pass wants any more: what failed for a deleted deployment is not tried for ever."""
+    def prune(self, uid: str) -> None:
+        """Stop asking for what a deployment does not want any more, as a look at it has just shown."""
         long_ago = self._clock.monotonic() - UNWANTED_S
-        for key, progress in list(self._progress.items()):
+        known = self._progress.get(uid, {})
+        for key, progress in list(known.items()):
             if progress.wanted_at < long_ago:
-                if progress.task is not None:
-                    progress.task.cancel()
-                del self._progress[key]
+                _end(progress)
+                del known[key]
+
+    def gone(self, uid: str) -> None:
+        """Ask for nothing more for a deployment: what failed for one that is deleted is not tried for ever."""
+        for progress in self._progress.pop(uid, {}).values():
+            _end(progress)
 
     def forget(self, made: Made) -> None:
         """Ask anew for what is not there any more."""
-        for key, progress in list(self._progress.items()):
-            if progress.made == made:
-                del self._progress[key]
+        for known in self._progress.values():
+            for key, progress in list(known.items()):
+                if progress.made == made:
+                    del known[key]
+                    self.changed(progress.uid)
 
     async def _follow(
         self, progress: Progress, bento: str, secrets: Sequence[str], caller: Principal, parent: str, way: Way
@@ -152,7 +164,7 @@ class Builds:
                         progress.built = bool(way.image)
                         if way.image:
                             progress.made = await self._given(way.image)
-                            self.changed()
+                            self.changed(progress.uid)
                             return
                         verified = None
                         if self._gate and self._output_of(way) is Output.ENVIRONMENT:
@@ -171,7 +183,7 @@ class Builds:
                 else:
                     away = "The image cannot be looked at" if progress.built else "The builder cannot be asked"
                     progress.message = f"{away}: {exc}"
-                    self.changed()
+                    self.changed(progress.uid)
                     pause = min(LONGEST_PAUSE_S, pause * 2)
             except Exception:
                 log.exception("build could not be followed", extra={"bento": bento})
@@ -180,7 +192,7 @@ class Builds:
             else:
                 if made is not None:
                     progress.made, progress.failed = made, False
-                    self.changed()
+                    self.changed(progress.uid)
                     return
                 cancelled = build.state == builder_pb2.Build.CANCELLED
                 text = f"{build.name} was cancelled." if cancelled else f"{build.name}: {build.failure.message}"
@@ -193,7 +205,7 @@ class Builds:
 
     def _fail(self, progress: Progress, message: str, reason: str) -> None:
         progress.message, progress.failed, progress.reason = message, True, reason
-        self.changed()
+        self.changed(progress.uid)
 
     async def _build(self, progress: Progress, bento: str, secrets: Sequence[str], way: Way) -> builder_pb2.Build:
         output = Output.IMAGE_AND_MODELS if way.models_apart else self._output_of(way)
@@ -207,7 +219,7 @@ class Builds:
             try:
                 async for build in call:
                     progress.message = f"{build.name}: {build.step or 'queued'}."
-                    self.changed()
+                    self.changed(progress.uid)
             finally:
                 call.cancel()
         return build  # type: ignore[no-any-return]
@@ -228,3 +240,8 @@ class Builds:
         digest = image.partition("@")[2]
         verified = await self._gate.look(image, digest) if self._gate else None
         return Made(digest, image=image, verified=verified)
+
+
+def _end(progress: Progress) -> None:
+    if progress.task is not None:
+        progress.task.cancel()

@@ -1,9 +1,15 @@
-"""The loop: look at everything anew, decide by pure functions, act so that doing it twice does no harm."""
+"""The loop: look at what is there, decide by pure functions, act so that doing it twice does no harm.
+
+A pass is level-triggered, and yet costs what has changed rather than what there is: of thousands of deployments it
+looks at those whose row, replica sets, builds, routes or exposure are another than at the last look, at those which
+that look changed or could not finish, and at a few in turn (see `attention.py`).
+"""
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections import Counter as Tally
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,14 +19,17 @@ from ekiben.api.v1 import annotations_pb2
 from ekiben.deployer.v1 import deployer_pb2 as pb
 from ekiben.errors import EkibenError, NotFound
 from ekiben.identity.v1 import identity_pb2
-from services.deployer import gate, messages, rollout, scaling, specs, status
+from services.deployer import gate, rollout, routing, scaling, specs, status
 from services.deployer.addresses import CONDITION, Addresses
+from services.deployer.attention import Attention
 from services.deployer.builds import Builds, Made, Output, Progress, Way
-from services.deployer.domain import DEFAULT_CLUSTER, MAIN, Condition, Deployment, InstanceType, Revision
+from services.deployer.desired import Desired
+from services.deployer.domain import DEFAULT_CLUSTER, MAIN, Condition, Deployment, InstanceType, Revision, Status
 from services.deployer.ownership import Ownership
 from services.deployer.rollout import SetView
 from services.deployer.routes import Routes
 from services.deployer.runtimes import Phase, Runtime, SetStatus
+from services.deployer.runtimes.exposures import Exposed
 from services.deployer.runtimes.scaling import Autoscaling
 from services.deployer.settings import Settings
 from services.deployer.specs import Version
@@ -35,7 +44,11 @@ from services.kernel.watches import Signal, Topic
 log = logging.getLogger(__name__)
 
 PASS_S = 1.0
-"""At the latest after so long everything is looked at again, whoever forgot to say that something changed."""
+"""At the latest after so long it is seen whether something differs, whoever forgot to say that it does."""
+GIVE_WAY = 10
+"""After so many deployments of a pass others get their turn: calls are answered meanwhile."""
+REVISIONS = 10
+"""So many of each deployment are kept in memory: the latest, and those that have replicas still."""
 SECRETS_S = 15.0
 """While a rollout goes on, a secret that was missing or wrong is noticed after so long."""
 DRAIN_ACK_S = 3.0
@@ -44,10 +57,8 @@ WANTED = "wanted"
 """The topic's key for changes of what is desired; a deployment's own key is its uid."""
 MISSING = ("ENVIRONMENT_MISSING", "IMAGE_MISSING")
 """Reasons of replicas for which the builder must be asked again."""
-SHARES = 100
-"""A weight is multiplied by this before it is shared among revisions, so that the shares stay whole."""
 
-_seconds = Histogram("ekiben_reconcile_duration_seconds", "Time of one pass over all deployments.")
+_seconds = Histogram("ekiben_reconcile_duration_seconds", "Time of one pass.")
 _failures = Counter("ekiben_reconcile_failures_total", "Passes over one deployment that ended in an error.")
 _replicas = Gauge("ekiben_replicas", "Replicas by what is seen of them.", ["phase"])
 
@@ -96,15 +107,40 @@ class Reconciler:
         """Changes of deployments, by uid; of what is desired also by WANTED."""
         self.routes = Routes(store.next_route_version, clock, self._signal.notify)
         self._builds = builds
-        builds.changed = self._signal.notify
-        self._revisions: dict[tuple[str, int], Revision] = {}
-        self._versions: dict[tuple[str, int], list[Version]] = {}
-        self._secrets_known: dict[tuple[object, ...], tuple[float, list[identity_pb2.Secret]]] = {}
+        builds.changed = self._notice
+        self._desired = Desired(store, clock)
+        self._attention = Attention(clock)
+        self._seen: dict[str, list[SetStatus]] = {}
+        """The replica sets of each deployment, as of the last pass."""
+        self._phases: Tally[Phase] = Tally()
+        """How many replicas are in each phase."""
+        self._draining: dict[str, set[str]] = {}
+        """Those that are to be ended once no gateway routes to them, by deployment."""
+        self._gone: set[str] = set()
+        """Those that are no more, of which the routes still know."""
+        self._routes: dict[str, pb.Route] = {}
+        """By the uid of the deployment."""
+        self._waiting: set[str] = set()
+        """Deployments with replicas of which not every gateway knows yet."""
+        self._used = (-1, frozenset[int]())
+        """What gateways used at the last pass, and which ports they were refused."""
+        self._exposures: dict[str, tuple[Exposed, object]] = {}
+        """What deployments are exposed by, and what came of it."""
+        self._unpublished = True
+        """Whether routes are others than gateways were told."""
+        self._unexposed = True
+        """Whether rows are others than the runtime was told to expose."""
+        self._moved = True
+        """Whether the runtime has said that something is another."""
+        self._revisions: dict[str, dict[int, Revision]] = {}
+        self._versions: dict[str, dict[int, list[Version]]] = {}
+        """Both by the uid of the deployment, and number."""
+        self._secrets_known: dict[str, dict[tuple[object, ...], tuple[float, list[identity_pb2.Secret]]]] = {}
+        """By the uid of the deployment, then generation and names."""
         self._applied: set[str] = set()
         self._lent: dict[str, Autoscaling | None] = {}
         """By key of a set of a latest revision: who was last told to scale it."""
         self._restored: set[str] = set()
-        self._observed: list[SetStatus] = []
         self._stopping = False
         self._tasks: asyncio.TaskGroup
 
@@ -112,52 +148,71 @@ class Reconciler:
         """The desired state of a deployment changed."""
         self.topic.notify(uid)
         self.topic.notify(WANTED)
-        self._uses.wake()
 
     def ask_anew(self) -> None:
         """A runtime has taken over from another, as at a start: it has what is there, and was asked for nothing."""
         self._applied.clear()
+        for uid in self._desired.rows:
+            self._attention.tell(uid)
         self._signal.notify()
 
     def observed(self, uid: str) -> Sequence[SetStatus]:
         """The replica sets of a deployment, as of the last pass. Raises Unavailable where another has them."""
         self.ownership.check()
-        return [one for one in self._observed if one.deployment_uid == uid]
+        return self._seen.get(uid, [])
 
     # The loop
 
     async def run(self) -> None:
         """Reconcile until cancelled."""
-        async with asyncio.TaskGroup() as self._tasks:
-            self._tasks.create_task(self._listen())
-            self._tasks.create_task(self._hear())
+        async with asyncio.TaskGroup() as tasks:
+            self.open(tasks)
             while True:
                 try:
                     with telemetry.untraced(), _seconds.time():
-                        await (self._pass() if self._may_act() else self._stand_by())
+                        await self.turn()
                 except EkibenError as exc:
                     log.warning("deployments could not be reconciled", extra={"reason": exc.reason, "error": str(exc)})
                     await self._clock.sleep(PASS_S)
                 await self._signal.wait(at_most_s=PASS_S)
 
+    def open(self, tasks: asyncio.TaskGroup) -> None:
+        """Hear of changes from here on, in tasks of this group."""
+        self._tasks = tasks
+        tasks.create_task(self._listen())
+        tasks.create_task(self._hear())
+
+    async def turn(self) -> None:
+        """One pass, or nothing to do with what another has."""
+        await (self._pass() if self._may_act() else self._stand_by())
+
     def _may_act(self) -> bool:
         if self.ownership.held and not self._owned:
             self.routes.open()
-            self._restored.clear()
-            self._applied.clear()
+            self._desired.reset()
+            for known in (self._seen, self._phases, self._draining, self._routes, self._exposures):
+                known.clear()
+            for some in (self._restored, self._applied, self._waiting, self._gone):
+                some.clear()
+            self._unexposed = self._unpublished = True
         elif self._owned and not self.ownership.held:
             self.routes.close()
         self._owned = self.ownership.held
         return self._owned
+
+    def _notice(self, uid: str) -> None:
+        self._attention.tell(uid)
+        self._signal.notify()
 
     async def _stand_by(self) -> None:
         """Another deployer has the cluster: end what runs here, as it starts that on its own machine."""
         if self._stopping:
             return
         self.routes.close()
-        self._observed = await self._runtime.observe()
+        observed = await self._runtime.observe()
+        self._seen = _by_deployment(observed)
         await self._runtime.expose(None)
-        ending = [one for one in self._observed if not one.outlives]
+        ending = [one for one in observed if not one.outlives]
         for one in ending:
             if one.asked or one.replicas:
                 await self._runtime.scale(one.key, 0)
@@ -165,17 +220,21 @@ class Reconciler:
 
     async def _hear(self) -> None:
         async for _ in self.topic.changes(WANTED):
+            self._desired.tell()
             self._signal.notify()
 
     async def drain(self) -> None:
         """Take every replica out of the routes, then stop them all; what is desired stays. So do replicas that outlive
         the deployer, and their routes."""
         self._stopping = True
-        ids = [replica.replica for one in self._observed if not one.outlives for replica in one.replicas]
+        observed = [one for sets in self._seen.values() for one in sets]
+        ids = [replica.replica for one in observed if not one.outlives for replica in one.replicas]
         if ids:
             with contextlib.suppress(EkibenError, TimeoutError):
                 async with asyncio.timeout(DRAIN_ACK_S):
-                    await self.routes.publish(self._without(set(ids)))
+                    await self.routes.publish(
+                        [routing.without(each, set(ids)) for each in self.routes.current().routes]
+                    )
                     while not all(self.routes.unrouted(id) for id in ids):
                         await self._clock.sleep(0.05)
         await self._runtime.release(ids)
@@ -185,62 +244,146 @@ class Reconciler:
     async def _listen(self) -> None:
         while True:
             await self._runtime.changed()
+            self._moved = True
             self._signal.notify()
             # Probes of many replicas come in bursts; one pass does for all of them.
             await asyncio.sleep(0.05)
 
     async def _pass(self) -> None:
+        moved, self._moved = self._moved, False
         observed = await self._runtime.observe()
         if self._stopping:
             return
-        deployments = await self._store.list_deployments()
-        known = {deployment.uid for deployment in deployments}
-        for one in observed:
-            if one.deployment_uid not in known:
+        if not self._desired.read:
+            self._keep(await self._store.latest_revisions())
+        in_turn = self._attention.in_turn(self._desired.rows)
+        changed = await self._desired.refresh(in_turn)
+        rows, sets = self._desired.rows, _by_deployment(observed)
+        for uid in sets.keys() - rows.keys():
+            for one in sets[uid]:
                 await self._runtime.scale(one.key, 0)
-        views = []
-        for deployment in deployments:
-            sets = [one for one in observed if one.deployment_uid == deployment.uid]
-            try:
-                views.append(await self._reconcile(deployment, sets))
-            except Exception as exc:
-                # One broken deployment must not keep the others from being looked after.
-                _failures.inc()
-                facts = {"deployment": deployment.name}
-                if isinstance(exc, EkibenError):  # Its sentence says all: no traceback each second of a full disk.
-                    facts |= {"reason": exc.reason, "error": str(exc)}
-                    log.warning("deployment could not be reconciled", extra=facts)
-                else:
-                    log.error("deployment could not be reconciled", exc_info=exc, extra=facts)
-                with contextlib.suppress(EkibenError):
-                    views.append(
-                        _View(deployment, await self._revision(deployment.uid, deployment.latest_revision), sets)
-                    )
-        self._observed = observed
-        if self._stopping:
-            return
-        routes = [await self._route(view) for view in views if view is not None and not view.deployment.deleting]
-        await self.routes.publish(routes)
-        await self._release(observed)
-        # Of the rows, not of the views: what could not be looked at now must not lose its way in.
-        living = [self._addresses.exposed(one) for one in deployments if not one.deleting]
-        await self._runtime.expose([one for one in living if one is not None])
-        self._builds.prune()
-        for phase in Phase:
-            _replicas.labels(phase.value).set(sum(one.count(phase) for one in observed))
+        self._unexposed |= bool(changed)
+        for uid in changed | in_turn | self._observe(sets) | self._differing(moved):
+            self._attention.tell(uid)
+        due = self._attention.due()
+        for uid in due - rows.keys():
+            self._lose(uid)
+        for count, uid in enumerate(sorted(due & rows.keys()), start=1):
+            await self._look(rows[uid], sets.get(uid, []))
+            if count % GIVE_WAY == 0:
+                await asyncio.sleep(0)
+            if self._stopping:
+                return
+        if self._unpublished and not self._stopping:
+            await self.routes.publish(self._routes.values())
+            self._unpublished = False
+        await self._release()
+        if self._unexposed:
+            await self._expose()
 
-    async def _release(self, observed: Sequence[SetStatus]) -> None:
-        replicas = [replica for one in observed for replica in one.replicas]
-        free = [one.replica for one in replicas if one.phase is Phase.DRAINING and self.routes.unrouted(one.replica)]
+    def _observe(self, sets: dict[str, list[SetStatus]]) -> set[str]:
+        """Take what the runtime shows. Gives the deployments for which it is another than before."""
+        before, self._seen = self._seen, sets
+        shifted = {uid for uid in sets.keys() | before.keys() if sets.get(uid) != before.get(uid)}
+        for uid in shifted:
+            was, now = _replicas_of(before.get(uid, ())), _replicas_of(sets.get(uid, ()))
+            self._gone |= was.keys() - now.keys()
+            self._phases.subtract(was.values())
+            self._phases.update(now.values())
+            self._draining.pop(uid, None)
+            if draining := {replica for replica, phase in now.items() if phase is Phase.DRAINING}:
+                self._draining[uid] = draining
+        if shifted:
+            there = {one.key for some in sets.values() for one in some}
+            self._lent = {key: lent for key, lent in self._lent.items() if key in there}
+            self._applied &= there
+            for phase in Phase:
+                _replicas.labels(phase.value).set(self._phases[phase])
+        return shifted
+
+    def _differing(self, moved: bool) -> set[str]:
+        """Deployments for which what gateways do, or what came of an exposure, is another than at the last look."""
+        used, refused = self.routes.used(), self.routes.refused_ports()
+        found = set(self._waiting) if used != self._used[0] else set()
+        if ports := refused ^ self._used[1]:
+            found |= {uid for uid, row in self._desired.rows.items() if row.port in ports}
+        self._used = used, refused
+        if moved:
+            found |= {uid for uid, (wanted, came) in self._exposures.items() if self._runtime.exposure(wanted) != came}
+        return found
+
+    async def _look(self, deployment: Deployment, sets: list[SetStatus]) -> None:
+        """One deployment, whatever becomes of it."""
+        uid = deployment.uid
+        self._attention.looking(uid)
+        try:
+            if not await self._reconcile(deployment, list(sets)):
+                self._lose(uid)
+                return
+            self._builds.prune(uid)
+            deployment = self._desired.rows.get(uid, deployment)
+            self._uses.seen(deployment)
+        except Exception as exc:
+            # One broken deployment must not keep the others from being looked after.
+            self._attention.later(uid, PASS_S)
+            self._failed(deployment, exc)
+        try:
+            self._reroute(uid, None if deployment.deleting else await self._route(deployment, sets))
+        except Exception as exc:  # It keeps the way in that it has.
+            self._attention.later(uid, PASS_S)
+            self._failed(deployment, exc)
+        ready = [one.replica for each in sets for one in each.replicas if one.phase is Phase.READY]
+        if all(self.routes.routed(replica) for replica in ready):
+            self._waiting.discard(uid)
+        else:
+            self._waiting.add(uid)
+
+    def _reroute(self, uid: str, route: pb.Route | None) -> None:
+        if route == self._routes.get(uid):
+            return
+        self._unpublished = True
+        if route is None:
+            del self._routes[uid]
+        else:
+            self._routes[uid] = route
+
+    def _failed(self, deployment: Deployment, exc: Exception) -> None:
+        _failures.inc()
+        facts = {"deployment": deployment.name}
+        if isinstance(exc, EkibenError):  # Its sentence says all: no traceback each second of a full disk.
+            facts |= {"reason": exc.reason, "error": str(exc)}
+            log.warning("deployment could not be reconciled", extra=facts)
+        else:
+            log.error("deployment could not be reconciled", exc_info=exc, extra=facts)
+
+    def _lose(self, uid: str) -> None:
+        """Its row is gone: nothing is kept of it."""
+        self._attention.looking(uid)
+        self._builds.gone(uid)
+        self._reroute(uid, None)
+        for known in (self._revisions, self._versions, self._exposures, self._secrets_known):
+            known.pop(uid, None)
+        for some in (self._waiting, self._restored):
+            some.discard(uid)
+
+    async def _expose(self) -> None:
+        # Of the rows, not of the looks: what could not be looked at now must not lose its way in.
+        living = [self._addresses.exposed(one) for one in self._desired.rows.values() if not one.deleting]
+        await self._runtime.expose([one for one in living if one is not None])
+        self._unexposed = False
+
+    async def _release(self) -> None:
+        """Have replicas ended that no gateway routes to, and forget those that are gone."""
+        free = [replica for some in self._draining.values() for replica in some if self.routes.unrouted(replica)]
         if free:
             await self._runtime.release(free)
-        self.routes.forget(one.replica for one in replicas)
-        there = {one.key for one in observed}
-        self._lent = {key: lent for key, lent in self._lent.items() if key in there}
+        self.routes.forget(self._gone)
+        self._gone.clear()
 
     # One deployment
 
-    async def _reconcile(self, deployment: Deployment, sets: list[SetStatus]) -> _View | None:
+    async def _reconcile(self, deployment: Deployment, sets: list[SetStatus]) -> bool:
+        """Whether it is still there afterwards."""
         if deployment.terminated or deployment.deleting:
             return await self._leave(deployment, sets)
         revision = await self._revision(deployment.uid, deployment.latest_revision)
@@ -259,9 +402,9 @@ class Reconciler:
         await self._obsolete(view, versions)
         await self._revive(view)
         await self._report(view)
-        return view
+        return True
 
-    async def _leave(self, deployment: Deployment, sets: list[SetStatus]) -> _View | None:
+    async def _leave(self, deployment: Deployment, sets: list[SetStatus]) -> bool:
         for one in sets:
             if one.asked or one.replicas:
                 await self._runtime.scale(one.key, 0)
@@ -269,14 +412,14 @@ class Reconciler:
         if deployment.deleting and not left:
             await self._runtime.forget(deployment.uid)
             await self._store.remove_deployment(deployment.uid)
+            self._desired.removed(deployment.uid)
             await self._uses.gone(deployment)
-            self._restored.discard(deployment.uid)
             self.topic.notify(deployment.uid)
             log.info("deployment deleted", extra={"deployment": deployment.name})
-            return None
+            return False
         facts = Facts(deployment.generation, deployment.latest_revision, leaving=True, left=left)
         await self._write(deployment, status.summarize(facts, deployment.status, self._clock.now()))
-        return _View(deployment, await self._revision(deployment.uid, deployment.latest_revision), sets)
+        return True
 
     def _build(self, view: _View, version: Version) -> Progress:
         progress = self._wanted(view.deployment, view.revision.number, version)
@@ -327,14 +470,17 @@ class Reconciler:
         """The secrets with their values. Asking leaves an audit entry, so what is settled is not asked for again."""
         if not names:
             return []
-        now, key = self._clock.monotonic(), (deployment.uid, deployment.generation, *names)
+        now, key = self._clock.monotonic(), (deployment.generation, *names)
         settled = deployment.status.settled and deployment.status.observed_generation == deployment.generation
-        known = self._secrets_known.get(key)
-        if known is None or (not settled and now - known[0] > SECRETS_S):
+        kept = self._secrets_known.setdefault(deployment.uid, {})
+        known = kept.get(key)
+        if not settled:
+            self._attention.later(deployment.uid, SECRETS_S)
+        if known is None or (not settled and now - known[0] >= SECRETS_S):
             answer = await self._vault.RevealSecrets(identity_pb2.RevealSecretsRequest(names=names))
-            if len(self._secrets_known) > 1000:
-                self._secrets_known.clear()
-            known = self._secrets_known[key] = (now, list(answer.secrets))
+            for old in [old for old in kept if old[0] != deployment.generation]:
+                del kept[old]
+            known = kept[key] = (now, list(answer.secrets))
         return known[1]
 
     async def _service(
@@ -531,6 +677,7 @@ class Reconciler:
         after = status.summarize(facts, before, self._clock.now())
         if view.build and view.build != deployment.build:
             await self._store.write_build(deployment.uid, view.build)
+            self._desired.observed(deployment.uid, build=view.build)
             self.topic.notify(deployment.uid)
         if view.acted or after.state != before.state:
             with telemetry.continue_trace(
@@ -545,28 +692,34 @@ class Reconciler:
                 )
         await self._write(deployment, after)
 
-    async def _write(self, deployment: Deployment, after: Any) -> None:
+    async def _write(self, deployment: Deployment, after: Status) -> None:
         if after != deployment.status:
             await self._store.write_status(deployment.uid, after)
+            self._desired.observed(deployment.uid, status=after)
+            self._attention.tell(deployment.uid)  # What is decided from it may be another now.
             self.topic.notify(deployment.uid)
 
     async def _revision(self, uid: str, number: int) -> Revision:
-        found = self._revisions.get((uid, number))
+        found = self._revisions.get(uid, {}).get(number)
         if found is None:
             found = await self._store.get_revision(uid, number)
             if found is None:
                 raise NotFound(f"Revision {number} of {uid} does not exist.", reason="REVISION_NOT_FOUND")
-            if len(self._revisions) > 1000:
-                self._revisions.clear()
-                self._versions.clear()
-            self._revisions[uid, number] = found
+            if len(self._revisions.get(uid, ())) >= REVISIONS:
+                for known in (self._revisions, self._versions):
+                    known.pop(uid, None)
+            self._keep([found])
         return found
 
+    def _keep(self, revisions: Iterable[Revision]) -> None:
+        for one in revisions:
+            self._revisions.setdefault(one.deployment_uid, {})[one.number] = one
+
     def _versions_of(self, revision: Revision) -> list[Version]:
-        key = (revision.deployment_uid, revision.number)
-        if key not in self._versions:
-            self._versions[key] = specs.versions_of(revision)
-        return self._versions[key]
+        known = self._versions.setdefault(revision.deployment_uid, {})
+        if revision.number not in known:
+            known[revision.number] = specs.versions_of(revision)
+        return known[revision.number]
 
     # Routes
 
@@ -574,105 +727,29 @@ class Reconciler:
         """What came of its exposure."""
         exposed = self._addresses.exposed(deployment)
         if exposed is None:
+            self._exposures.pop(deployment.uid, None)
             return None
         came = self._runtime.exposure(exposed)
+        self._exposures[deployment.uid] = exposed, came
         return Condition(CONDITION, came.done, came.reason, came.message)
 
-    async def _route(self, view: _View) -> pb.Route:
-        deployment = view.deployment
-        route = pb.Route(
-            deployment=f"deployments/{deployment.name}",
-            uid=deployment.uid,
-            organization=deployment.organization,
-            hosts=self._addresses.hosts(deployment),
-            port=deployment.port,
-            access_authorization=deployment.access_authorization,
-            capture=messages.capture(deployment.capture),
-            not_ready_detail=self._not_ready(view),
-        )
-        canary = messages.template(view.revision.template).canary
-        route.route_type, route.route_by = canary.route_type, canary.route_by
-        weights = {version.target: version.weight for version in self._versions_of(view.revision)}
-        alone = set() if deployment.terminated else _without_ready(view.sets)
-        for one in sorted(view.sets, key=lambda one: (one.target != MAIN, one.target, one.revision, one.service)):
-            endpoints = [
-                pb.Endpoint(replica=replica.replica, address=replica.address)
-                for replica in one.replicas
-                if replica.phase is Phase.READY or (replica.serving and (one.target, one.service) in alone)
-            ]
-            name = f"deployments/{deployment.name}/revisions/{one.revision}"
-            version = next(
-                (
-                    version
-                    for version in self._versions_of(await self._revision(deployment.uid, one.revision))
-                    if version.target == one.target
-                ),
-                None,
-            )
-            if version is None:
-                continue
-            if one.service != version.manifest.entry:
-                route.internal_routes.add(
-                    revision=name,
-                    service=one.service,
-                    socket_path=one.socket_path,
-                    endpoints=endpoints,
-                    target=one.target,
-                )
-            elif endpoints and one.target in weights:
-                route.targets.add(
-                    target=one.target,
-                    revision=name,
-                    bento=version.bento,
-                    models=[model for model, _ in version.models],
-                    weight=weights[one.target] * SHARES,
-                    service=one.service,
-                    endpoints=endpoints,
-                )
-        _share(route)
-        return route
-
-    def _not_ready(self, view: _View) -> str:
-        if view.deployment.terminated:
-            return f"deployments/{view.deployment.name} was terminated."
-        for condition in view.deployment.status.conditions:
-            if condition.type == "Available" and condition.status is False:
-                return f"deployments/{view.deployment.name} is not available. {status.without_lines(condition.message)}"
-        return f"deployments/{view.deployment.name} is starting."
-
-    def _without(self, replicas: set[str]) -> list[pb.Route]:
-        """The routes as they are, without these replicas."""
-        routes = []
-        for known in self.routes.current().routes:
-            route = pb.Route()
-            route.CopyFrom(known)
-            for endpoints in [
-                *(one.endpoints for one in route.targets),
-                *(one.endpoints for one in route.internal_routes),
-            ]:
-                for endpoint in [one for one in endpoints if one.replica in replicas]:
-                    endpoints.remove(endpoint)
-            targets = [target for target in route.targets if target.endpoints]
-            route.ClearField("targets")
-            route.targets.extend(targets)
-            route.not_ready_detail = "The platform is stopping."
-            routes.append(route)
-        return routes
+    async def _route(self, deployment: Deployment, sets: Sequence[SetStatus]) -> pb.Route:
+        latest = await self._revision(deployment.uid, deployment.latest_revision)
+        versions = {latest.number: self._versions_of(latest)}
+        for number in {one.revision for one in sets} - versions.keys():
+            versions[number] = self._versions_of(await self._revision(deployment.uid, number))
+        return routing.route_of(deployment, latest, versions, sets, self._addresses.hosts(deployment))
 
 
-def _without_ready(sets: Sequence[SetStatus]) -> set[tuple[str, str]]:
-    """Targets and services of which no replica is ready: leaving ones that still answer get the requests meanwhile."""
-    ready = {(one.target, one.service) for one in sets if one.count(Phase.READY)}
-    return {(one.target, one.service) for one in sets} - ready
+def _by_deployment(observed: Iterable[SetStatus]) -> dict[str, list[SetStatus]]:
+    found: dict[str, list[SetStatus]] = {}
+    for one in observed:
+        found.setdefault(one.deployment_uid, []).append(one)
+    return found
 
 
-def _share(route: pb.Route) -> None:
-    """Share the weight of a target among its revisions by their endpoints, for the time of a rollout."""
-    total: dict[str, int] = {}
-    for target in route.targets:
-        total[target.target] = total.get(target.target, 0) + len(target.endpoints)
-    for target in route.targets:
-        target.weight = target.weight * len(target.endpoints) // total[target.target]
+def _replicas_of(sets: Iterable[SetStatus]) -> dict[str, Phase]:
+    return {replica.replica: replica.phase for one in sets for replica in one.replicas}
 
 
 def _seen(one: SetStatus | None, key: str) -> SetView:

@@ -1,8 +1,9 @@
 """What deployments use, told to the registry, which keeps it from being deleted and shows it as lineage.
 
-A revision is *claimed* before it is written. After that this loop *reports* what every deployment uses, whenever that
-changed and now and then without, so that nothing depends on a single call: a report that was lost is made again, what a
-crash claimed in vain lapses, and the owners of uses whose deployment is gone are found and ended.
+A revision is *claimed* before it is written. After that this loop *reports* what every deployment uses, as the
+reconciler sees it, whenever that changed and now and then without, so that nothing depends on a single call: a report
+that was lost is made again, what a crash claimed in vain lapses, and the owners of uses whose deployment is gone are
+found and ended.
 """
 
 import logging
@@ -20,9 +21,10 @@ from services.kernel.watches import Signal
 log = logging.getLogger(__name__)
 
 LOOK_S = 5.0
-"""How often deployments are looked at; a report is sent where something changed."""
-AGAIN_S = 300.0
-"""After so long a report is sent whether or not something changed: the registry may have been put back from a copy."""
+"""How often the loop turns though nothing is to be reported: a report that failed is made again after this."""
+AGAIN_S, AGAIN_EACH_S = 300.0, 5.0
+"""After so long, or so long for each deployment where they are many, a report is sent whether or not something changed:
+the registry may have been put back from a copy."""
 SWEEP_S = 600.0
 """How often owners are looked for whose deployment is gone."""
 REVISIONS = 50
@@ -38,20 +40,26 @@ class Uses:
     def __init__(self, store: Store, lineage: Any, clock: Clock) -> None:
         self._store, self._lineage, self._clock = store, lineage, clock
         self._signal = Signal()
+        self._due: dict[str, Deployment] = {}
+        """By uid, as they were seen last."""
         self._told: dict[str, tuple[object, float]] = {}
-        self._builds: dict[tuple[str, int], dict[str, tuple[str, str, str]]] = {}
+        self._builds: dict[str, dict[int, dict[str, tuple[str, str, str]]]] = {}
+        """By the uid of the deployment, revision and build."""
         self._builds_told: set[str] = set()
 
-    def wake(self) -> None:
-        """Something about a deployment changed."""
-        self._signal.notify()
+    def seen(self, deployment: Deployment) -> None:
+        """A deployment was looked at, and its builds were told: it is reported where that is another than before."""
+        told, now = self._told.get(deployment.uid), self._clock.monotonic()
+        again_s = max(AGAIN_S, AGAIN_EACH_S * len(self._told))
+        if told is None or told[0] != self._state(deployment) or now - told[1] >= again_s:
+            self._due[deployment.uid] = deployment
+            self._signal.notify()
 
     def built(self, deployment_uid: str, revision: int, build: str, bento: str, digest: str, environment: str) -> None:
         """A revision runs the environment, by its digest, that a build made of a bento with this digest."""
-        known = self._builds.setdefault((deployment_uid, revision), {})
+        known = self._builds.setdefault(deployment_uid, {}).setdefault(revision, {})
         if build and build not in known:
             known[build] = (bento, digest, environment)
-            self._signal.notify()
 
     async def claim(self, deployment: Deployment, revision: Revision) -> None:
         """Keep what a revision needs from being deleted, before the revision is written.
@@ -71,9 +79,8 @@ class Uses:
 
     async def gone(self, deployment: Deployment) -> None:
         """A deployment was removed. Where this cannot be told now, the loop finds it out."""
-        self._told.pop(deployment.uid, None)
-        for key in [key for key in self._builds if key[0] == deployment.uid]:
-            del self._builds[key]
+        for known in (self._told, self._due, self._builds):
+            known.pop(deployment.uid, None)
         try:
             await self._lineage.ReportUses(pb.ReportUsesRequest(owner=_owner(deployment), gone=True))
         except EkibenError as exc:
@@ -85,7 +92,7 @@ class Uses:
         while True:
             try:
                 with telemetry.untraced():
-                    await self._report_all()
+                    await self.report()
                     now = self._clock.monotonic()
                     if swept is None or now - swept >= SWEEP_S:
                         await self._sweep()
@@ -95,16 +102,19 @@ class Uses:
                 await self._clock.sleep(LOOK_S)
             await self._signal.wait(at_most_s=LOOK_S)
 
-    async def _report_all(self) -> None:
-        now = self._clock.monotonic()
-        for deployment in await self._store.list_deployments():
-            builds = {key[1]: dict(built) for key, built in self._builds.items() if key[0] == deployment.uid}
-            state = (deployment.generation, deployment.status.serving_revision, builds)
-            told = self._told.get(deployment.uid)
-            if told is not None and told[0] == state and now - told[1] < AGAIN_S:
-                continue
-            await self._report(deployment, builds)
-            self._told[deployment.uid] = (state, now)
+    async def report(self) -> None:
+        """Report all that are due."""
+        for uid, deployment in list(self._due.items()):
+            state = self._state(deployment)
+            await self._report(deployment, {number: dict(made) for number, made in self._builds.get(uid, {}).items()})
+            if self._due.get(uid) is deployment:  # Otherwise it was seen again, or removed, meanwhile.
+                del self._due[uid]
+                self._told[uid] = (state, self._clock.monotonic())
+
+    def _state(self, deployment: Deployment) -> object:
+        """What a report is made from."""
+        builds = {number: tuple(made) for number, made in self._builds.get(deployment.uid, {}).items()}
+        return deployment.generation, deployment.status.serving_revision, builds
 
     async def _report(self, deployment: Deployment, builds: Mapping[int, Built]) -> None:
         serving = deployment.status.serving_revision or deployment.latest_revision

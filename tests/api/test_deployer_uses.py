@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import yaml
 
+from ekiben.channel import open_channel
 from ekiben.deployer.v1 import deployer_pb2 as pb
 from ekiben.errors import EkibenError, FailedPrecondition, NotFound, Unavailable
 from ekiben.registry.v1 import lineage_pb2 as lpb
 from ekiben.registry.v1 import lineage_pb2_grpc, registry_pb2, registry_pb2_grpc
 from services.deployer import uses as loop
 from services.deployer.uses import Uses
-from tests.fixtures_builder import running_registry
+from tests.fixtures_builder import Registry, running_registry
 from tests.fixtures_deployer import Built, Suite, running_deployer
 from tests.fixtures_kernel import short_path, until  # noqa: F401
 
@@ -37,6 +38,14 @@ async def push(suite: Suite, folder: Path, version: str) -> str:
     name = await suite.push(Built(bento, (model,)))
     suite.builds.failing[name] = "not today"
     return name
+
+
+async def reported(registry: Registry) -> bool:
+    """Whether a deployment's claim was followed by its report; a mere claim lapses by itself, and nobody sweeps it."""
+    token = (registry.folder / "service-token").read_text().strip()
+    async with open_channel(f"unix:{registry.run_dir}/registry", token=token) as channel:
+        request = lpb.ListUseOwnersRequest(prefix="deployments/")
+        return bool((await lineage_pb2_grpc.LineageStub(channel).ListUseOwners(request)).owners)
 
 
 def model_of(bento: str) -> str:
@@ -117,7 +126,7 @@ async def test_a_deployer_that_is_killed_before_it_tells_of_an_end_finds_it_when
         async with running_deployer(registry, data, run, gateway=False) as suite:
             bento = await push(suite, tmp_path, "v1")
             await suite.create("demo", bento)
-            await until(lambda: live(suite, bento), "the deployment's uses are known")
+            await until(lambda: reported(registry), "the deployment's uses are told")
 
             async def silent(self: Uses, deployment: Any) -> None:
                 raise Unavailable("The process was killed here.", reason="KILLED")

@@ -66,7 +66,7 @@ async def bench() -> AsyncIterator[Bench]:
         made = Bench(tasks)
         yield made
         await made.clock.advance(UNWANTED_S + 1)
-        made.builds.prune()
+        made.builds.prune("u")
 
 
 async def test_next_revision_gets_what_was_built_by_force_meanwhile_and_the_last_one_keeps_its_own() -> None:
@@ -84,10 +84,10 @@ async def test_failed_build_is_tried_again_only_for_as_long_as_somebody_wants_it
         for _ in range(int(AGAIN_S / UNWANTED_S) + 1):
             await made.clock.advance(UNWANTED_S - 1)
             await made.want(1)
-            made.builds.prune()
+            made.builds.prune("u")
         assert made.builder.asked == 2, "it is wanted all the time"
         await made.clock.advance(UNWANTED_S + 1)
-        made.builds.prune()
+        made.builds.prune("u")
         await settle()
         await made.clock.advance(AGAIN_S + 1)
         await settle()

@@ -228,7 +228,7 @@ class Runtime(Protocol):
         ...
 
     async def observe(self) -> list[SetStatus]:
-        """All sets."""
+        """All sets; each equal to what it was the last time unless something of it is another. Asked each second."""
         ...
 
     async def drain(self, grace_s: float) -> None:

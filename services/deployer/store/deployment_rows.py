@@ -1,7 +1,7 @@
 """Tables and queries of the deployer."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any
@@ -84,6 +84,9 @@ clusters = sa.Table(
     sa.Column("update_time", UtcDateTime, nullable=True),
 )
 
+_AT_ONCE = 500
+"""Rows that one statement names."""
+
 
 class Store:
     """Rows in and out. Reads and single writes are transactions of their own."""
@@ -98,6 +101,30 @@ class Store:
             query = query.where(deployments.c.organization == organization)
         async with self._database.read() as connection:
             return [_deployment(row) for row in (await connection.execute(query)).mappings()]
+
+    async def generations(self) -> dict[str, int]:
+        """The generation of each deployment, by uid."""
+        async with self._database.read() as connection:
+            rows = await connection.execute(sa.select(deployments.c.uid, deployments.c.generation))
+            return {row.uid: row.generation for row in rows}
+
+    async def deployments_of(self, uids: Collection[str]) -> list[Deployment]:
+        """Those of these deployments that there are."""
+        wanted, found = sorted(uids), []
+        async with self._database.read() as connection:
+            for start in range(0, len(wanted), _AT_ONCE):
+                query = sa.select(deployments).where(deployments.c.uid.in_(wanted[start : start + _AT_ONCE]))
+                found += [_deployment(row) for row in (await connection.execute(query)).mappings()]
+        return found
+
+    async def latest_revisions(self) -> list[Revision]:
+        """The newest revision of each deployment."""
+        newest = sa.and_(
+            revisions.c.deployment_uid == deployments.c.uid, revisions.c.number == deployments.c.latest_revision
+        )
+        query = sa.select(revisions).join(deployments, newest)
+        async with self._database.read() as connection:
+            return [_revision(row) for row in (await connection.execute(query)).mappings()]
 
     async def get_deployment(self, organization: str, name: str) -> Deployment | None:
         """One deployment by its id."""
