@@ -13,6 +13,7 @@ NAMES = (
     "images",
     "kubernetes.deploy",
     "kubernetes.scale",
+    "kubernetes.fleet",
 )
 
 

@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import yaml
@@ -34,8 +34,11 @@ def _free_port() -> int:
 class ControlPlane:
     """See the module. Made by `control_plane`."""
 
-    def __init__(self, folder: Path, *, controllers: int = 5, calls_per_s: int = 500) -> None:
-        self._folder, self._programs = folder, programs()
+    def __init__(
+        self, folder: Path, *, controllers: int = 5, calls_per_s: int = 500, without: Sequence[str] = ()
+    ) -> None:
+        """`without`: controllers that are left out."""
+        self._folder, self._programs, self._without = folder, programs(), without
         self._controllers, self._calls_per_s = controllers, calls_per_s
         self._api, self._etcd, self._peer = _free_port(), _free_port(), _free_port()
         self._running: dict[str, subprocess.Popen[bytes]] = {}
@@ -71,6 +74,7 @@ class ControlPlane:
             words += [f"--kube-api-qps={self._calls_per_s}", f"--kube-api-burst={2 * self._calls_per_s}"]
             words += [f"--concurrent-deployment-syncs={self._controllers}", "--bind-address=127.0.0.1"]
             words += [f"--concurrent-replicaset-syncs={self._controllers}"]
+            words += [f"--controllers={','.join(['*', *(f'-{name}' for name in self._without)])}"]
             self._run("kube-controller-manager", words)
 
     def stop(self, *names: str) -> None:
@@ -141,10 +145,10 @@ def _post(url: str, body: dict[str, object]) -> dict[str, dict[str, str]]:
 
 
 @contextlib.contextmanager
-def control_plane(*, controllers: int = 5) -> Iterator[ControlPlane]:
+def control_plane(*, controllers: int = 5, without: Sequence[str] = ()) -> Iterator[ControlPlane]:
     """One while inside, with all its state in a folder that goes at the end."""
     folder = Path(tempfile.mkdtemp(prefix="ekplane", dir="/tmp"))
-    plane = ControlPlane(folder, controllers=controllers)
+    plane = ControlPlane(folder, controllers=controllers, without=without)
     try:
         plane.start()
         yield plane
