@@ -7,8 +7,9 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from ekiben.errors import EkibenError
+from ekiben.errors import EkibenError, NotFound
 from services.content import open_images
 from services.content.images.checking import Checked, check
 
@@ -17,8 +18,14 @@ async def look(images: str, *, whole: bool = False) -> Checked:
     """Check the image that a name stands for, or all of a layout or repository where it has no reference.
 
     Raises:
-        EkibenError: those of `open_images` and `check`.
+        EkibenError: those of `open_images` and `check`; NotFound where there is no layout (IMAGE_NOT_FOUND).
     """
+    transport, _, rest = images.partition(":")
+    folder = Path(rest.partition(":")[0])
+    if transport == "oci" and not await asyncio.to_thread((folder / "index.json").is_file):
+        raise NotFound(
+            f"There is no image layout in {folder}: it has no index.json.", reason="IMAGE_NOT_FOUND", image=images
+        )
     async with open_images(images) as (store, reference):
         return await check(store, [reference] if reference else (), whole=whole)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ekiben.errors import NotFound
 from services.builder import image_checking
 from services.content import open_images
 from services.content.images import MANIFEST, Descriptor, canonical
@@ -75,3 +76,9 @@ async def test_a_repository_of_a_registry_is_checked_too(
     oci_registry.blob(str(layer.digest)).unlink()
     (fault,) = (await image_checking.look(f"{name}@{made.digest}")).faults
     assert (fault.what, fault.digest) == ("layer", layer.digest)
+
+
+async def test_a_folder_that_is_no_layout_is_not_said_to_be_whole(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(NotFound, match="no image layout"):
+            await image_checking.look(f"oci:{folder}")

@@ -15,7 +15,7 @@ def test_wrong_places_are_told_of_in_words(tmp_path: Path, capsys: pytest.Captur
     image, file = f"oci:{tmp_path}/layout:v1", f"oci:{tmp_path}/file:v1"
     cases = [
         (image, file, "Not a directory"),
-        (file, f"oci:{tmp_path}/other:v1", "Not a directory"),
+        (file, f"oci:{tmp_path}/other:v1", "no image layout"),
         (file, f"docker-archive:{tmp_path}", "Is a directory"),  # the target is looked at before any work
         (file, "docker-archive:/", "Is a directory"),
         ("docker://registry.example.com:99999/a/b:v1", f"oci:{tmp_path}/other:v1", "no host"),

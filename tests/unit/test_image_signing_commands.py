@@ -98,7 +98,7 @@ def test_wrong_use_says_what_to_do(
         (("keygen", tmp_path / "none" / "new.key", "--no-password"), "No such file or directory"),
         (("keygen", tmp_path / "new.key", "--password-file", tmp_path / "none"), "No such file or directory"),
         (("sign", image, "--keyless", "--identity-token-file", tmp_path / "none"), "No such file or directory"),
-        (("attestations", f"oci:{tmp_path}/wrong:v1"), "Not a directory"),
+        (("attestations", f"oci:{tmp_path}/wrong:v1"), "no image layout"),
         (("sbom", image), "has no sbom attached"),
         (("verify", f"oci:{layout}:acme/x:2", "--key", key.with_suffix(".pub")), "has no image 'acme/x:2'"),
         (("verify", image, "--identity", "me"), "not of the form"),
