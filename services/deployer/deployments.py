@@ -241,10 +241,7 @@ class Deployments:
         if service not in {one.name for one in manifest.services}:
             domain.refuse([("service", f"{service!r} is no service of {latest.bentos[MAIN].name}")])
         scalings = messages.scaling(before.scaling)
-        one = scalings.setdefault(service, pb.Scaling())
-        one.min_replicas = count
-        if one.HasField("max_replicas"):
-            one.max_replicas = max(one.max_replicas, count)
+        scaling.scale(scalings.setdefault(service, pb.Scaling()), count)
         return await self._write(before, replace(before, scaling=messages.scaling_json(scalings)), latest)
 
     async def terminate(self, organization: str, name: str) -> tuple[Deployment, Revision]:

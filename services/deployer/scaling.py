@@ -46,6 +46,15 @@ def bounds_of(scaling: deployer_pb2.Scaling | None) -> tuple[int, int]:
     return least, max(least, scaling.max_replicas if scaling.HasField("max_replicas") else least)
 
 
+def scale(given: deployer_pb2.Scaling, count: int) -> None:
+    """Ask for so many replicas by hand. Where there is room between the bounds this is the lower one; a number that was
+    fixed stays fixed, as with a bound left above it a cluster would scale it from then on."""
+    least, most = bounds_of(given)
+    given.min_replicas = count
+    if given.HasField("max_replicas"):
+        given.max_replicas = count if least == most else max(most, count)
+
+
 def policy_of(scaling: deployer_pb2.Scaling | None) -> str:
     """Who scales."""
     least, most = bounds_of(scaling)

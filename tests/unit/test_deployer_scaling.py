@@ -196,3 +196,23 @@ def test_owners_of_replicas_are_read_from_the_managed_fields() -> None:
     ]
     live = {"metadata": {"managedFields": entries}}
     assert owners_of_replicas(live) == {("kube-controller-manager", "scale"), ("ekiben-replicas", "")}
+
+
+@pytest.mark.parametrize(
+    ("before", "count", "after", "policy"),
+    [
+        ({"min_replicas": 2, "max_replicas": 2}, 1, {"min_replicas": 1, "max_replicas": 1}, "none"),
+        ({"min_replicas": 2, "max_replicas": 2}, 3, {"min_replicas": 3, "max_replicas": 3}, "none"),
+        ({"min_replicas": 0, "max_replicas": 1}, 2, {"min_replicas": 2, "max_replicas": 2}, "none"),
+        ({}, 2, {"min_replicas": 2}, "none"),
+        ({"min_replicas": 1, "max_replicas": 4}, 2, {"min_replicas": 2, "max_replicas": 4}, "hpa"),
+        ({"min_replicas": 1, "max_replicas": 4}, 6, {"min_replicas": 6, "max_replicas": 6}, "none"),
+    ],
+)
+def test_a_number_by_hand_makes_no_autoscaler(
+    before: dict[str, int], count: int, after: dict[str, int], policy: str
+) -> None:
+    given = pb.Scaling(**before)
+    scaling.scale(given, count)
+    assert given == pb.Scaling(**after)
+    assert scaling.policy_of(given) == policy
