@@ -189,6 +189,11 @@ def test_the_patch_wins_over_all_of_ours() -> None:
         ({"metadata": {"annotations": {"ekiben.dev/mine": "x"}}}, "PATCH_REFUSED"),
         ({"spec": None}, "PATCH_REFUSED"),
         ({"spec": {"containers": 3}}, "PATCH_REFUSED"),
+        ({"spec": {"containers": [{"name": "bento", "ports": None}]}}, "PATCH_REFUSED"),
+        (
+            {"spec": {"containers": [{"name": "bento", "ports": [{"containerPort": 3000, "name": "x"}]}]}},
+            "PATCH_REFUSED",
+        ),
     ],
 )
 def test_a_patch_that_cannot_be_is_refused(patch: dict[str, Any], reason: str) -> None:

@@ -162,8 +162,11 @@ def _keep(ours: Object, found: Object) -> None:
             raise _refused(f"{', '.join(strange)} is below {PREFIX}/, which is the platform's own")
     containers = _mapping(found, "spec").get("containers")
     named = [each.get("name") for each in containers if isinstance(each, dict)] if isinstance(containers, list) else []
-    if CONTAINER not in named:
+    if CONTAINER not in named or not isinstance(containers, list):
         raise _refused(f"it takes away the container {CONTAINER}, in which the service runs")
+    ports = containers[named.index(CONTAINER)].get("ports")
+    if not any(isinstance(each, dict) and each.get("name") == "http" for each in ports or ()):
+        raise _refused("it takes away the port http, at which probes and requests come")
 
 
 def _mapping(of: Object, key: str) -> Object:
