@@ -129,6 +129,13 @@ async def test_what_somebody_deletes_or_empties_comes_back(cluster: Cluster, whe
         await until(filled, "the variable is back", 60)
 
 
+class Still(SystemClock):
+    """No pause ends."""
+
+    def monotonic(self) -> float:
+        return 1000.0
+
+
 class Later(SystemClock):
     """An hour later."""
 
@@ -177,6 +184,41 @@ async def test_whoever_owns_a_field_keeps_it_and_is_named(cluster: Cluster, wher
         await until(told, "the owner is named", 60)
         service = cluster.get("service", name_of(spec.key), "-n", where.namespace)
         assert service["spec"]["ports"][0]["targetPort"] == 8080
+        # What comes after that object is brought up to date none the less.
+        await runtime.scale(spec.key, 3)
+
+        async def scaled() -> bool:
+            found = await asyncio.to_thread(cluster.get, "deployment", name_of(spec.key), "-n", where.namespace)
+            return bool(found["spec"]["replicas"] == 3)
+
+        await until(scaled, "it is scaled", 60)
+        await until(told, "the owner is still named", 60)
+
+
+async def test_an_object_whose_owner_deletes_it_comes_back_at_once(
+    cluster: Cluster, where: Where, tmp_path: Path
+) -> None:
+    clock = Still()
+    spec = a_set()
+    edit = '{"spec": {"ports": [{"name": "http", "port": 3000, "targetPort": 8080}]}}'
+    at = ("-n", where.namespace)
+    async with open_kubernetes_runtime(cluster.kubeconfig, "", where, clock=clock) as runtime:
+        await asyncio.wait_for(runtime.filled(), 30)
+        await runtime.apply(spec, 1)
+        await asyncio.wait_for(runtime.settled(), 30)
+        cluster.kubectl("patch", "service", name_of(spec.key), *at, "--type=strategic", "-p", edit)
+
+        async def told() -> bool:
+            return "kubectl-patch" in (await status_of(runtime, spec.key)).note
+
+        await until(told, "the owner is named", 60)
+        cluster.kubectl("delete", "service", name_of(spec.key), *at)
+
+        async def back() -> bool:
+            found = await asyncio.to_thread(objects_of, cluster, where, ("service",))
+            return bool(found) and not (await status_of(runtime, spec.key)).note
+
+        await until(back, "it is there without a pause, and as it was", 60)
 
 
 async def test_an_api_that_goes_away_within_a_change_is_waited_for(

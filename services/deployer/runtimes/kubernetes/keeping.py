@@ -41,6 +41,7 @@ MADE = (
 LENDER = f"{FIELD_MANAGER}-replicas"
 """The field manager that keeps a number of replicas while nobody else has taken it over."""
 _AWAY = "KUBERNETES_AWAY"
+_OWNED = "FIELD_OWNED"
 _PAUSES_S: Mapping[str, tuple[float, ...]] = {_AWAY: (1.0, 3.0, 10.0), "": (1.0, 5.0, 15.0, 30.0)}
 """Before something is applied again that the cluster did not take, by reason."""
 _LOOK_S = 30.0
@@ -141,6 +142,8 @@ class Keeper:
                 asked.replicas = int(item["spec"].get("replicas", asked.replicas))
             known = asked.sent.get(kind) if asked is not None else None
             live = item["metadata"]["name"] in self._caches[kind].objects
+            if asked is not None and not live and asked.reason == _OWNED:
+                asked.mended()  # Whoever owned a field has perhaps deleted the object, to give it up.
             if key in self.ending or (asked is not None and (not live or not known or known[1] != print_of(item))):
                 self._look_at(key)
             self._changed(key)
@@ -234,10 +237,18 @@ class Keeper:
             if name in self._caches[kind].objects:
                 await self._api.delete(kind, name)
         anchor = await self._one(asked, objects.anchor(spec, self._where))
+        owned: EkibenError | None = None
         for each in objects.objects(spec, asked.replicas, self._where, anchor["metadata"]["uid"]):
-            if each["kind"] == "Deployment" and spec.autoscaling is not None:
-                await self._lend(asked, each, anchor["metadata"]["uid"])
-            await self._one(asked, each)
+            try:
+                if each["kind"] == "Deployment" and spec.autoscaling is not None:
+                    await self._lend(asked, each, anchor["metadata"]["uid"])
+                await self._one(asked, each)
+            except FailedPrecondition as exc:
+                if exc.reason != _OWNED or each["kind"] == "Deployment":  # No autoscaler for one that is not as asked.
+                    raise owned or exc from exc
+                owned = owned or exc  # The others are wanted none the less.
+        if owned is not None:
+            raise owned
 
     async def _lend(self, asked: Asked, wanted: Object, owner_uid: str) -> None:
         """Let go of a Deployment's `replicas`, where we still own them, without a change of their number."""
