@@ -126,6 +126,20 @@ async def test_a_deployer_that_starts_anew_writes_nothing_and_sweeps_what_a_kill
     assert after == {name: version for name, version in before.items() if name != exposure_name("v")}
 
 
+async def test_what_somebody_changed_while_no_deployer_ran_is_found(cluster: Cluster, where: Where) -> None:
+    at = ("-n", where.namespace)
+    async with running(cluster, where) as runtime:
+        await runtime.expose([PLAIN])
+        await until(says(runtime, PLAIN, "INGRESS_WITHOUT_ADDRESS"), "it is there", 30)
+    name = exposure_name(PLAIN.deployment_uid)
+    patch = [{"op": "replace", "path": "/spec/rules/0/host", "value": "stolen.example.com"}]
+    cluster.kubectl("patch", "ingress", name, *at, "--type=json", "-p", json.dumps(patch))
+    async with running(cluster, where) as runtime:
+        await runtime.expose([PLAIN])
+        refused = await until(says(runtime, PLAIN, "FIELD_OWNED"), "his field is said", 30)
+        assert refused is not None and "kubectl" in refused.message
+
+
 async def test_what_the_cluster_would_not_take_is_refused_in_its_words(cluster: Cluster, where: Where) -> None:
     async with running(cluster, where) as runtime:
         await runtime.check_exposure(PLAIN)

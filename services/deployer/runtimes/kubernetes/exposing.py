@@ -16,6 +16,7 @@ from services.deployer.runtimes.kubernetes.api import Api
 from services.deployer.runtimes.kubernetes.caches import Cache
 from services.deployer.runtimes.kubernetes.exposure import KINDS, exposure_name, exposure_object, same, status_of
 from services.deployer.runtimes.kubernetes.names import INSTALLATION, Object, Where
+from services.deployer.runtimes.kubernetes.sameness import holds
 from services.kernel.clock import Clock
 from services.kernel.watches import Signal
 
@@ -140,7 +141,10 @@ class Exposures:
             return
         for name, one in list(self._wanted.items()):
             cache = self._caches[KINDS[one.exposed.kind]]
-            if cache.filled.is_set() and one.again_at <= self._clock.monotonic() and self._differs(cache, name, one):
+            # Whoever owned a field has perhaps deleted the object, to give it up: that ends a pause.
+            given_up = name not in cache.objects and one.fault is not None and one.fault.reason == "FIELD_OWNED"
+            due = given_up or one.again_at <= self._clock.monotonic()
+            if cache.filled.is_set() and due and self._differs(cache, name, one):
                 await self._apply(cache, one)
                 self._changed()
         for kind, cache in self._caches.items():
@@ -157,7 +161,9 @@ class Exposures:
         if live is None or not same(live, one.made):
             return True
         generation = int(live["metadata"].get("generation") or 0)
-        if not one.generation:  # Applied by a former deployer.
+        if not one.generation:  # Applied by a former deployer, and perhaps changed while there was none.
+            if not holds(live, one.made):
+                return True
             one.generation = generation
         return generation > one.generation
 
