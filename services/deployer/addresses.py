@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from google.protobuf import json_format
 
 from ekiben.deployer.v1 import exposure_pb2
-from ekiben.errors import FailedPrecondition
+from ekiben.errors import FailedPrecondition, InvalidArgument
 from services.deployer import messages
 from services.deployer.domain import Deployment
 from services.deployer.runtimes.exposures import HTTP_ROUTE, INGRESS, Exposed, Parent, Tls
@@ -22,6 +22,7 @@ _NAME = re.compile(r"(?=.{1,253}$)[a-z0-9]([-.a-z0-9]*[a-z0-9])?")
 _ANNOTATION = re.compile(r"([a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?")
 _PATH = re.compile(r"/[A-Za-z0-9/._~%-]*")
 _MOST_ANNOTATION_BYTES = 64 << 10
+_MOST_LABEL_CHARS = 63
 Violations = list[tuple[str, str]]
 
 
@@ -84,6 +85,24 @@ class Addresses:
     def violations(self, sent: exposure_pb2.Exposure, name: str) -> Violations:
         """What is wrong with the exposure of the deployment with this name."""
         return self._violations(sent, "deployment.exposure", own=self.host_of(name) if name else "")
+
+    def check_name(self, deployment: Deployment) -> None:
+        """Whether the host name that it has by its own is one, where it is reached by no other.
+
+        Raises:
+            InvalidArgument: the name is too long for that (NAME_TOO_LONG).
+        """
+        exposed, host = self.exposed(deployment), self.host_of(deployment.name)
+        first = host.partition(".")[0]
+        needed = not deployment.port or (exposed is not None and exposed.host == host)
+        if needed and len(first) > _MOST_LABEL_CHARS:
+            most = len(deployment.name) - (len(first) - _MOST_LABEL_CHARS)
+            raise InvalidArgument(
+                f"deployments/{deployment.name} would be reached at {first}, and no part of a host name may have more "
+                f"than {_MOST_LABEL_CHARS} characters: choose a name of at most {most}, or a host of its own.",
+                reason="NAME_TOO_LONG",
+                violations=[("deployment.name", f"at most {most} characters")],
+            )
 
     def check(self, sent: exposure_pb2.Exposure) -> None:
         """Whether this platform can expose anything.

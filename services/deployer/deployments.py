@@ -404,6 +404,7 @@ class Deployments:
 
     async def _check_exposed(self, deployment: Deployment) -> None:
         """Raises for an exposure that the platform or its cluster would not take."""
+        self._addresses.check_name(deployment)
         sent = messages.exposure(deployment.exposure)
         if sent is None:
             return

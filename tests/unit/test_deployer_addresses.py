@@ -9,7 +9,7 @@ import pytest
 from google.protobuf import json_format
 
 from ekiben.deployer.v1 import exposure_pb2
-from ekiben.errors import FailedPrecondition
+from ekiben.errors import FailedPrecondition, InvalidArgument
 from services.deployer import messages
 from services.deployer.addresses import Addresses
 from services.deployer.domain import Condition, Deployment, Status
@@ -49,6 +49,19 @@ def test_urls_are_https_where_it_is_and_lead_once_the_cluster_says_so() -> None:
     assert addresses.urls(plain)[0] == "http://iris.example.com/v1"
     assert addresses.hosts(plain) == ["iris-default.models.example.com", "iris.example.com"]
     assert Addresses(settings()).urls(deployment()) == ["http://127.0.0.1:7500"]
+
+
+def test_a_name_is_short_enough_for_the_host_by_which_alone_it_is_reached() -> None:
+    addresses = Addresses(settings(domain="models.example.com"))
+    long, short = "n" * 56, "n" * 55  # With `-default` that is one more than 63, and 63.
+    for fields in ({"port": 0}, {"kind": "INGRESS"}):
+        addresses.check_name(replace(deployment(**fields), name=short))  # type: ignore[arg-type]
+        with pytest.raises(InvalidArgument, match="a name of at most 55") as caught:
+            addresses.check_name(replace(deployment(**fields), name=long))  # type: ignore[arg-type]
+        assert caught.value.reason == "NAME_TOO_LONG"
+    # By a port, or a host of its own, it is reached whatever its name.
+    addresses.check_name(replace(deployment(), name=long))
+    addresses.check_name(replace(deployment(kind="INGRESS", host="n.example.com"), name=long))
 
 
 def test_what_the_settings_expose_a_deployment_may_leave() -> None:
