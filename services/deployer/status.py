@@ -177,7 +177,7 @@ def _available(facts: Facts, crashed: ReplicaStatus | None) -> Condition:
             name = fact.service if fact.target == MAIN else f"{fact.service} of {fact.target}"
             lacking.append(f"{name} has no ready replica")
     notes = sorted({fact.new.note for fact in facts.services if fact.new and fact.new.note})
-    note = f" Note: {'; '.join(notes)}." if notes else ""
+    note = f" Note: {'; '.join(notes).rstrip('.')}." if notes else ""
     if facts.services and not lacking:
         # What a cluster does not take has a condition of its own.
         notes = sorted({fact.new.note for fact in facts.services if fact.new and fact.new.note and not fact.new.reason})

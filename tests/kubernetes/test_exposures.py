@@ -146,6 +146,9 @@ async def test_what_the_cluster_would_not_take_is_refused_in_its_words(cluster: 
         with pytest.raises(InvalidArgument, match=r"ingressClassName: Invalid value"):
             await runtime.check_exposure(replace(PLAIN, class_name="a..b"))
         assert not the(cluster, "ingress", where)
+    async with running(cluster, replace(where, namespace="no-such-namespace")) as runtime:
+        with pytest.raises(FailedPrecondition, match="kubectl create namespace no-such-namespace"):
+            await runtime.check_exposure(PLAIN)
 
 
 async def test_a_route_waits_for_the_gateway_api_and_is_taken_or_refused(

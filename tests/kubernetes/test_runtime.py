@@ -195,7 +195,8 @@ async def test_what_somebody_deletes_comes_back_and_what_he_owns_is_said(
 
         async def told() -> bool:
             one = await seen(runtime, spec.key)
-            return one is not None and "somebody else's" in one.note and "replicas" in one.note
+            said = ("somebody else's", "replicas", "scale policy external")
+            return one is not None and all(words in one.note for words in said)
 
         await until(told, "the owner of the field is named", 60)
 

@@ -57,6 +57,7 @@ _SILENT_S = 180
 """A bookmark comes each minute, so a connection that is silent for longer is dead, or nothing was to be told."""
 _DENIED = re.compile(r'[Uu]ser "[^"]*" cannot \w+ resource ')
 """What is forbidden to these credentials; admission says forbidden too of what it takes from nobody."""
+_NO_NAMESPACE = re.compile(r'namespaces "([^"]*)" not found')
 _CHANNELS = "v5.channel.k8s.io"
 _HEARTBEAT_S = 20.0
 """A terminal in which nothing happens is not cut off on the way. Whether it is answered says nothing: while a command
@@ -378,6 +379,13 @@ def _error(status: int, text: str, body: Object | None) -> EkibenError:
             f"The cluster does not allow {what}: {message}. Give the deployer's role that right.",
             reason="KUBERNETES_DENIED",
         )
+    if status == 404 and (found := _NO_NAMESPACE.search(message)):
+        return NotFound(
+            f"There is no namespace {found[1]} in the cluster: make it (kubectl create namespace {found[1]}), or name "
+            "another. What is asked here is applied once it is there.",
+            reason="NAMESPACE_NOT_FOUND",
+            namespace=found[1],
+        )
     if status == 404:
         return NotFound(f"The cluster has no such thing: {message}", reason="KUBERNETES_NOT_FOUND")
     if status == 409:
@@ -404,7 +412,7 @@ def _conflict(what: str, answer: Mapping[str, Any], message: str) -> EkibenError
     said = ", ".join(dict.fromkeys(f"{field} of {owner}" for field, owner in zip(fields, owners, strict=False)))
     return FailedPrecondition(
         f"A field of {what} is somebody else's: {said or message}. It is left to its owner; what is asked here is "
-        "applied again once he gives it up.",
+        "applied again once he gives it up, or deletes the object, which is then made anew.",
         reason="FIELD_OWNED",
         owners=",".join(dict.fromkeys(owners)),
         fields=",".join(dict.fromkeys(fields)),

@@ -57,6 +57,8 @@ class Exposures:
         try:
             await self._api.apply(exposure_object(exposed, self._where, self._service), dry_run=True)
         except NotFound as exc:
+            if exc.reason == "NAMESPACE_NOT_FOUND":
+                raise FailedPrecondition(exc.message, reason=exc.reason) from exc
             raise FailedPrecondition(_without(exposed.kind), reason="GATEWAY_API_MISSING") from exc
         except PermissionDenied as exc:  # The deployer's rights, not the caller's.
             raise FailedPrecondition(exc.message, reason=exc.reason) from exc

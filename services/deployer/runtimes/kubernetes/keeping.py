@@ -309,7 +309,8 @@ class Keeper:
         lent = (live["metadata"].get("annotations") or {}).get(SCALED_BY)
         ours = {(LENDER, ""), (FIELD_MANAGER, ""), (CONTROLLER, "scale")}
         if lent != EXTERNAL and not owners_of_replicas(live) <= ours:
-            raise refused
+            text = f"{refused.message} With the scale policy external the number is his; back from there, it is ours."
+            raise FailedPrecondition(text, reason="FIELD_OWNED", owners=refused.metadata["owners"])
         wanted["metadata"]["resourceVersion"] = live["metadata"]["resourceVersion"]
         return await self._api.apply(wanted, force=True)
 
