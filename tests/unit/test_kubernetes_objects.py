@@ -83,6 +83,16 @@ def test_a_variable_that_is_ours_too_is_there_once() -> None:
     assert "fieldRef" in env["EKIBEN_REPLICA"]["valueFrom"]
 
 
+def test_two_secret_files_of_one_path_are_one_mount() -> None:
+    files = (SecretFile("~/key", "first"), SecretFile("/etc/other", "o"), SecretFile("/tmp/home/key", "last"))
+    pod = pod_of(replace(SPEC, files=files), WHERE)
+    mounts = {each["mountPath"]: each.get("subPath") for each in pod["containers"][0]["volumeMounts"]}
+    assert len(mounts) == len(pod["containers"][0]["volumeMounts"])
+    assert mounts["/tmp/home/key"] == "2"
+    (volume,) = [each for each in pod["volumes"] if each["name"] == "files"]
+    assert {each["key"] for each in volume["secret"]["items"]} == {"file.1", "file.2"}
+
+
 @pytest.mark.parametrize("path", ["../../etc/passwd", "/a/../b", "a:b"])
 def test_a_secret_file_that_would_leave_its_place_is_refused(path: str) -> None:
     with pytest.raises(InvalidArgument) as caught:

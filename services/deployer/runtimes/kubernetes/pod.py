@@ -131,7 +131,8 @@ def command(spec: SetSpec) -> list[str]:
 def _files(files: Sequence[SecretFile], spec: SetSpec) -> tuple[list[Object], list[Object]]:
     if not files:
         return [], []
-    items, mounts = [], []
+    mounts: dict[str, Object] = {}  # By path: of two Secrets with the same one the last has it, as on one machine.
+    items: dict[str, Object] = {}
     for number, file in enumerate(files):
         path = file.path
         if path.startswith("$BENTO_PATH"):
@@ -142,7 +143,7 @@ def _files(files: Sequence[SecretFile], spec: SetSpec) -> tuple[list[Object], li
             path = f"{BENTO}/{path}"
         if ".." in path.split("/") or ":" in path:
             raise InvalidArgument(f"The secret file {file.path} cannot be mounted.", reason="SECRET_PATH_INVALID")
-        items.append({"key": f"file.{number}", "path": str(number)})
-        mounts.append({"name": "files", "mountPath": path, "subPath": str(number), "readOnly": True})
-    volume = {"name": "files", "secret": {"secretName": name_of(spec.key), "items": items, "defaultMode": 0o440}}
-    return [volume], mounts
+        items[path] = {"key": f"file.{number}", "path": str(number)}
+        mounts[path] = {"name": "files", "mountPath": path, "subPath": str(number), "readOnly": True}
+    secret = {"secretName": name_of(spec.key), "items": list(items.values()), "defaultMode": 0o440}
+    return [{"name": "files", "secret": secret}], list(mounts.values())
