@@ -10,8 +10,14 @@ INTERRUPT = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n"
 
 
 def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    def interruptible() -> None:
+        # A shell starts what runs in its background with SIGINT ignored, and children inherit that.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     env = {**os.environ, "PYTHONPATH": str(folder)}
-    return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(
+        command, env=env, capture_output=True, text=True, check=False, timeout=120, preexec_fn=interruptible
+    )
 
 
 def test_the_command_ends_without_a_word_while_it_is_imported(tmp_path: Path) -> None:
