@@ -102,6 +102,20 @@ def apply(template: pb.Template, flags: PodFlags, entry: str, names: tuple[str, 
         resources.limits.update(dict(flags.limits))
 
 
+def with_amounts(data: Any) -> Any:
+    """What YAML gave, with amounts of resources as text: `cpu: 4` is a number to YAML, and Kubernetes takes it too."""
+    if isinstance(data, list):
+        return [with_amounts(each) for each in data]
+    if not isinstance(data, dict):
+        return data
+    return {
+        key: {name: str(one) if type(one) in (int, float) else one for name, one in value.items()}
+        if key in ("requests", "limits") and isinstance(value, dict)
+        else with_amounts(value)
+        for key, value in data.items()
+    }
+
+
 def shown(template: pb.Template) -> str:
     """The pod settings of each service that has some, a line each."""
     return "\n".join(
@@ -126,6 +140,7 @@ def read(path: Path) -> PodSettings:
     import yaml
 
     try:
-        return json_format.ParseDict(yaml.safe_load(path.read_text(encoding="utf-8")), PodSettings())
+        data = with_amounts(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return json_format.ParseDict(data, PodSettings())
     except (OSError, ValueError, AttributeError, TypeError, yaml.YAMLError, json_format.ParseError) as error:
         raise InvalidArgument(f"{path}: {error}", reason="FILE_INVALID", path=str(path)) from error

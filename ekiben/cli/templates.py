@@ -136,7 +136,7 @@ def read_file(path: Path) -> pb.Deployment:
     import yaml
 
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = pods.with_amounts(yaml.safe_load(path.read_text(encoding="utf-8")))
         if not isinstance(data, dict):
             raise ValueError("it is not a mapping")
         if "bento" in data:

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 import pytest
 
-from ekiben.cli import pods
+from ekiben.cli import pods, templates
 from ekiben.cli.pods import PodFlags
 from ekiben.deployer.v1 import deployer_pb2 as pb
 from ekiben.deployer.v1.pods_pb2 import Toleration
@@ -39,6 +39,16 @@ def test_flags_and_files_become_the_settings_of_services(tmp_path: Path) -> None
     untouched = pb.Template()
     pods.apply(untouched, pods.NONE_GIVEN, "Front", NAMES)
     assert untouched == pb.Template()
+
+
+def test_amounts_may_be_numbers(tmp_path: Path) -> None:
+    file = tmp_path / "pod.yaml"
+    file.write_text("{resources: {requests: {cpu: 0.5}, limits: {cpu: 4, memory: 1Gi}}}")
+    resources = pods.read(file).resources
+    assert dict(resources.requests) == {"cpu": "0.5"} and dict(resources.limits) == {"cpu": "4", "memory": "1Gi"}
+    file.write_text("{template: {services: {Front: {pod: {resources: {limits: {nvidia.com/gpu: 1}}}}}}}")
+    front = templates.read_file(file).template.services["Front"]
+    assert dict(front.pod.resources.limits) == {"nvidia.com/gpu": "1"}
 
 
 @pytest.mark.parametrize("text", ["{nodes: 1}", "[1]", "3", "{edge: ["])
