@@ -1,6 +1,7 @@
 """What is asked of Kubernetes for a terminal, and what its error channel says."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -24,6 +25,18 @@ def test_an_exit_status_is_told_from_a_command_that_could_not_be_run() -> None:
     assert ended({"status": "Failure", "reason": "NonZeroExitCode", "details": {"causes": causes}}) == (137, "")
     missing = {"status": "Failure", "reason": "InternalError", "message": "exec: no such file"}
     assert ended(missing) == (None, "exec: no such file")
+
+
+def test_a_command_starts_as_if_nothing_had_come_before_it() -> None:
+    def done(*command: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run([*_MARKED, "t1", *command], capture_output=True, text=True, timeout=120)
+
+    assert done("sh", "-c", "echo $EKIBEN_TERMINAL; exit 7").stdout == "t1\n"
+    # SIGPIPE: what writes to a reader that is gone must end, as it does everywhere.
+    assert done("sh", "-c", "kill -PIPE $$; echo survived").returncode == -signal.SIGPIPE
+    missing = done("no-such-program")
+    assert (missing.returncode, missing.stderr) == (127, "no-such-program: No such file or directory\n")
+    assert done("/etc/hostname").returncode == 126
 
 
 def test_a_hang_up_ends_all_of_one_terminal_and_nothing_else() -> None:

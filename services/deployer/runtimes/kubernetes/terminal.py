@@ -32,22 +32,39 @@ _HANGUP_S = 5.0
 """How long it may take to tell processes that they are hung up; then that goes on without us."""
 _MARK = "EKIBEN_TERMINAL"
 """Variable by which what was started in a terminal, and all that this started, is found again."""
-_MARKED = ("sh", "-c", f'export {_MARK}="$0"; exec "$@"')
-_HANG_UP = (
-    "sh",
-    "-c",
+_MARKED = (
+    "python",
+    "-ISc",
     f"""
-each() {{
-    for file in /proc/[0-9]*/environ; do
-        case "$(tr '\\0' '\\n' 2>/dev/null <"$file")" in
-        *"{_MARK}=$1"*) process=${{file#/proc/}}; kill "-$2" "${{process%/environ}}" ;;
-        esac
-    done 2>/dev/null
-}}
-each "$0" HUP
-echo told
-sleep 2
-each "$0" KILL
+import os, signal, sys
+for number in (signal.SIGPIPE, signal.SIGXFSZ):
+    signal.signal(number, signal.SIG_DFL)  # Python ignores them, and what is executed would too.
+os.environ["{_MARK}"] = sys.argv[1]
+try:
+    os.execvp(sys.argv[2], sys.argv[2:])
+except OSError as error:
+    print(f"{{sys.argv[2]}}: {{error.strerror}}", file=sys.stderr)
+    sys.exit(127 if isinstance(error, FileNotFoundError) else 126)
+""",
+)
+"""By Python, which the image of a bento has, whatever else it lacks."""
+_HANG_UP = (
+    "python",
+    "-ISc",
+    f"""
+import os, signal, sys, time
+def each(number):
+    for process in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{{process}}/environ", "rb") as file:
+                if b"{_MARK}=" + os.fsencode(sys.argv[1]) in file.read().split(b"\\0"):
+                    os.kill(int(process), number)
+        except OSError:
+            pass
+each(signal.SIGHUP)
+print("told", flush=True)
+time.sleep(2)
+each(signal.SIGKILL)
 """,
 )
 """Kubernetes ends no process whose connection is gone, not this script either: nobody needs to wait for it."""
