@@ -164,6 +164,7 @@ class Builds:
                         progress.built = bool(way.image)
                         if way.image:
                             progress.made = await self._given(way.image)
+                            progress.failed, progress.message = False, ""
                             self.changed(progress.uid)
                             return
                         verified = None

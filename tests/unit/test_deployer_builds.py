@@ -10,7 +10,7 @@ import pytest
 from ekiben.api.v1 import annotations_pb2
 from ekiben.builder.v1 import builder_pb2, images_pb2
 from ekiben.errors import EkibenError, FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
-from services.deployer.builds import AGAIN_S, LONGEST_PAUSE_S, LOOK_AGAIN_S, UNWANTED_S, Builds, Output, Progress
+from services.deployer.builds import AGAIN_S, LONGEST_PAUSE_S, LOOK_AGAIN_S, UNWANTED_S, Builds, Output, Progress, Way
 from services.deployer.domain import Condition
 from services.deployer.gate import Gate
 from services.kernel.clock import ManualClock
@@ -110,6 +110,7 @@ class Images:
 
     def __init__(self) -> None:
         self.signed = False
+        self.image = "oci:layout:acme/x:v1"
         self.error: EkibenError = FailedPrecondition("sha256:1 has no signature.", reason="IMAGE_NOT_SIGNED")
 
     async def CreateBuild(self, request: builder_pb2.CreateBuildRequest) -> builder_pb2.Build:
@@ -119,7 +120,7 @@ class Images:
         return images_pb2.Image(name=request.name, digest="sha256:1", location="oci:layout:acme/x:v1")
 
     async def look(self, image: str, digest: str, mounted: Sequence[str] = ()) -> Condition:
-        assert (image, digest, list(mounted)) == ("oci:layout:acme/x:v1", "sha256:1", [])
+        assert (image, digest, list(mounted)) == (self.image, "sha256:1", [])
         if not self.signed:
             raise self.error
         return Condition("Verified", True, "SIGNED")
@@ -137,6 +138,20 @@ async def test_a_refused_image_runs_soon_after_it_is_signed() -> None:
         await settle()
         assert progress.made is not None and not progress.failed
         assert progress.made.verified == Condition("Verified", True, "SIGNED")
+
+
+async def test_a_prebuilt_image_that_was_refused_runs_once_it_is_signed() -> None:
+    async with asyncio.TaskGroup() as tasks:
+        images, clock = Images(), ManualClock(datetime(2026, 1, 1, tzinfo=UTC))
+        images.image = "docker://registry.test/x@sha256:1"
+        builds = Builds(images, images, Output.IMAGE, clock, images)  # type: ignore[arg-type]
+        progress = builds.want(tasks, ("u", 1), BENTO, "sha256:0", (), CALLER, "", Way(image=images.image))
+        await settle()
+        assert (progress.failed, progress.reason, progress.made) == (True, "IMAGE_NOT_SIGNED", None)
+        images.signed = True
+        await clock.advance(LOOK_AGAIN_S)
+        await settle()
+        assert progress.made is not None and not progress.failed and not progress.message
 
 
 async def test_keys_that_cannot_be_read_refuse_and_a_registry_that_is_away_is_waited_for() -> None:
