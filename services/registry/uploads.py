@@ -305,7 +305,7 @@ class Uploads:
                         )
                     await _to_the_end(self._commit(row, assembly, check.files))
             except (InvalidArgument, Aborted) as exc:
-                if exc.reason == "TRANSACTION_LOST":
+                if exc.reason in ("TRANSACTION_LOST", "COMMIT_UNKNOWN"):
                     raise  # all that was sent is there: it can be completed again
                 await self._end(upload, UploadState.FAILED, exc.message)
                 raise

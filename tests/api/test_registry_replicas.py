@@ -6,13 +6,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ekiben.errors import EkibenError, Unauthenticated
+from ekiben.errors import Aborted, EkibenError, Unauthenticated
 from ekiben.identity.v1 import identity_pb2 as ipb
 from ekiben.registry.v1 import registry_pb2 as pb
 from services.kernel.clock import ManualClock, SystemClock
+from services.registry.uploads import Uploads
 from tests.fixtures_registry import Registry, model_archive, run_registry, until
 from tests.postgres import PostgresServer
 from tests.s3 import S3Server
@@ -133,6 +135,33 @@ async def test_a_push_whose_transactions_are_given_up_for_others_comes_through(
         await running.push(running.admin, model.name, model_archive())
         assert (await _model(running, "v1")).content.state == pb.Content.READY
         assert int(postgres.psql("SELECT last_value FROM ekiben_registry.losses", database=name)) > 1
+
+
+@pytest.mark.parametrize("made", [True, False])
+async def test_a_completion_of_whose_commit_nobody_knows_is_asked_for_again(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: bool
+) -> None:
+    commit, lost = Uploads._commit, [True]
+
+    async def unknown(self: Uploads, *what: Any) -> None:
+        if not lost:
+            return await commit(self, *what)
+        lost.pop()
+        if made:
+            await commit(self, *what)
+        raise Aborted("It may have been made, or not.", reason="COMMIT_UNKNOWN")
+
+    monkeypatch.setattr(Uploads, "_commit", unknown)
+    async with run_registry(tmp_path, database_url=database_url) as running:
+        model = await running.new_model(running.admin, "iris", "v1")
+        upload = await running.admin.uploads.CreateUpload(pb.CreateUploadRequest(upload=pb.Upload(resource=model.name)))
+        signed = await running.admin.uploads.SignUpload(pb.SignUploadRequest(name=upload.name))
+        assert (await running.put(signed.url, model_archive()))[0] == 200
+        with pytest.raises(Aborted) as caught:
+            await running.admin.uploads.CompleteUpload(pb.CompleteUploadRequest(name=upload.name))
+        assert caught.value.reason == "COMMIT_UNKNOWN"
+        await running.admin.uploads.CompleteUpload(pb.CompleteUploadRequest(name=upload.name))
+        assert (await _model(running, "v1")).content.state == pb.Content.READY
 
 
 async def test_a_token_that_is_deleted_at_one_ends_at_the_other_within_seconds(
