@@ -20,6 +20,7 @@ _LOOK_AGAIN_S = 10.0
 def release(data: Path) -> None:
     """Give the room back where the disk has less than that. The next `set_aside` takes it anew."""
     file = data / "reserve"
+    (data / "reserve.part").unlink(missing_ok=True)
     if file.exists() and shutil.disk_usage(data).free < RESERVE_BYTES:
         log.warning("the disk is full; this start takes the room that is kept for it", extra={"data": str(data)})
         file.unlink()
@@ -33,9 +34,12 @@ def set_aside(data: Path) -> None:
             return
         # Under another name first: a start must not count on a part of it.
         part = data / "reserve.part"
-        with open(part, "wb") as made:
-            os.posix_fallocate(made.fileno(), 0, RESERVE_BYTES)
-        part.rename(file)
+        try:
+            with open(part, "wb") as made:
+                os.posix_fallocate(made.fileno(), 0, RESERVE_BYTES)
+            part.rename(file)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 async def keep(data: Path, stop: asyncio.Event) -> None:
