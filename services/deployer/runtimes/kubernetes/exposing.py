@@ -6,7 +6,7 @@ credentials do not allow it, that is said, and looked at again now and then for 
 """
 
 import asyncio
-import contextlib
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +19,8 @@ from services.deployer.runtimes.kubernetes.names import INSTALLATION, Object, Wh
 from services.deployer.runtimes.kubernetes.sameness import holds
 from services.kernel.clock import Clock
 from services.kernel.watches import Signal
+
+log = logging.getLogger(__name__)
 
 _PAUSES_S = (1.0, 5.0, 15.0, 60.0)
 _LOOK_AGAIN_S = 30.0
@@ -44,6 +46,8 @@ class Exposures:
         self._api, self._where, self._service, self._clock, self._changed = api, where, service, clock, changed
         self._wanted: dict[str, _One] = {}
         self._mine = False
+        self._delete_at = 0.0
+        """When to try again to take away what could not be."""
         self._signal = Signal()
         self._selector = f"{INSTALLATION}={where.installation}"
         self._caches = {
@@ -155,8 +159,11 @@ class Exposures:
                 if wanted is not None and KINDS[wanted.exposed.kind] == kind:
                     continue
                 if not live["metadata"].get("deletionTimestamp"):
-                    with contextlib.suppress(EkibenError):
+                    try:
                         await self._api.delete(kind, name)
+                    except EkibenError as exc:  # No watch would tell of it.
+                        log.warning("an exposure cannot be taken away", extra={"exposure": name, "error": exc.message})
+                        self._delete_at = self._clock.monotonic() + _PAUSES_S[-1]
 
     def _differs(self, cache: Cache, name: str, one: _One) -> bool:
         live = cache.objects.get(name)
@@ -183,7 +190,8 @@ class Exposures:
 
     def _pause_s(self) -> float | None:
         now = self._clock.monotonic()
-        waiting = [one.again_at - now for one in self._wanted.values() if one.again_at > now]
+        times = [self._delete_at, *(one.again_at for one in self._wanted.values())]
+        waiting = [at - now for at in times if at > now]
         return max(0.05, min(waiting)) if waiting else None
 
     def _heard(self) -> None:

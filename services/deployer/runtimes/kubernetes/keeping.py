@@ -68,7 +68,9 @@ class Asked:
         self.fault, self.reason, self.failures, self.again_at = "", "", 0, 0.0
 
     def failed(self, reason: str, message: str, now: float) -> None:
-        """Try again after a while."""
+        """Try again after a while, unless it was refused meanwhile."""
+        if self.again_at == math.inf:
+            return
         pauses = _PAUSES_S.get(reason, _PAUSES_S[""])
         self.fault, self.reason = message, reason
         self.again_at = now + pauses[min(self.failures, len(pauses) - 1)]
