@@ -42,11 +42,18 @@ class MemoryRuntime:
         self.applied: list[str] = []
         """Keys, in the order of the calls."""
         self.exposed: list[Sequence[Exposed] | None] = []
+        self.known = True
+        """Whether it has told all that is there."""
+        self.silent: set[str] = set()
+        """Places that do not tell."""
         self._made = 0
         self._moved = asyncio.Event()
 
     def scales(self, place: str) -> bool:
         return False
+
+    def knows(self, place: str) -> bool:
+        return self.known and place not in self.silent
 
     async def check(self, spec: SetSpec) -> None: ...
 
@@ -121,7 +128,7 @@ class Bench:
     statements: Counter[str]
     """SQL statements by their first word, since `counted`."""
 
-    async def add(self, name: str, *, replicas: int = 1) -> Deployment:
+    async def add(self, name: str, *, replicas: int = 1, cluster: str = DEFAULT_CLUSTER) -> Deployment:
         """A new deployment, as the API writes one."""
         uid = f"uid-{name}"
         template = pb.Template(
@@ -135,7 +142,7 @@ class Bench:
             uid=uid,
             organization="organizations/default",
             labels={},
-            cluster=DEFAULT_CLUSTER,
+            cluster=cluster,
             scaling=messages.scaling_json({"Entry": pb.Scaling(min_replicas=replicas)}),
             capture="",
             access_authorization=False,

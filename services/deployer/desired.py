@@ -53,22 +53,22 @@ class Desired:
             self._looked_at = now
             return set(self._rows)
         wanted = set(also)
-        if self._told or now - self._looked_at >= LOOK_S:
-            told, self._told = self._told, False
-            try:
+        looks = self._told or now - self._looked_at >= LOOK_S
+        told, self._told = self._told, False
+        try:
+            if looks:
                 generations = await self._store.generations()
-            except BaseException:
-                self._told = told
-                raise
-            wanted |= {
-                uid
-                for uid in generations.keys() | self._rows.keys()
-                if uid not in generations or uid not in self._rows or self._rows[uid].generation != generations[uid]
-            }
+                wanted |= {
+                    uid
+                    for uid in generations.keys() | self._rows.keys()
+                    if uid not in generations or uid not in self._rows or self._rows[uid].generation != generations[uid]
+                }
+            found = {one.uid: one for one in await self._store.deployments_of(wanted)} if wanted else {}
+        except BaseException:
+            self._told = self._told or told
+            raise
+        if looks:
             self._looked_at = now
-        if not wanted:
-            return set()
-        found = {one.uid: one for one in await self._store.deployments_of(wanted)}
         changed = {uid for uid in wanted if found.get(uid) != self._rows.get(uid)}
         for uid in changed:
             if uid in found:

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter as Tally
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -49,6 +49,10 @@ GIVE_WAY = 10
 """After so many deployments of a pass others get their turn: calls are answered meanwhile."""
 REVISIONS = 10
 """So many of each deployment are kept in memory: the latest, and those that have replicas still."""
+COMPARE_S = 5.0
+"""So often exposures are compared though nobody said that something of them changed."""
+PATIENCE_S = 30.0
+"""So long a cluster may take to tell what is there, until the routes of others wait no more for it."""
 SECRETS_S = 15.0
 """While a rollout goes on, a secret that was missing or wrong is noticed after so long."""
 DRAIN_ACK_S = 3.0
@@ -132,6 +136,10 @@ class Reconciler:
         """Whether rows are others than the runtime was told to expose."""
         self._moved = True
         """Whether the runtime has said that something is another."""
+        self._compare_at = 0.0
+        """When exposures are compared though it has not."""
+        self._all_known, self._patient_until = False, 0.0
+        """Whether all places have told what is there, and how long they may take."""
         self._revisions: dict[str, dict[int, Revision]] = {}
         self._versions: dict[str, dict[int, list[Version]]] = {}
         """Both by the uid of the deployment, and number."""
@@ -190,11 +198,12 @@ class Reconciler:
         if self.ownership.held and not self._owned:
             self.routes.open()
             self._desired.reset()
-            for known in (self._seen, self._phases, self._draining, self._routes, self._exposures):
+            for known in (self._seen, self._phases, self._draining, self._routes, self._exposures, self._secrets_known):
                 known.clear()
             for some in (self._restored, self._applied, self._waiting, self._gone):
                 some.clear()
             self._unexposed = self._unpublished = True
+            self._all_known, self._patient_until = False, self._clock.monotonic() + PATIENCE_S
         elif self._owned and not self.ownership.held:
             self.routes.close()
         self._owned = self.ownership.held
@@ -259,27 +268,48 @@ class Reconciler:
         in_turn = self._attention.in_turn(self._desired.rows)
         changed = await self._desired.refresh(in_turn)
         rows, sets = self._desired.rows, _by_deployment(observed)
-        for uid in sets.keys() - rows.keys():
-            for one in sets[uid]:
-                await self._runtime.scale(one.key, 0)
         self._unexposed |= bool(changed)
         for uid in changed | in_turn | self._observe(sets) | self._differing(moved):
             self._attention.tell(uid)
+        await self._end_orphans(sets.keys() - rows.keys(), sets)
+        # Until its place has told what is there nothing is done for a deployment, and gateways keep the ways that they
+        # know; but then words are needed why it does not go on, and others need their ways.
+        unknown, late = self._unknown(), self._clock.monotonic() >= self._patient_until
+        waits = unknown if not late or len(unknown) == len(rows) else set()
         due = self._attention.due()
         for uid in due - rows.keys():
             self._lose(uid)
-        for count, uid in enumerate(sorted(due & rows.keys()), start=1):
+        for count, uid in enumerate(sorted((due & rows.keys()) - (set() if late else unknown)), start=1):
             await self._look(rows[uid], sets.get(uid, []))
             if count % GIVE_WAY == 0:
                 await asyncio.sleep(0)
             if self._stopping:
                 return
-        if self._unpublished and not self._stopping:
+        if self._unpublished and not waits and not self._stopping:
             await self.routes.publish(self._routes.values())
             self._unpublished = False
         await self._release()
         if self._unexposed:
             await self._expose()
+
+    def _unknown(self) -> set[str]:
+        """Deployments whose place has not told yet what is there, since this deployer has the cluster."""
+        if self._all_known:
+            return set()
+        unknown = {uid for uid, row in self._desired.rows.items() if not self._runtime.knows(row.place)}
+        self._all_known = not unknown
+        return unknown
+
+    async def _end_orphans(self, uids: Set[str], sets: dict[str, list[SetStatus]]) -> None:
+        """End sets of which there is no row; in the database, as another deployer may have made one just now."""
+        if not uids:
+            return
+        known = (await self._store.generations()).keys()
+        if uids & known:
+            self._desired.tell()
+        for uid in uids - known:
+            for one in sets[uid]:
+                await self._runtime.scale(one.key, 0)
 
     def _observe(self, sets: dict[str, list[SetStatus]]) -> set[str]:
         """Take what the runtime shows. Gives the deployments for which it is another than before."""
@@ -308,7 +338,9 @@ class Reconciler:
         if ports := refused ^ self._used[1]:
             found |= {uid for uid, row in self._desired.rows.items() if row.port in ports}
         self._used = used, refused
-        if moved:
+        now = self._clock.monotonic()
+        if moved or now >= self._compare_at:  # What it said may have been heard by a pass that came before.
+            self._compare_at = now + COMPARE_S
             found |= {uid for uid, (wanted, came) in self._exposures.items() if self._runtime.exposure(wanted) != came}
         return found
 
@@ -327,6 +359,7 @@ class Reconciler:
             # One broken deployment must not keep the others from being looked after.
             self._attention.later(uid, PASS_S)
             self._failed(deployment, exc)
+            self._uses.seen(deployment)  # What it wants is kept from being deleted all the same.
         try:
             self._reroute(uid, None if deployment.deleting else await self._route(deployment, sets))
         except Exception as exc:  # It keeps the way in that it has.
@@ -679,6 +712,8 @@ class Reconciler:
             await self._store.write_build(deployment.uid, view.build)
             self._desired.observed(deployment.uid, build=view.build)
             self.topic.notify(deployment.uid)
+        if view.acted:  # A step may have met a set that could not take it yet, and nobody would say so.
+            self._attention.later(deployment.uid, PASS_S)
         if view.acted or after.state != before.state:
             with telemetry.continue_trace(
                 deployment.traceparent,

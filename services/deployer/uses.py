@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ekiben.errors import EkibenError, Unimplemented
+from ekiben.errors import EkibenError, Unavailable, Unimplemented
 from ekiben.registry.v1 import lineage_pb2 as pb
 from services.deployer.domain import Deployment, Revision
 from services.deployer.store import Store
@@ -106,7 +106,15 @@ class Uses:
         """Report all that are due."""
         for uid, deployment in list(self._due.items()):
             state = self._state(deployment)
-            await self._report(deployment, {number: dict(made) for number, made in self._builds.get(uid, {}).items()})
+            builds = {number: dict(made) for number, made in self._builds.get(uid, {}).items()}
+            try:
+                await self._report(deployment, builds)
+            except Unavailable:
+                raise  # So it is with all others.
+            except EkibenError as exc:  # Of this one: the others are reported, and it again at the next turn.
+                facts = {"deployment": deployment.name, "reason": exc.reason, "error": str(exc)}
+                log.warning("uses of a deployment could not be reported", extra=facts)
+                continue
             if self._due.get(uid) is deployment:  # Otherwise it was seen again, or removed, meanwhile.
                 del self._due[uid]
                 self._told[uid] = (state, self._clock.monotonic())

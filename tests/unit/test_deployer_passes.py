@@ -1,12 +1,15 @@
 """What a pass of the reconciler costs: what has changed, and not what there is."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ekiben.deployer.v1 import deployer_pb2 as pb
+from ekiben.errors import InvalidArgument
 from services.deployer import messages
 from services.deployer.attention import IN_TURN
+from services.deployer.reconciler import PATIENCE_S
 from services.deployer.runtimes import Phase
 from tests.reconciling import Bench, reconciling
 
@@ -138,3 +141,89 @@ async def test_a_runtime_that_takes_over_is_told_of_every_deployment(tmp_path: P
         bench.reconciler.ask_anew()
         await bench.turn()
         assert sorted(bench.runtime.applied) == sorted(bench.runtime.sets)
+
+
+async def test_after_a_takeover_nothing_is_done_or_published_until_it_is_known_what_is_there(tmp_path: Path) -> None:
+    async with reconciling(tmp_path) as bench:
+        for number in range(3):
+            await bench.add(f"d{number}", replicas=2)
+        await until_settled(bench)
+        await bench.change("d0", deleting=True)
+        version = bench.reconciler.routes.current().version
+        there, bench.runtime.sets, bench.runtime.known = bench.runtime.sets, {}, False
+        bench.reconciler._owned = False  # As another deployer that takes the cluster finds it.
+        bench.counted()
+        for _ in range(int(PATIENCE_S) - 2):
+            await bench.turn()
+        assert not bench.runtime.applied and len(await bench.store.list_deployments()) == 3
+        assert not bench.reconciler.routes.current().routes or bench.reconciler.routes.current().version == version
+        bench.runtime.sets, bench.runtime.known = there, True
+        for _ in range(6):
+            await bench.turn()
+        routes = {one.deployment: len(one.targets[0].endpoints) for one in bench.reconciler.routes.current().routes}
+        assert routes == {"deployments/d1": 2, "deployments/d2": 2}
+
+
+async def test_a_cluster_that_never_tells_does_not_keep_the_others_from_their_routes(tmp_path: Path) -> None:
+    async with reconciling(tmp_path) as bench:
+        far = await bench.add("far", cluster="far")
+        bench.runtime.silent = {far.place}
+        bench.reconciler._owned = False
+        for _ in range(int(PATIENCE_S) + 6):
+            await bench.turn()
+        assert not bench.reconciler.routes.current().routes  # Perhaps there is much there, and nobody else waits.
+        assert (await bench.store.list_deployments())[0].status.state == "DEPLOYING"
+        await bench.add("near")
+        for _ in range(6):
+            await bench.turn()
+        routes = {one.deployment: len(one.targets[0].endpoints) for one in bench.reconciler.routes.current().routes}
+        assert routes["deployments/near"] == 1
+
+
+async def test_a_set_is_no_orphan_where_the_database_has_its_row(tmp_path: Path) -> None:
+    async with reconciling(tmp_path) as bench:
+        await bench.add("d")
+        await until_settled(bench)
+        known = bench.reconciler._desired._rows.pop("uid-d")  # Another deployer made it just now.
+        for _ in range(2):
+            await bench.turn()
+        (one,) = bench.runtime.sets.values()
+        assert one.asked == 1 and bench.reconciler._desired.rows["uid-d"].name == known.name
+
+
+async def test_what_a_deployment_uses_is_reported_though_it_cannot_be_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with reconciling(tmp_path) as bench:
+
+        async def broken(*_: object) -> None:
+            raise RuntimeError("it does not go")
+
+        monkeypatch.setattr(bench.runtime, "apply", broken)
+        await bench.add("d")
+        for _ in range(3):
+            await bench.turn()
+        await bench.uses.report()
+        assert bench.lineage.reported == ["deployments/d"]
+
+
+async def test_uses_that_cannot_be_reported_of_one_are_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with reconciling(tmp_path) as bench:
+        for name in ("bad", "good"):
+            await bench.add(name)
+        report = bench.lineage.ReportUses
+
+        async def refusing(request: Any) -> None:
+            if request.owner.name == "deployments/bad":
+                raise InvalidArgument("Not like this.", reason="USES_INVALID")
+            await report(request)
+
+        monkeypatch.setattr(bench.lineage, "ReportUses", refusing)
+        await until_settled(bench)
+        await bench.uses.report()
+        assert bench.lineage.reported == ["deployments/good"]
+        monkeypatch.undo()
+        await bench.uses.report()
+        assert bench.lineage.reported == ["deployments/good", "deployments/bad"]

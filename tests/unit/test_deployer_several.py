@@ -15,6 +15,7 @@ class Place:
         self.name = name
         self.sets: dict[str, tuple[SetSpec, int]] = {}
         self.released: list[str] = []
+        self.known = True
         self.moved = asyncio.Event()
 
     async def apply(self, spec: SetSpec, replicas: int) -> None:
@@ -40,6 +41,9 @@ class Place:
     async def forget(self, deployment_uid: str) -> None: ...
 
     async def filled(self) -> None: ...
+
+    def knows(self, place: str) -> bool:
+        return self.known
 
     async def logs(self, deployment_uid: str, **which: Any) -> Any:
         yield Line(self.name, "", None, deployment_uid)  # type: ignore[arg-type]
@@ -110,3 +114,14 @@ async def test_a_change_anywhere_wakes() -> None:
 
 def test_a_status_is_of_a_runtime_that_ends_with_the_deployer_unless_it_says_so() -> None:
     assert not SetStatus("k", "", "", 1, "main", "S", 0, (ReplicaStatus("r", None),)).outlives  # type: ignore[arg-type]
+
+
+async def test_a_place_is_known_once_it_is_there_and_has_told() -> None:
+    own, there = Place("own"), Place("there")
+    there.known = False
+    runtimes = SeveralRuntimes(own)  # type: ignore[arg-type]
+    assert runtimes.knows(OWN) and not runtimes.knows("c/one")
+    await runtimes.add("c/one", there)  # type: ignore[arg-type]
+    assert not runtimes.knows("c/one")
+    there.known = True
+    assert runtimes.knows("c/one")

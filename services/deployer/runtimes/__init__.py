@@ -206,6 +206,10 @@ class Runtime(Protocol):
         """Whether it acts on `SetSpec.autoscaling` in a place: see SetSpec.place."""
         ...
 
+    def knows(self, place: str) -> bool:
+        """Whether `observe` has all that is in a place: after a start it takes a cluster a while to tell."""
+        ...
+
     async def check(self, spec: SetSpec) -> None:
         """Refuse what could never be applied, before somebody is told that it will be. Nothing is changed.
 

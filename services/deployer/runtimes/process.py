@@ -85,6 +85,10 @@ class ProcessRuntime:
         """Nothing here scales by itself."""
         return False
 
+    def knows(self, place: str) -> bool:
+        """What runs was adopted at the start."""
+        return True
+
     async def check(self, spec: SetSpec) -> None:
         """Refuse what is asked of pods."""
         podless.refuse(spec, self._starter.name)

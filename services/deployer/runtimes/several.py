@@ -54,6 +54,11 @@ class SeveralRuntimes:
         """See Runtime. Places that were added are namespaces of Kubernetes clusters."""
         return place != OWN or self._runtimes[OWN].scales(place)
 
+    def knows(self, place: str) -> bool:
+        """See Runtime. A place that is not there is not known."""
+        runtime = self._runtimes.get(place)
+        return runtime is not None and runtime.knows(place)
+
     async def check(self, spec: SetSpec) -> None:
         """See Runtime. A place that is not there is not asked."""
         if runtime := self._runtimes.get(spec.place):

@@ -101,6 +101,10 @@ class KubernetesRuntime:
         """Pods are scaled by the cluster."""
         return True
 
+    def knows(self, place: str) -> bool:
+        """Once the first lists have come."""
+        return all(cache.filled.is_set() for kind, cache in self._caches.items() if kind not in _UNAWAITED)
+
     async def check(self, spec: SetSpec) -> None:
         """Refuse what the cluster would not take. Nothing is changed there."""
         await checking.check(self._api, spec, self._where, self._pull_host)
@@ -145,6 +149,13 @@ class KubernetesRuntime:
 
     def _seen(self, key: str) -> SetStatus | None:
         """A set, as far as anything of it is asked or there."""
+        if not key:
+            return None
+
+        def own(kind: str) -> list[Object]:
+            # A pod that somebody gave another label, to look into it, is of no set any more.
+            return [item for item in self._by_set[kind].of(key).values() if _name(item).startswith(name_of(key))]
+
         asked = self._keeper.asked.get(key)
         if asked is not None:
             spec = asked.spec
@@ -155,7 +166,7 @@ class KubernetesRuntime:
                 told = scaled_of(scaler) if spec.autoscaling.policy == HPA else None
                 one = replace(one, autoscaled=True, scaled=told)
         else:
-            items = [item for kind in _SHOWN[:3] for item in self._by_set[kind].of(key).values()]
+            items = [item for kind in _SHOWN[:3] for item in own(kind)]
             found = next((seen for item in items if (seen := _status(item, key)) is not None), None)
             if found is None:
                 return None
@@ -165,7 +176,7 @@ class KubernetesRuntime:
                     lent = SCALED_BY in (item["metadata"].get("annotations") or {})
                     one = replace(one, asked=int(item["spec"].get("replicas", 1)), autoscaled=lent)
         place = endpoints_of(self._by_set["EndpointSlice"].of(key).values()).get(key)
-        pods, now = sorted(self._by_set["Pod"].of(key).values(), key=_name), self._clock.now()
+        pods, now = sorted(own("Pod"), key=_name), self._clock.now()
         if any(pod["metadata"].get("deletionTimestamp") for pod in pods):
             self._leaving.add(key)
         else:
