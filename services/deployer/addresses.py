@@ -87,14 +87,14 @@ class Addresses:
         return self._violations(sent, "deployment.exposure", own=self.host_of(name) if name else "")
 
     def check_name(self, deployment: Deployment) -> None:
-        """Whether the host name that it has by its own is one, where it is reached by no other.
+        """Whether the host name that it has by its name is one, where it has neither a port nor a host of its own.
 
         Raises:
             InvalidArgument: the name is too long for that (NAME_TOO_LONG).
         """
         exposed, host = self.exposed(deployment), self.host_of(deployment.name)
         first = host.partition(".")[0]
-        needed = not deployment.port or (exposed is not None and exposed.host == host)
+        needed = exposed.host == host if exposed is not None else not deployment.port
         if needed and len(first) > _MOST_LABEL_CHARS:
             most = len(deployment.name) - (len(first) - _MOST_LABEL_CHARS)
             raise InvalidArgument(

@@ -54,14 +54,17 @@ def test_urls_are_https_where_it_is_and_lead_once_the_cluster_says_so() -> None:
 def test_a_name_is_short_enough_for_the_host_by_which_alone_it_is_reached() -> None:
     addresses = Addresses(settings(domain="models.example.com"))
     long, short = "n" * 56, "n" * 55  # With `-default` that is one more than 63, and 63.
-    for fields in ({"port": 0}, {"kind": "INGRESS"}):
+    for fields in ({"port": 0}, {"kind": "INGRESS"}, {"port": 0, "kind": "INGRESS"}, {"port": 0, "kind": "NONE"}):
         addresses.check_name(replace(deployment(**fields), name=short))  # type: ignore[arg-type]
         with pytest.raises(InvalidArgument, match="a name of at most 55") as caught:
             addresses.check_name(replace(deployment(**fields), name=long))  # type: ignore[arg-type]
         assert caught.value.reason == "NAME_TOO_LONG"
     # By a port, or a host of its own, it is reached whatever its name.
     addresses.check_name(replace(deployment(), name=long))
-    addresses.check_name(replace(deployment(kind="INGRESS", host="n.example.com"), name=long))
+    for port in (7500, 0):
+        addresses.check_name(replace(deployment(port=port, kind="INGRESS", host="n.example.com"), name=long))
+    route: dict[str, Any] = {"kind": "HTTP_ROUTE", "host": "n.example.com", "gateways": [{"name": "g"}]}
+    addresses.check_name(replace(deployment(port=0, **route), name=long))
 
 
 def test_what_the_settings_expose_a_deployment_may_leave() -> None:
