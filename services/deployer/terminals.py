@@ -112,10 +112,12 @@ class Terminals:
 
         Raises:
             PermissionDenied: terminals are for administrators (ROLE_TOO_LOW).
-            FailedPrecondition: they are off (TERMINALS_OFF), or no replica runs (REPLICA_NOT_RUNNING).
+            FailedPrecondition: they are off (TERMINALS_OFF), no replica runs (REPLICA_NOT_RUNNING), or only signed
+                images may run, and nobody looks at this one (IMAGE_NOT_SIGNED).
             NotFound: no such replica (REPLICA_NOT_FOUND).
         """
         self._allowed(caller)
+        self._signed(image)
         if sum(len(word.encode()) + 1 for word in command) > LONGEST_COMMAND or any("\0" in word for word in command):
             raise InvalidArgument(
                 "The command must have at most 64 KiB, and no zero bytes.",
@@ -189,10 +191,12 @@ class Terminals:
         """Run the command: its outputs, `Exit` last. Left before that, it is hung up.
 
         Raises:
-            FailedPrecondition: it is open or has ended (TERMINAL_TAKEN), or its replica does not run any more.
+            FailedPrecondition: it is open or has ended (TERMINAL_TAKEN), its replica does not run any more, or what
+                `create` says.
         """
         self._allowed(caller)
         terminal = await self.get(caller, name)
+        self._signed(terminal.debug_image)  # It may be from before a start with another policy.
         if terminal.user != caller.user:
             raise PermissionDenied(f"{name} is somebody else's.", reason="TERMINAL_FOREIGN")
         late = self._clock.now() > terminal.create_time + ATTACH_WITHIN
@@ -245,6 +249,15 @@ class Terminals:
         if self._settings.terminals == "admin" and caller.role < Role.ROLE_ADMIN:
             raise PermissionDenied(
                 "Only administrators may open terminals here; EKIBEN_DEPLOYER_TERMINALS says so.", reason="ROLE_TOO_LOW"
+            )
+
+    def _signed(self, image: str) -> None:
+        if image and self._settings.image_policy == "enforce":
+            raise FailedPrecondition(
+                f"Nobody looks at signatures of {image}, and this platform runs signed images only (image_policy is "
+                "enforce). `ekiben deployments exec` runs a command in the replica's own image.",
+                reason="IMAGE_NOT_SIGNED",
+                image=image,
             )
 
     async def _run(
