@@ -13,9 +13,10 @@ from ekiben.errors import InvalidArgument
 from services.deployer import pods
 from services.deployer.domain import InstanceType
 from services.deployer.runtimes import Pod, SetSpec, podless
+from services.deployer.runtimes.kubernetes.checking import check
 from services.deployer.runtimes.kubernetes.names import Where, name_of
 from services.deployer.runtimes.kubernetes.objects import template_of
-from services.deployer.runtimes.kubernetes.placement import images, login_names, used
+from services.deployer.runtimes.kubernetes.placement import borrowed, images, login_names, used
 from services.deployer.runtimes.kubernetes.strategic import merged
 
 CLAIM = {"kind": "PersistentVolumeClaim", "name": "theirs"}
@@ -139,6 +140,47 @@ def test_environment_and_folders_of_the_cluster() -> None:
 def test_what_a_patch_uses_is_seen_by_whatever_name(spec: dict[str, Any], found: tuple[str, str]) -> None:
     made = template(Pod(patch={"spec": spec}))
     assert list(used(made, name_of(SPEC.key), ["ours"])) == [found]
+
+
+def ephemeral(**claim: Any) -> dict[str, Any]:
+    return {"ephemeral": {"volumeClaimTemplate": {"spec": claim}}}
+
+
+@pytest.mark.parametrize(
+    ("volume", "words"),
+    [
+        (
+            ephemeral(dataSource={"apiGroup": "snapshot.storage.k8s.io", "kind": "VolumeSnapshot", "name": "s"}),
+            "dataSource",
+        ),
+        (ephemeral(dataSourceRef={"kind": "VolumeSnapshot", "name": "s"}), "dataSourceRef"),
+        (ephemeral(dataSourceRef={**CLAIM, "namespace": "another"}), "dataSourceRef"),
+        (ephemeral(dataSource={**CLAIM, "apiGroup": "populators.example.com"}), "dataSource"),
+        (ephemeral(dataSource="theirs"), "dataSource"),
+        (ephemeral(volumeName="pv-1"), "volumeName"),
+        (ephemeral(selector={"matchLabels": {"of": "them"}}), "selector"),
+        ({"csi": {"driver": "secrets-store.csi.k8s.io", "volumeAttributes": {"secretProviderClass": "theirs"}}}, "csi"),
+        ({"csi": {}}, "csi"),
+    ],
+)
+async def test_a_patch_brings_no_data_that_nobody_can_say_is_usable(volume: dict[str, Any], words: str) -> None:
+    api: Any = None  # It is not asked.
+    patched = replace(SPEC, pod=Pod(patch={"spec": {"volumes": [{"name": "v", **volume}]}}))
+    for level in ("restricted", "baseline"):
+        with pytest.raises(InvalidArgument, match=f"volume v .*{words}") as caught:
+            await check(api, patched, replace(WHERE, pod_security=level), "")
+        assert caught.value.reason == "OBJECT_NOT_USABLE"
+
+
+def test_data_of_a_claim_is_asked_about_and_drivers_are_for_those_who_trust_all() -> None:
+    copies = [ephemeral(dataSource=CLAIM), ephemeral(dataSourceRef=CLAIM, storageClassName="fast"), {"emptyDir": {}}]
+    made = template(Pod(patch={"spec": {"volumes": [{"name": f"v{n}", **each} for n, each in enumerate(copies)]}}))
+    assert list(borrowed(made, "restricted")) == []
+    assert ("PersistentVolumeClaim", "theirs") in used(made, name_of(SPEC.key))
+    driven = template(Pod(patch={"spec": {"volumes": [{"name": "v", "csi": {"driver": "x"}}]}}))
+    assert list(borrowed(driven, "privileged")) == [] and list(borrowed(driven, "restricted"))
+    with_models = replace(SPEC, image="r/iris@sha256:0", model_images=(("models/m/versions/v1", "sha256:1"),))
+    assert list(borrowed(template_of(with_models, WHERE), "restricted")) == []
 
 
 def test_what_a_pod_has_anyhow_is_no_use_of_another_s() -> None:

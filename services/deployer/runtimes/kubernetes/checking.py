@@ -14,7 +14,7 @@ from services.deployer.runtimes import Pod, SetSpec
 from services.deployer.runtimes.kubernetes import objects
 from services.deployer.runtimes.kubernetes.api import Api
 from services.deployer.runtimes.kubernetes.names import Object, Where, name_of
-from services.deployer.runtimes.kubernetes.placement import USABLE, images, login_names, used
+from services.deployer.runtimes.kubernetes.placement import USABLE, borrowed, images, login_names, used
 from services.deployer.runtimes.kubernetes.security import faults
 from services.deployer.runtimes.kubernetes.volumes import explained
 
@@ -27,8 +27,8 @@ async def check(api: Api, spec: SetSpec, where: Where, pull_host: str) -> None:
 
     Raises:
         InvalidArgument: the cluster would not take it (KUBERNETES_REFUSED), in its own words; or something that it uses
-            is not there, or does not say that it may be used (OBJECT_NOT_USABLE); or a patch makes more of the pod than
-            the platform allows (POD_SECURITY).
+            is not there, or does not or cannot say that it may be used (OBJECT_NOT_USABLE); or a patch makes more of
+            the pod than the platform allows (POD_SECURITY).
         PermissionDenied, Unavailable: the cluster cannot be asked.
     """
     image = f"{pull_host or 'registry.invalid'}/ekiben/not-built@sha256:{'0' * 64}"
@@ -47,6 +47,14 @@ async def check(api: Api, spec: SetSpec, where: Where, pull_host: str) -> None:
             f"{'; '.join(wrong)}. Leave that out, or have whoever runs the platform set kubernetes_pod_security.",
             reason="POD_SECURITY",
             level=where.pod_security,
+        )
+    if strange := list(borrowed(template, where.pod_security)):
+        raise InvalidArgument(
+            f"The pod would have data of which nobody says that deployments may use it: {'; '.join(strange)}. Copy or "
+            f"mount a PersistentVolumeClaim instead, whose owner can: kubectl label persistentvolumeclaim NAME "
+            f"{USABLE}=true",
+            reason="OBJECT_NOT_USABLE",
+            service=spec.service,
         )
     plain = objects.template_of(replace(spec, pod=Pod()), where)
     _signed(spec, where, images(template) - images(plain))

@@ -205,6 +205,23 @@ def login_names(pod: Object) -> list[str]:
     return [str(name) for name in named if name]
 
 
+def borrowed(template: Object, level: str) -> Iterator[str]:
+    """Data from outside of the pod of which nobody can say that deployments may use it, in words: a snapshot, another
+    namespace's claim or a volume by its name, and whatever the driver of an inline volume gives out."""
+    listed = template["spec"].get("volumes")
+    for volume in [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else ():
+        name = f"volume {volume.get('name')}"
+        if volume.get("csi") is not None and level != "privileged":
+            yield f"{name} is an inline csi, which only kubernetes_pod_security=privileged allows"
+        claim = _mapping(_mapping(_mapping(volume, "ephemeral"), "volumeClaimTemplate"), "spec")
+        yield from (f"{name} chooses its {field}" for field in ("volumeName", "selector") if claim.get(field))
+        for field in ("dataSource", "dataSourceRef"):
+            source = _mapping(claim, field)
+            foreign = source.get("kind") != _CLAIM or source.get("apiGroup") or source.get("namespace")
+            if claim.get(field) and foreign:
+                yield f"{name} has a {field} that is no {_CLAIM} of its namespace"
+
+
 _CLAIM = "PersistentVolumeClaim"
 _REFERENCES = {
     "secretRef": ("Secret", "name"),
