@@ -21,6 +21,8 @@ SECRET_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 """Of a Secret of Kubernetes."""
 RESERVED_ENVS = ("EKIBEN_PROCESS", "BENTOML_HOME", "BENTOML_RUNNER_MAP", "PROMETHEUS_MULTIPROC_DIR")
 """Set by the platform for each replica; a value of the user's would break it."""
+_RESERVED = {"labels": ("ekiben.dev/", "app.kubernetes.io/", "helm.sh/"), "annotations": ("ekiben.dev/",)}
+"""Of pods. By its labels the platform finds what is its own, and Services choose whom they send requests to."""
 GPU = "nvidia.com/gpu"
 """What Kubernetes calls a GPU of which nothing else is said."""
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
@@ -144,6 +146,20 @@ def check_envs(path: str, names: Iterable[str]) -> list[tuple[str, str]]:
         elif name in RESERVED_ENVS:
             found.append((f"{path}[{index}].name", f"{name} is set by the platform"))
     return found
+
+
+def reserved(field: str, keys: Iterable[str]) -> list[str]:
+    """Those keys of a pod's `labels` or `annotations` that only the platform sets."""
+    return sorted(key for key in keys if key.startswith(_RESERVED[field]))
+
+
+def check_metadata(path: str, **fields: Iterable[str]) -> list[tuple[str, str]]:
+    """Violations of the keys of a pod's labels and annotations."""
+    return [
+        (f"{path}.{field}[{key[:64]}]", f"only the platform sets {field} below {', '.join(_RESERVED[field])}")
+        for field, keys in fields.items()
+        for key in reserved(field, keys)
+    ]
 
 
 def check_scaling(path: str, least: int | None, most: int | None) -> list[tuple[str, str]]:

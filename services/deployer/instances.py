@@ -9,7 +9,7 @@ import yaml
 from google.protobuf import json_format
 
 from ekiben.deployer.v1.pods_pb2 import PodSettings
-from services.deployer.domain import InstanceType
+from services.deployer.domain import InstanceType, check_metadata
 from services.deployer.quantities import quantity
 from services.kernel.settings import SettingsError
 
@@ -65,6 +65,8 @@ def parse(item: Any) -> InstanceType:
         raise ValueError(str(exc)) from None
     if pod.HasField("patch"):
         raise ValueError("a patch belongs to a deployment, not to an instance type")
+    if found := check_metadata("pod", labels=pod.labels, annotations=pod.annotations):
+        raise ValueError("; ".join(f"{field.removeprefix('pod.')}: {why}" for field, why in found))
     limits, requests = pod.resources.limits, pod.resources.requests
     amounts = {name: quantity(amount) for name, amount in [*requests.items(), *limits.items()]}
     gpus = [

@@ -7,7 +7,7 @@ from google.protobuf import json_format
 
 from ekiben.deployer.v1 import deployer_pb2 as pb
 from ekiben.deployer.v1.pods_pb2 import PodSettings
-from services.deployer.domain import InstanceType, check_envs, whole
+from services.deployer.domain import InstanceType, check_envs, check_metadata, whole
 from services.deployer.quantities import quantity
 from services.deployer.runtimes import Pod
 
@@ -57,7 +57,8 @@ def _mapping(of: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 def violations(path: str, settings: PodSettings) -> list[tuple[str, str]]:
     """What is wrong whatever the cluster. The rest it says itself."""
-    found = check_envs(f"{path}.envs", (env.name for env in settings.envs))
+    found = check_metadata(path, labels=settings.labels, annotations=settings.annotations)
+    found += check_envs(f"{path}.envs", (env.name for env in settings.envs))
     if settings.HasField("termination_grace") and not 1 <= settings.termination_grace.seconds <= LONGEST_GRACE_S:
         found.append((f"{path}.termination_grace", f"must be from 1 to {LONGEST_GRACE_S} seconds"))
     for index, one in enumerate(settings.mounts):

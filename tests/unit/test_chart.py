@@ -11,6 +11,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from services.deployer.domain import reserved
 from services.deployer.runtimes.kubernetes import api
 from services.deployer.runtimes.kubernetes.rights import RIGHTS
 from tests.helm import CHART, EXAMPLES, MISSING, Helm, helm_program
@@ -156,6 +157,34 @@ def test_names_can_be_those_of_services_and_are_no_other_releases(helm: Helm) ->
     assert "ekiben" in seen and "x-ekiben" in seen
 
 
+def selectors(value: Any) -> Iterator[dict[str, str]]:
+    """All by which pods are chosen."""
+    if isinstance(value, list):
+        for each in value:
+            yield from selectors(each)
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            if key in ("selector", "podSelector", "labelSelector") and isinstance(each, dict):
+                yield each.get("matchLabels", each)
+            else:
+                yield from selectors(each)
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_no_pod_of_a_deployment_can_be_taken_for_one_of_the_platform(rendered: Any, name: str) -> None:
+    """Replicas may run beside the platform, and who deploys says most of their labels."""
+    objects = rendered(name)
+    chosen = [(each["kind"], selector) for each in objects for selector in selectors(each.get("spec", {}))]
+    assert {kind for kind, _ in chosen} >= {"Service", "NetworkPolicy"}
+    for kind, selector in chosen:
+        assert selector["ekiben.dev/platform"] == "ekiben", (kind, selector)
+        assert reserved("labels", selector) == sorted(selector), (kind, selector)
+    for each in objects:
+        if each["kind"] in ("Deployment", "StatefulSet"):
+            labels = each["spec"]["template"]["metadata"]["labels"]
+            assert each["spec"]["selector"]["matchLabels"].items() <= labels.items()
+
+
 @pytest.mark.parametrize(
     ("url", "hosts"),
     [("https://ekiben.example.com:8443", "ekiben.example.com"), ("https://elsewhere.org", None)],
@@ -193,6 +222,7 @@ def test_a_variable_of_the_user_stands_in_the_place_of_the_charts(helm: Helm, tm
         ("service: {port: 99999}", "/service/port"),
         ("images: {pullHost: 'http://x'}", "/images/pullHost"),
         ("podLabels: {app.kubernetes.io/name: other}", "app.kubernetes.io/name"),
+        ("podLabels: {ekiben.dev/platform: other}", "ekiben.dev/platform"),
         (f"{_NAMED[-1]}\nblobs: {{url: 'file:///blobs'}}", "/blobs/url"),
         (
             f"{_NAMED[-1]}\ngateway: {{autoscaling: {{enabled: true, minReplicas: 11}}}}",

@@ -47,6 +47,10 @@ def test_a_file_has_all_that_a_pod_has(tmp_path: Path) -> None:
         ("- {name: a, resources: {limits: {cpu: much}}}", "no quantity"),
         ("- {name: a, node_selectors: {a: b}}", "node_selectors"),
         ("- {name: a, patch: {spec: {}}}", "belongs to a deployment"),
+        (
+            "- {name: a, labels: {app.kubernetes.io/instance: b}}",
+            "labels[app.kubernetes.io/instance]: only the platform",
+        ),
         ("a: b", "no list"),
         ("[", "cannot be read"),
     ],

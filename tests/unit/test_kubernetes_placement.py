@@ -192,7 +192,7 @@ def test_what_a_pod_has_anyhow_is_no_use_of_another_s() -> None:
 
 def test_the_patch_wins_over_all_of_ours() -> None:
     patch = {
-        "metadata": {"labels": {"app.kubernetes.io/name": "mine", "team": "a"}},
+        "metadata": {"labels": {"app.kubernetes.io/name": "iris", "team": "a"}},
         "spec": {
             "terminationGracePeriodSeconds": 5,
             "nodeSelector": {"disk": None, "zone": "b"},
@@ -205,9 +205,7 @@ def test_the_patch_wins_over_all_of_ours() -> None:
     }
     found = template(Pod(settings('{"node_selector": {"disk": "ssd"}}'), {"spec": {"hostname": "x"}}, patch))
     pod = found["spec"]
-    assert (
-        found["metadata"]["labels"]["team"] == "a" and found["metadata"]["labels"]["app.kubernetes.io/name"] == "mine"
-    )
+    assert found["metadata"]["labels"] == {**template(Pod())["metadata"]["labels"], "team": "a"}
     assert (pod["terminationGracePeriodSeconds"], pod["hostname"], pod["nodeSelector"]) == (5, "x", {"zone": "b"})
     ours, beside = pod["containers"]
     assert beside == {"name": "beside", "image": "beside:1"}
@@ -229,6 +227,12 @@ def test_the_patch_wins_over_all_of_ours() -> None:
         ({"metadata": {"labels": {"ekiben.dev/set": "another"}}}, "PATCH_REFUSED"),
         ({"metadata": {"labels": None}}, "PATCH_REFUSED"),
         ({"metadata": {"annotations": {"ekiben.dev/mine": "x"}}}, "PATCH_REFUSED"),
+        # Of whoever has the labels of the platform's own pods, its Services would take requests to him.
+        ({"metadata": {"labels": {"ekiben.dev/platform": "ekiben"}}}, "PATCH_REFUSED"),
+        ({"metadata": {"labels": {"app.kubernetes.io/instance": "ekiben"}}}, "PATCH_REFUSED"),
+        ({"metadata": {"labels": {"app.kubernetes.io/component": "platform"}}}, "PATCH_REFUSED"),
+        ({"metadata": {"labels": {"app.kubernetes.io/name": None}}}, "PATCH_REFUSED"),
+        ({"metadata": {"labels": {"helm.sh/chart": "ekiben-0.1.0"}}}, "PATCH_REFUSED"),
         ({"spec": None}, "PATCH_REFUSED"),
         ({"spec": {"containers": 3}}, "PATCH_REFUSED"),
         ({"spec": {"containers": [{"name": "bento", "ports": None}]}}, "PATCH_REFUSED"),
@@ -242,6 +246,16 @@ def test_a_patch_that_cannot_be_is_refused(patch: dict[str, Any], reason: str) -
     with pytest.raises(InvalidArgument) as caught:
         template(Pod(patch=patch))
     assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("key", ["ekiben.dev/platform", "app.kubernetes.io/instance", "helm.sh/chart"])
+def test_settings_and_extras_set_no_label_by_which_pods_are_found(key: str) -> None:
+    labels = {"metadata": {"labels": {key: "ekiben"}}}
+    # The settings' are refused by field before; those of a revision from before that, here.
+    for pod in (Pod(PodSettings(labels={key: "ekiben"})), Pod(extra=labels), Pod(patch=labels)):
+        with pytest.raises(InvalidArgument, match=key) as caught:
+            template(pod)
+        assert caught.value.reason == "PATCH_REFUSED"
 
 
 def test_all_images_of_a_pod_are_seen() -> None:
@@ -329,6 +343,10 @@ def test_a_service_says_more_than_its_instance_type_and_a_client_s_extras_come_f
         ('{"resources": {"limits": {"cpu": "many"}}}', "resources.limits[cpu]"),
         ('{"resources": {"claims": [{}]}}', "resources.claims[0]"),
         ('{"termination_grace": "0s"}', "termination_grace"),
+        ('{"labels": {"team": "a", "ekiben.dev/platform": "ekiben"}}', "labels[ekiben.dev/platform]"),
+        ('{"labels": {"app.kubernetes.io/name": "ekiben"}}', "labels[app.kubernetes.io/name]"),
+        ('{"labels": {"helm.sh/chart": "ekiben"}}', "labels[helm.sh/chart]"),
+        ('{"annotations": {"ekiben.dev/about": "x", "helm.sh/hook": "x"}}', "annotations[ekiben.dev/about]"),
     ],
 )
 def test_what_is_wrong_whatever_the_cluster_is_said_by_field(text: str, field: str) -> None:

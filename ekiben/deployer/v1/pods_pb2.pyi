@@ -119,11 +119,11 @@ class PodSettings(_message.Message):
     """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Optional. Labels of the pods. Those below `ekiben.dev/` are the platform's own."""
+        """Optional. Labels of the pods. Those below `ekiben.dev/`, `app.kubernetes.io/` and `helm.sh/` only the platform sets."""
 
     @_builtins.property
     def annotations(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Optional. Annotations of the pods. Those below `ekiben.dev/` are the platform's own."""
+        """Optional. Annotations of the pods. Those below `ekiben.dev/` only the platform sets."""
 
     @_builtins.property
     def node_selector(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:

@@ -20,9 +20,11 @@
 {{- $plain -}}
 {{- end -}}
 
+{{/* By which Services find the platform's pods. The last one no pod of a deployment can have: the deployer refuses it. */}}
 {{- define "ekiben.selector" -}}
 app.kubernetes.io/name: {{ include "ekiben.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name | quote }}
+ekiben.dev/platform: {{ include "ekiben.fullname" . }}
 {{- end -}}
 
 {{- define "ekiben.labels" -}}

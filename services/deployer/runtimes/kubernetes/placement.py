@@ -10,7 +10,7 @@ from google.protobuf import json_format
 
 from ekiben.deployer.v1 import pods_pb2
 from ekiben.errors import InvalidArgument
-from services.deployer.domain import whole
+from services.deployer.domain import reserved, whole
 from services.deployer.runtimes import SetSpec
 from services.deployer.runtimes.kubernetes.names import CONTAINER, INSTALLATION, PREFIX, SET, Object, Where
 from services.deployer.runtimes.kubernetes.strategic import merged
@@ -27,7 +27,7 @@ def placed(spec: SetSpec, where: Where, template: Object) -> Object:
     Raises:
         InvalidArgument: the patch is none (PATCH_INVALID), or takes away what the platform needs (PATCH_REFUSED).
     """
-    settings = spec.pod.settings
+    settings, ours = spec.pod.settings, {**template["metadata"]}
     _metadata(settings, template["metadata"])
     _nodes(settings, template["spec"], {SET: spec.key, INSTALLATION: where.installation})
     (container,) = template["spec"]["containers"]
@@ -37,7 +37,7 @@ def placed(spec: SetSpec, where: Where, template: Object) -> Object:
     found = template
     for patch in (spec.pod.extra, spec.pod.patch):
         found = merged(found, patch)
-    _keep(template, found)
+    _keep(ours, found)
     return found
 
 
@@ -154,12 +154,9 @@ def _source(one: pods_pb2.Mount) -> Object:
 
 def _keep(ours: Object, found: Object) -> None:
     for field in ("labels", "annotations"):
-        left = _mapping(_mapping(found, "metadata"), field)
-        lost = [k for k, value in ours["metadata"][field].items() if k.startswith(PREFIX) and left.get(k) != value]
-        if lost:
-            raise _refused(f"it changes the {field} {', '.join(lost)}, by which the platform finds its pods")
-        if strange := [key for key in left if key.startswith(f"{PREFIX}/") and key not in ours["metadata"][field]]:
-            raise _refused(f"{', '.join(strange)} is below {PREFIX}/, which is the platform's own")
+        left, set_here = _mapping(_mapping(found, "metadata"), field), ours[field]
+        if wrong := [key for key in reserved(field, {*left, *set_here}) if left.get(key) != set_here.get(key)]:
+            raise _refused(f"only the platform sets the {field} {', '.join(wrong)}, by which pods are found")
     containers = _mapping(found, "spec").get("containers")
     named = [each.get("name") for each in containers if isinstance(each, dict)] if isinstance(containers, list) else []
     if CONTAINER not in named or not isinstance(containers, list):
