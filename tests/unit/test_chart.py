@@ -207,6 +207,22 @@ def test_a_variable_of_the_user_stands_in_the_place_of_the_charts(helm: Helm, tm
         assert len(dict(variables)) == len(variables), workload
 
 
+@pytest.mark.parametrize("name", ["defaults", "production"])
+def test_whoever_has_the_login_of_registries_is_told_where_it_is(helm: Helm, tmp_path: Path, name: str) -> None:
+    (tmp_path / "values.yaml").write_text(VALUES[name])
+    given = ("-f", str(tmp_path / "values.yaml"), "--set", "images.pushSecret=push")
+    made = helm("template", "ekiben", str(CHART), *given).stdout
+    having = set()
+    for workload, pod in pods([each for each in yaml.safe_load_all(made) if each]):
+        (container,) = pod["containers"]
+        mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        variables = {each["name"]: each["value"] for each in container["env"]}
+        told = variables.get("REGISTRY_AUTH_FILE")
+        assert told == (f"{mounted['login']}/.dockerconfigjson" if "login" in mounted else None), workload
+        having |= {workload} if told else set()
+    assert having == ({"ekiben"} if name == "defaults" else {"ekiben-builder", "ekiben-deployer"})
+
+
 @pytest.mark.parametrize(
     ("values", "why"),
     [

@@ -12,6 +12,10 @@ env:
 {{- $values := .root.Values -}}
 TMPDIR: /tmp
 HOME: /tmp
+{{- /* Of all that mount the login: the deployer reads images and their signatures. */}}
+{{- if and $values.images.pushSecret (has .component (list "platform" "deployer" "builder")) }}
+REGISTRY_AUTH_FILE: /etc/ekiben/login/.dockerconfigjson
+{{- end }}
 {{- if eq .component "platform" }}
 {{ include "ekiben.standaloneVariables" .root }}
 {{ include "ekiben.deployerVariables" .root }}
@@ -92,9 +96,6 @@ EKIBEN_BUILDER_IMAGES: {{ . | quote }}
 {{ end -}}
 {{- with .Values.images.bases -}}
 EKIBEN_BUILDER_BASES: {{ . | quote }}
-{{ end -}}
-{{- if .Values.images.pushSecret -}}
-REGISTRY_AUTH_FILE: /etc/ekiben/login/.dockerconfigjson
 {{ end -}}
 {{- end -}}
 
