@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import yaml
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 
 from ekiben.errors import InvalidArgument
@@ -62,7 +63,9 @@ def read(text: str, context: str) -> Kubeconfig:
     cluster, user = _without_spaces(cluster), _without_spaces(user)
     server = str(cluster.get("server") or "")
     if not _is_url(server):
-        raise _refused(f"its server {server!r} is no URL of the form https://HOST:PORT")
+        # Errors are logged and audited: what may be a password stays out.
+        shown = f"…@{server.rpartition('@')[2]}" if "@" in server else server
+        raise _refused(f"its server {shown!r} is no URL of the form https://HOST:PORT")
     _check({**cluster, **user})
     _check_tls(cluster, user)
     kept = {
@@ -112,9 +115,12 @@ def _check_tls(cluster: Mapping[str, Any], user: Mapping[str, Any]) -> None:
     try:
         chain = x509.load_pem_x509_certificates(base64.b64decode(user["client-certificate-data"]))
         key = serialization.load_pem_private_key(base64.b64decode(user["client-key-data"]), password=None)
+        fit = chain[0].public_key() == key.public_key()
+    except UnsupportedAlgorithm as exc:
+        raise _refused(f"its client certificate or key is of a kind that cannot be used here: {exc}") from None
     except (ValueError, TypeError) as exc:
         raise _refused(f"its client certificate or key is no PEM, in base64 and without a password: {exc}") from None
-    if chain[0].public_key() != key.public_key():
+    if not fit:
         raise _refused("its client-key-data is not the key of its client-certificate-data")
 
 

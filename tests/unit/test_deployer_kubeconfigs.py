@@ -95,3 +95,25 @@ def test_a_client_certificate_is_kept_with_its_own_key_only(pems: dict[str, str]
     another = base64.b64encode((tmp_path / "key.pem").read_bytes()).decode()
     with pytest.raises(InvalidArgument, match="not the key of"):
         read(kubeconfig(mine | {"client-key-data": another}), "")
+
+
+@pytest.mark.parametrize("field", ["client-certificate-data", "client-key-data"])
+def test_a_client_certificate_on_a_curve_that_nobody_here_knows_is_refused_in_words(
+    pems: dict[str, str], field: str
+) -> None:
+    mine = {"client-certificate-data": pems["cert"], "client-key-data": pems["key"]}
+    first, *lines, last = base64.b64decode(mine[field]).decode().splitlines()
+    p256, prime239v1 = (bytes.fromhex(f"06082a8648ce3d0301{end}") for end in ("07", "04"))
+    der = base64.b64decode("".join(lines))
+    assert p256 in der
+    other = "\n".join([first, base64.b64encode(der.replace(p256, prime239v1)).decode(), last])
+    with pytest.raises(InvalidArgument, match="of a kind that cannot be used") as refused:
+        read(kubeconfig(mine | {field: base64.b64encode(other.encode()).decode()}), "")
+    assert refused.value.reason == "KUBECONFIG_REFUSED"
+
+
+@pytest.mark.parametrize("server", ["https://ann:pass@host:1", "ann:pass@host:1", "https://ann:pa/ss@host:1"])
+def test_a_password_in_the_address_is_not_said_again(server: str) -> None:
+    with pytest.raises(InvalidArgument, match="'…@host:1' is no URL") as refused:
+        read(kubeconfig({"token": "t"}, server=server), "")
+    assert "ann:" not in f"{refused.value} {refused.value.violations}"
