@@ -4,9 +4,12 @@ import asyncio
 import contextlib
 import json
 import os
+import shlex
+import socket
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 
 from services.builder.app import open_builder
@@ -29,6 +32,7 @@ Ekiben is ready at {url}
 
 # How long a start may take before it says what it waits for.
 _PATIENCE_S = 15.0
+_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
 async def run(settings: Settings) -> None:
@@ -99,8 +103,21 @@ async def _announce(settings: Settings, suite: Suite, stop: asyncio.Event) -> No
             await asyncio.wait_for(stop.wait(), 0.1)
 
 
-def _token(file: Path | None) -> str:
-    """The admin's token for a person at a terminal; for a log, which others keep and read, where it is."""
+def _token(file: Path | None, environment: Mapping[str, str] = os.environ) -> str:
+    """The admin's token for a person at a terminal; for a log, which others keep and read, how to get it."""
     if file is None:
         return "…"
-    return file.read_text().strip() if sys.stdout.isatty() else f'"$(cat {file})"'
+    if sys.stdout.isatty():
+        return file.read_text().strip()
+    read = f"cat {shlex.quote(str(file))}"
+    if environment.get("KUBERNETES_SERVICE_HOST"):  # Who reads a pod's log is elsewhere. Its host name is its own.
+        read = f"kubectl exec {_namespace()}{socket.gethostname()} -- {read}"
+    return f'"$({read})"'
+
+
+def _namespace() -> str:
+    """The option that says where the pod is; empty where it is not told."""
+    try:
+        return f"-n {_NAMESPACE.read_text().strip()} "
+    except OSError:
+        return ""

@@ -94,7 +94,8 @@ def _announced(platform: Platform) -> str:
 
 def test_a_log_tells_where_the_admins_token_is_and_not_what_it_is(tmp_path: Path) -> None:
     """And it is told that all is ready where nobody here reaches the public URL, as behind an Ingress."""
-    platform = Platform(tmp_path / "data", env={"EKIBEN_DEPLOYER_PUBLIC_URL": "https://ekiben.invalid"})
+    env = {"EKIBEN_DEPLOYER_PUBLIC_URL": "https://ekiben.invalid", "KUBERNETES_SERVICE_HOST": ""}
+    platform = Platform(tmp_path / "data", env=env)
     try:
         platform.start()
         wait_for("the announcement", lambda: "Ekiben is ready at https://ekiben.invalid" in platform.output)
