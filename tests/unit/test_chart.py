@@ -207,6 +207,24 @@ def test_a_variable_of_the_user_stands_in_the_place_of_the_charts(helm: Helm, tm
         assert len(dict(variables)) == len(variables), workload
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ((), "port-forward service/ekiben 7400:80"),
+        (("service.port=81", "publicUrl=http://localhost"), "port-forward service/ekiben 80:81"),
+        (("publicUrl=https://x.example.com",), "https://x.example.com, once something of yours leads from there to"),
+        (("publicUrl=https://x.example.com", "ingress.enabled=true", "ingress.hosts={x.example.com}"), ""),
+    ],
+)
+def test_the_notes_log_in_where_they_say_that_it_is_reached(helm: Helm, values: tuple[str, ...], said: str) -> None:
+    given = [word for value in values for word in ("--set", value)]
+    notes = helm.json("install", "ekiben", str(CHART), "--dry-run=client", *given)["info"]["notes"]
+    reached = notes.split("1. Reach it:\n")[1].split("\n\n")[0]
+    (endpoint,) = re.findall("--endpoint ([^ ]+)", notes)
+    assert said in reached
+    assert ("port-forward" in reached) != (endpoint in reached)
+
+
 @pytest.mark.parametrize("name", ["defaults", "production"])
 def test_whoever_has_the_login_of_registries_is_told_where_it_is(helm: Helm, tmp_path: Path, name: str) -> None:
     (tmp_path / "values.yaml").write_text(VALUES[name])
@@ -237,6 +255,7 @@ def test_whoever_has_the_login_of_registries_is_told_where_it_is(helm: Helm, tmp
         ("replicas: {namespace: Bad_One}", "/replicas/namespace"),
         ("service: {port: 99999}", "/service/port"),
         ("images: {pullHost: 'http://x'}", "/images/pullHost"),
+        ("images: {pullHost: ':30740'}", "/images/pullHost"),
         ("podLabels: {app.kubernetes.io/name: other}", "app.kubernetes.io/name"),
         ("podLabels: {ekiben.dev/platform: other}", "ekiben.dev/platform"),
         (f"{_NAMED[-1]}\nblobs: {{url: 'file:///blobs'}}", "/blobs/url"),
