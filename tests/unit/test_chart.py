@@ -185,6 +185,12 @@ def test_no_pod_of_a_deployment_can_be_taken_for_one_of_the_platform(rendered: A
             assert each["spec"]["selector"]["matchLabels"].items() <= labels.items()
 
 
+def test_a_release_that_the_chart_named_otherwise_before_keeps_its_name(helm: Helm) -> None:
+    before = "a-release-of-a-name-that-is-nearly-as-lo"  # Cut off at 40 characters.
+    made = helm("template", f"{before}-and-more", str(CHART), "--set", f"fullnameOverride={before}").stdout
+    assert [name for name, _ in pods([each for each in yaml.safe_load_all(made) if each])] == [before]
+
+
 @pytest.mark.parametrize(
     ("url", "hosts"),
     [("https://ekiben.example.com:8443", "ekiben.example.com"), ("https://elsewhere.org", None)],
