@@ -31,6 +31,7 @@ async def list_clusters(client: Client, limit: int, output: str) -> None:
         ("SERVER", lambda c: c.server),
         ("NAMESPACES", lambda c: ", ".join(c.namespaces)),
         ("DESCRIPTION", lambda c: c.description),
+        ("DETAIL", lambda c: c.detail),
     ]
     print_items((await client.clusters.list())[: limit or None], columns, output)
 
@@ -51,6 +52,7 @@ async def get_cluster(client: Client, cluster: str, output: str) -> None:
         ("Pull secret", found.pull_secret),
         ("Telemetry", found.otlp_http_endpoint),
         ("Description", found.description),
+        ("Detail", found.detail),
         ("Created", moment(found.create_time)),
         ("Changed", moment(found.update_time) if found.HasField("update_time") else ""),
     ]

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import yaml
@@ -35,6 +36,8 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 5.0
 """Another deployer may have changed the rows."""
+PATIENCE_S = 30.0
+"""Until it is said of credentials that they have not taken over."""
 CHANGEABLE = ("description", "kubeconfig", "namespaces", "pull_host", "pull_secret", "otlp_http_endpoint")
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 MAX_NAMESPACES = 50
@@ -45,6 +48,10 @@ class Place(Runtime, Protocol):
 
     async def filled(self) -> None:
         """Wait until it knows what is there; for ever where the cluster does not answer."""
+        ...
+
+    def fault(self) -> str:
+        """Why it does not know that yet, in words; empty where nothing was answered."""
         ...
 
 
@@ -67,6 +74,8 @@ class Clusters:
         """`sealing` is asked when there is something to seal or to open: a key file is made at the first."""
         self._store, self._sealing, self._runtimes, self._clock = store, sealing, runtimes, clock
         self._signal = Signal()
+        self._late: dict[tuple[str, object], Callable[[], str]] = {}
+        """Why a place has not the runtime that it should have, by the place and who is to hold it."""
 
     # Rows
 
@@ -84,6 +93,12 @@ class Clusters:
     async def search(self) -> Sequence[Cluster]:
         """All of them; the default one first."""
         return sorted(await self._store.list_clusters(), key=lambda one: (one.name != domain.DEFAULT_CLUSTER, one.name))
+
+    def detail(self, cluster: Cluster) -> str:
+        """Why it is not reached as its row says, in words; empty where nothing is known to be wrong."""
+        found = [why() for (place, _), why in self._late.items() if place in cluster.places]
+        hint = f"`ekiben clusters check {cluster.name}` says what the credentials lack."
+        return " ".join([*dict.fromkeys(found), hint]) if found else ""
 
     async def create(self, sent: pb.Cluster) -> Cluster:
         """Add one."""
@@ -242,24 +257,54 @@ class Clusters:
         """Keep a runtime open until cancelled; what cannot be opened is tried again. Who held the place before goes on
         until this one knows what is there: requests have their way all the while."""
         me = asyncio.current_task()
-        while True:
-            try:
-                async with open_runtime(cluster, namespace, self._opened(cluster)) as runtime:
-                    if held.tasks[0] is not me:
-                        await runtime.filled()
-                    try:
-                        await self._runtimes.add(place, runtime)
-                        before = held.tasks[: held.tasks.index(me)] if me in held.tasks else []
-                        del held.tasks[: len(before)]
-                        await _end(before)
-                        await asyncio.Event().wait()
-                    finally:
-                        self._runtimes.remove(place, runtime)
-            except (EkibenError, SettingsError) as exc:
-                log.warning("a cluster cannot be opened", extra={"cluster": cluster.name, "error": str(exc)})
-            except Exception:  # Of one cluster: the others and the platform go on.
-                log.exception("a cluster is looked after anew", extra={"cluster": cluster.name})
-            await self._clock.sleep(30.0)
+        try:
+            while True:
+                try:
+                    async with open_runtime(cluster, namespace, self._opened(cluster)) as runtime:
+                        if held.tasks[0] is not me:
+                            await self._until_filled(runtime, namespace, place)
+                        self._late.pop((place, me), None)
+                        try:
+                            await self._runtimes.add(place, runtime)
+                            before = held.tasks[: held.tasks.index(me)] if me in held.tasks else []
+                            del held.tasks[: len(before)]
+                            await _end(before)
+                            await asyncio.Event().wait()
+                        finally:
+                            self._runtimes.remove(place, runtime)
+                except (EkibenError, SettingsError) as exc:
+                    log.warning("a cluster cannot be opened", extra={"cluster": cluster.name, "error": str(exc)})
+                    why = exc.message if isinstance(exc, EkibenError) else " ".join(exc.faults)
+                    self._late[place, me] = partial("The namespace {} cannot be reached: {}".format, namespace, why)
+                except Exception:  # Of one cluster: the others and the platform go on.
+                    log.exception("a cluster is looked after anew", extra={"cluster": cluster.name})
+                await self._clock.sleep(30.0)
+        finally:
+            self._late.pop((place, me), None)
+
+    async def _until_filled(self, runtime: Place, namespace: str, place: str) -> None:
+        """Wait until it knows what is there. When that takes long it is said why, each time that it is another why."""
+
+        def why() -> str:
+            reason = runtime.fault() or "the cluster has not answered yet."
+            return f"In the namespace {namespace} the new credentials have not taken over: {reason}"
+
+        filled, said = asyncio.ensure_future(runtime.filled()), ""
+        try:
+            while not filled.done():
+                patience = asyncio.ensure_future(self._clock.sleep(PATIENCE_S))
+                try:
+                    await asyncio.wait([filled, patience], return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    patience.cancel()
+                if not filled.done():
+                    self._late[place, asyncio.current_task()] = why
+                    if why() != said:
+                        said = why()
+                        log.warning("credentials have not taken over", extra={"place": place, "error": said})
+            await filled
+        finally:
+            filled.cancel()
 
 
 async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:

@@ -179,7 +179,7 @@ def instance_type(of: InstanceType) -> pb.InstanceType:
     )
 
 
-def cluster(of: Cluster, runtime: str) -> pb.Cluster:
+def cluster(of: Cluster, runtime: str, detail: str = "") -> pb.Cluster:
     """One cluster, without its credentials."""
     return pb.Cluster(
         name=f"clusters/{of.name}",
@@ -193,6 +193,7 @@ def cluster(of: Cluster, runtime: str) -> pb.Cluster:
         otlp_http_endpoint=of.otlp_http_endpoint,
         server=of.server,
         update_time=time(of.update_time) if of.update_time else None,
+        detail=detail,
     )
 
 

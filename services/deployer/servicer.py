@@ -198,12 +198,14 @@ class InstanceTypesServicer(stubs.InstanceTypesServicer):
 
     async def GetCluster(self, request: pb.GetClusterRequest, context: Any) -> pb.Cluster:
         """One cluster."""
-        return _cluster(await self._clusters.get(request.name), self._settings)
+        found = await self._clusters.get(request.name)
+        return _cluster(found, self._settings, self._clusters.detail(found))
 
     async def ListClusters(self, request: pb.ListClustersRequest, context: Any) -> pb.ListClustersResponse:
         """All clusters."""
         found = await self._clusters.search()
-        return pb.ListClustersResponse(clusters=[_cluster(one, self._settings) for one in found])
+        detail = self._clusters.detail
+        return pb.ListClustersResponse(clusters=[_cluster(one, self._settings, detail(one)) for one in found])
 
 
 class ClustersServicer(cluster_stubs.ClustersServicer):
@@ -266,10 +268,10 @@ def _position(deployment: Deployment) -> tuple[int, str]:
     return -round(deployment.create_time.timestamp() * 1e6), deployment.name
 
 
-def _cluster(of: domain.Cluster, settings: Settings) -> pb.Cluster:
+def _cluster(of: domain.Cluster, settings: Settings, detail: str = "") -> pb.Cluster:
     """The default one is what the settings say."""
     if of.name != domain.DEFAULT_CLUSTER:
-        return messages.cluster(of, "kubernetes")
+        return messages.cluster(of, "kubernetes", detail)
     found = messages.cluster(of, settings.runtime)
     if settings.runtime == "kubernetes":
         found.namespaces.append(settings.kubernetes_namespace)

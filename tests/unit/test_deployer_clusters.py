@@ -77,6 +77,10 @@ class Slow(Place):
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self.known = asyncio.Event()
+        self.wrong = ""
+
+    def fault(self) -> str:
+        return self.wrong
 
     async def filled(self) -> None:
         await self.known.wait()
@@ -111,5 +115,57 @@ async def test_other_credentials_take_over_once_they_show_what_is_there(manual_c
         clusters._signal.notify()
         await several.changed()
         assert "there/one" not in several._runtimes
+    running.cancel()
+    await asyncio.wait([running])
+
+
+async def test_credentials_that_do_not_take_over_are_told_and_the_ones_before_serve_on(
+    manual_clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    places = {name: Slow(name) for name in ("first", "wrong", "unread")}
+    opened, renewed = {name: asyncio.Event() for name in places}, asyncio.Event()
+
+    @asynccontextmanager
+    async def open_runtime(of: Cluster, namespace: str, config: dict[str, Any] | None) -> AsyncIterator[Any]:
+        opened[of.pull_host].set()
+        if of.pull_host == "unread":
+            raise SettingsError(["there is no way to a cluster."])
+        yield places[of.pull_host]
+
+    several: Any = SeveralRuntimes(Place("own"))  # type: ignore[arg-type]
+    several.renewed = renewed.set
+    rows: Any = Rows(cluster("there", pull_host="first"))
+    clusters = Clusters(rows, no_key, several, manual_clock)
+    running = asyncio.create_task(clusters.run(open_runtime))
+
+    async def give(name: str) -> None:
+        rows.clusters = [cluster("there", pull_host=name)]
+        clusters._signal.notify()
+        await opened[name].wait()
+
+    async def told(words: str) -> None:
+        while words not in clusters.detail(rows.clusters[0]):
+            await manual_clock.advance(10)
+            await asyncio.sleep(0)
+
+    async with asyncio.timeout(30):
+        await opened["first"].wait()
+        await give("wrong")
+        assert clusters.detail(rows.clusters[0]) == ""
+        await told("In the namespace one the new credentials have not taken over: the cluster has not answered yet.")
+        places["wrong"].wrong = "Unauthorized."
+        await told("taken over: Unauthorized. `ekiben clusters check there` says")
+        assert clusters.detail(cluster("another")) == ""
+        while not any("Unauthorized." in str(record.__dict__.get("error")) for record in caplog.records):
+            await manual_clock.advance(10)
+            await asyncio.sleep(0)
+        assert several._runtimes["there/one"] is places["first"] and not renewed.is_set()
+        await give("unread")
+        await told("The namespace one cannot be reached: there is no way to a cluster.")
+        assert "Unauthorized" not in clusters.detail(rows.clusters[0])
+        await give("wrong")
+        places["wrong"].known.set()
+        await renewed.wait()
+        assert clusters.detail(rows.clusters[0]) == ""
     running.cancel()
     await asyncio.wait([running])

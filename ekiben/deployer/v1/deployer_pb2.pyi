@@ -1052,6 +1052,7 @@ class Cluster(_message.Message):
     SERVER_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     OTLP_HTTP_ENDPOINT_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Identifier. `clusters/{cluster}`."""
     uid: _builtins.str
@@ -1077,6 +1078,10 @@ class Cluster(_message.Message):
     otlp_http_endpoint: _builtins.str
     """Optional. `http://HOST:PORT` under which its pods reach the recorder's OTLP/HTTP receiver; absent means that they
     send no telemetry. Another one restarts its pods, as a rolling update.
+    """
+    detail: _builtins.str
+    """Output only. Why it is not reached as was asked last, in words: credentials that have not taken over, say. Empty
+    while nothing of the kind is known.
     """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -1108,10 +1113,11 @@ class Cluster(_message.Message):
         server: _builtins.str = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         otlp_http_endpoint: _builtins.str = ...,
+        detail: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "create_time", b"create_time", "description", b"description", "kubeconfig", b"kubeconfig", "name", b"name", "namespaces", b"namespaces", "otlp_http_endpoint", b"otlp_http_endpoint", "pull_host", b"pull_host", "pull_secret", b"pull_secret", "runtime", b"runtime", "server", b"server", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "create_time", b"create_time", "description", b"description", "detail", b"detail", "kubeconfig", b"kubeconfig", "name", b"name", "namespaces", b"namespaces", "otlp_http_endpoint", b"otlp_http_endpoint", "pull_host", b"pull_host", "pull_secret", b"pull_secret", "runtime", b"runtime", "server", b"server", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -295,6 +295,11 @@ class KubernetesRuntime:
             if kind not in _UNAWAITED:
                 await cache.filled.wait()
 
+    def fault(self) -> str:
+        """Why it is not known what is in the cluster, in words; empty where nothing was answered yet."""
+        awaited = (cache for kind, cache in self._caches.items() if kind not in _UNAWAITED)
+        return next((cache.fault for cache in awaited if cache.fault), "")
+
     async def settled(self) -> None:
         """Return once the cluster has been told all that is asked so far, or refused it."""
         while not self._keeper.settled():
