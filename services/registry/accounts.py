@@ -202,7 +202,7 @@ class Accounts:
             check_etag(sent_etag, etag(user))
             if _is_admin(user):
                 await self._keep_an_admin(connection, organization, name)
-            await rows.delete_user(connection, organization, name)
+            await rows.delete_user(connection, organization, name, self._clock.now())
 
     @staticmethod
     async def _keep_an_admin(connection: Any, organization: str, name: str) -> None:
@@ -287,7 +287,7 @@ class Accounts:
             found = await rows.token(connection, organization, name)
             if found is None or not _may_see(caller, found):
                 raise _no_token(name)
-            await rows.delete_token(connection, organization, name)
+            await rows.delete_token(connection, organization, name, self._clock.now())
         self._uses.pop(name, None)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ekiben.api.v1.annotations_pb2 import Role
-from ekiben.errors import AlreadyExists, FailedPrecondition, InvalidArgument
+from ekiben.errors import AlreadyExists, FailedPrecondition, InvalidArgument, Unauthenticated
 from services.content.sealing import Keys
 from services.kernel.clock import ManualClock
 from services.kernel.db import Database, open_database
@@ -310,6 +310,53 @@ async def test_registries_that_start_at_once_make_one_admin_token(
     assert (await accounts.authenticate(file.read_text().strip())).user == "users/admin"
     _, total = await accounts.list_tokens(ME, "", 10, None)
     assert total == 1
+
+
+async def test_a_token_that_an_operator_puts_into_the_admin_tokens_file_is_an_admins(
+    database: Database, manual_clock: ManualClock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def start(*values: str) -> None:
+        """As registries with these in their files do, at once."""
+        files = [tmp_path / f"{at} {name[:20]}" / "admin-token" for at, name in enumerate(values)]
+        for file, value in zip(files, values, strict=True):
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(value)
+        starting = (
+            ensure_admin(database, manual_clock, organization="default", admin="admin", admin_token_file=file)
+            for file in files
+        )
+        await asyncio.gather(*starting)
+        assert [file.read_text() for file in files] == [*values]
+
+    first, other, deleted = (f"ekb_{letter * 43}" for letter in "abc")
+    accounts, audit = Accounts(database, manual_clock), Audit(database)
+    await start(first)
+    assert await audit.list(ME, AuditFilter(), 10, None) == []
+    await start(other, other)  # Files of one Secret, which was made anew.
+    for token in (first, other):  # Of another machine, for all that is known.
+        caller = await accounts.authenticate(token)
+        assert (caller.user, caller.role) == ("users/admin", Role.ROLE_ADMIN)
+    [(_, entry)] = await audit.list(ME, AuditFilter(user="services/registry"), 10, None)
+    assert entry.resource == caller.api_token and entry.method.endswith("/CreateApiToken")
+
+    # What somebody ended comes back by no file.
+    await start(deleted)
+    await accounts.delete_token(caller, (await accounts.authenticate(deleted)).api_token.removeprefix("apiTokens/"))
+    names = {"email": "", "first_name": "", "last_name": ""}
+    await accounts.create_user(caller, "ada", {"role": int(Role.ROLE_ADMIN), "disabled": False, **names})
+    _, leaver = await accounts.create_token(caller, TokenDraft("x", user="ada"))
+    await accounts.delete_user(caller, "ada", "")
+    ending = TokenDraft("x", expire_time=manual_clock.now() + timedelta(hours=1))
+    _, expired = await accounts.create_token(caller, ending)
+    manual_clock.jump(timedelta(hours=2))
+    _, before = await accounts.list_tokens(ME, "", 10, None)
+    caplog.clear()
+    for token, why in ((deleted, "was deleted"), (leaver, "was deleted"), (expired, "has expired"), ("x", "is none")):
+        await start(token)
+        assert why in caplog.records[-1].__dict__["why"]
+        with pytest.raises(Unauthenticated):
+            await accounts.authenticate(token)
+    assert (await accounts.list_tokens(ME, "", 10, None))[1] == before
 
 
 async def test_secrets_and_audit(database: Database, manual_clock: ManualClock) -> None:

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from ekiben.api.v1.annotations_pb2 import Role
 from services.kernel.db import AsyncConnection, Executor, insert_into
 from services.registry.identities import ApiToken, Organization, User
-from services.registry.store.tables import api_tokens, logins, organizations, users
+from services.registry.store.tables import api_tokens, ended_tokens, logins, organizations, users
 
 
 async def organization(connection: AsyncConnection, name: str) -> Organization | None:
@@ -83,10 +83,11 @@ async def update_user(connection: AsyncConnection, organization: str, name: str,
     await connection.execute(users.update().where(*where).values(**values, revision=users.c.revision + 1))
 
 
-async def delete_user(connection: AsyncConnection, organization: str, name: str) -> None:
+async def delete_user(connection: AsyncConnection, organization: str, name: str, now: datetime) -> None:
     """Delete a user, with tokens and approved logins."""
     here = (logins.c.organization == organization, logins.c.user_id == name)
     await connection.execute(logins.delete().where(*here))
+    await _end_tokens(connection, now, api_tokens.c.organization == organization, api_tokens.c.user_id == name)
     await connection.execute(users.delete().where(users.c.organization == organization, users.c.user_id == name))
 
 
@@ -149,10 +150,26 @@ async def add_token(
     )
 
 
-async def delete_first_tokens(connection: AsyncConnection, organization: str, description: str) -> None:
+async def _end_tokens(connection: AsyncConnection, now: datetime, *which: sa.ColumnElement[bool]) -> int:
+    """Delete tokens, and keep their hashes; how many there were."""
+    ended = (await connection.execute(api_tokens.delete().where(*which).returning(api_tokens.c.token_hash))).scalars()
+    if found := [{"token_hash": token_hash, "end_time": now} for token_hash in ended]:
+        statement = insert_into(connection.dialect.name, ended_tokens)
+        keep = statement.on_conflict_do_nothing(index_elements=[ended_tokens.c.token_hash])
+        await connection.execute(keep, found)
+    return len(found)
+
+
+async def is_ended(connection: AsyncConnection, token_hash: str) -> bool:
+    """Whether there was a token of this hash that was deleted."""
+    statement = sa.select(ended_tokens.c.end_time).where(ended_tokens.c.token_hash == token_hash)
+    return (await connection.execute(statement)).first() is not None
+
+
+async def delete_first_tokens(connection: AsyncConnection, organization: str, description: str, now: datetime) -> None:
     """Delete the tokens that were made for one admin token's file, by the description that names it."""
     mine = (api_tokens.c.organization == organization, api_tokens.c.first, api_tokens.c.description == description)
-    await connection.execute(api_tokens.delete().where(*mine))
+    await _end_tokens(connection, now, *mine)
 
 
 _BY_HASH = (
@@ -216,10 +233,10 @@ async def list_tokens(
     return [(row.id, _token(row)) for row in (await connection.execute(statement)).all()], total
 
 
-async def delete_token(connection: AsyncConnection, organization: str, name: str) -> bool:
+async def delete_token(connection: AsyncConnection, organization: str, name: str, now: datetime) -> bool:
     """Delete a token; False when there is none."""
-    where = (api_tokens.c.organization == organization, api_tokens.c.api_token == name)
-    return (await connection.execute(api_tokens.delete().where(*where))).rowcount == 1
+    which = (api_tokens.c.organization == organization, api_tokens.c.api_token == name)
+    return await _end_tokens(connection, now, *which) == 1
 
 
 async def touch_tokens(connection: AsyncConnection, uses: Mapping[str, datetime]) -> None:

@@ -67,6 +67,14 @@ api_tokens = sa.Table(
     sa.Index(None, "organization", "user_id"),
 )
 
+# Tokens that were deleted: one that still lies in an admin token's file must not come back.
+ended_tokens = sa.Table(
+    "ended_tokens",
+    metadata,
+    sa.Column("token_hash", sa.String(64), primary_key=True),
+    sa.Column("end_time", UtcDateTime, nullable=False),
+)
+
 logins = sa.Table(
     "logins",
     metadata,

@@ -206,7 +206,8 @@ async def _people(connection: AsyncConnection, database: Database, now: datetime
             "registry",
             f"organizations/{row.organization}",
             "No admin has a token that works.",
-            "Delete the admin token's file and start the registry: it writes another.",
+            "Delete the admin token's file and start the registry: it writes another. Where the file is a Secret's, "
+            "put another token into that (docs/install-kubernetes.md).",
         )
 
 
