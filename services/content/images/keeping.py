@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import os
 from collections import deque
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from io import FileIO
 from typing import Any
@@ -37,7 +37,8 @@ async def keep(file: FileIO, chunks: AsyncIterable[bytes]) -> tuple[Digest, int]
             waiting.append((hasher.submit(hashed.update, chunk), writer.submit(_put, file, chunk)))
             size += len(chunk)
             if len(waiting) > _AHEAD:
-                await _all(waiting.popleft())
+                await _all(waiting[0])
+                waiting.popleft()
             if size - synced >= _SYNC_BYTES and (syncing is None or syncing.done()):
                 if syncing is not None:
                     syncing.result()  # what it raises no later sync would say again
@@ -46,18 +47,38 @@ async def keep(file: FileIO, chunks: AsyncIterable[bytes]) -> tuple[Digest, int]
             await _all(each)
         if syncing is not None:
             await asyncio.wrap_future(syncing)
-        await asyncio.wrap_future(syncer.submit(os.fsync, file.fileno()))
+        syncing = syncer.submit(os.fsync, file.fileno())
+        await asyncio.wrap_future(syncing)
     finally:
         for lane in lanes:
             lane.shutdown(wait=False, cancel_futures=True)
-        if (close := getattr(iterator, "aclose", None)) is not None:
-            await close()  # a source that is left in its middle has threads and connections of its own
+        try:
+            if (close := getattr(iterator, "aclose", None)) is not None:
+                await close()  # a source that is left in its middle has threads and connections of its own
+        finally:
+            await _ended([*(each for both in waiting for each in both), *([syncing] if syncing is not None else [])])
     return Digest(hashed.hexdigest()), size
 
 
 async def _all(futures: tuple[Future[Any], ...]) -> None:
     for each in futures:
         await asyncio.wrap_future(each)
+
+
+async def _ended(futures: Iterable[Future[Any]]) -> None:
+    """Wait for what threads are at, also when cancelled: once the file is closed, its number may be another file's."""
+    running = [asyncio.wrap_future(each) for each in futures if not each.done()]
+    cancelled = None
+    while left := [each for each in running if not each.done()]:
+        try:
+            await asyncio.wait(left)
+        except asyncio.CancelledError as exc:
+            cancelled = exc
+    for each in running:
+        if not each.cancelled():
+            each.exception()  # whoever is here has an error of his own
+    if cancelled is not None:
+        raise cancelled
 
 
 def _put(file: FileIO, chunk: bytes) -> None:
