@@ -64,7 +64,8 @@ async def build(
     For this machine's platform where none is named. With a key it is signed, and what is said of it too.
 
     Raises:
-        EkibenError: it cannot be built; reasons are those of builds and of `image_builds.build_image`.
+        EkibenError: it cannot be built; reasons are those of builds, of `image_builds.build_image` and of
+            `offline_caches.used`.
     """
     folder = Path(bento) if Path(bento, "bento.yaml").is_file() else localstore.folder("bentos", bento)
     named = localstore.read_bento(folder)
@@ -72,11 +73,10 @@ async def build(
     _check_names(named, output)
     await asyncio.to_thread(_check_layout, output)
     settings = Settings(database_url="sqlite://", data_dir=cache)
-    with (
-        offline_caches.used(cache),
-        tempfile.TemporaryDirectory(prefix="ekb") as run_dir,
-        tempfile.TemporaryDirectory(dir=_made(cache / "tmp")) as tmp,
-    ):
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(offline_caches.used(cache, _say))
+        run_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="ekb"))
+        tmp = stack.enter_context(tempfile.TemporaryDirectory(dir=_made(cache / "tmp")))
         folder = await asyncio.to_thread(_as_pushed, folder, Path(tmp))
         files = await asyncio.to_thread(bentos.read, folder)
         programs = Programs(cache, Path(run_dir))
@@ -213,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cache = given.cache.absolute()
 
     async def work() -> Descriptor:
-        found = await build(
+        return await build(
             given.bento,
             base=given.base,
             output=given.output,
@@ -227,8 +227,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             attest=key is not None or not given.no_attestations,
             key=key,
         )
-        await offline_caches.prune_daily(cache, _say)
-        return found
 
     try:
         key = keys.load_private(given.sign_key, given.password_file) if given.sign_key else None
@@ -239,7 +237,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as exc:
         print(f"Error: {exc}. Nothing was tagged; what was made so far is used by the next build.", file=sys.stderr)
         return 1
-    print(found.digest)
+    print(found.digest, flush=True)  # whoever waits for it need not wait for what follows
+    asyncio.run(offline_caches.prune_daily(cache, _say))
     return 0
 
 

@@ -12,8 +12,9 @@ import fcntl
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 from ekiben.errors import EkibenError, Unavailable
 from services.builder.caches import Caches
@@ -24,12 +25,19 @@ from services.content.files import make_folder
 from services.kernel.clock import SYSTEM
 
 _EVERY_S = 86_400.0
+_LOOK_AGAIN_S = 0.2
 
 
-@contextlib.contextmanager
-def used(cache: Path) -> Iterator[None]:
-    """Use the cache, with as many others as like, and with nobody who takes something away."""
-    with _locked(cache, fcntl.LOCK_SH):
+@contextlib.asynccontextmanager
+async def used(cache: Path, say: Callable[[str], None]) -> AsyncIterator[None]:
+    """Use the cache, with as many others as like, and with nobody who takes something away: for such a one it waits."""
+    with _lock_file(cache) as file:
+        waits = False
+        while not _lock(file, fcntl.LOCK_SH):
+            if not waits:
+                say(f"Waiting for the cache {cache} to be tidied.")
+            waits = True
+            await asyncio.sleep(_LOOK_AGAIN_S)  # a lock that is waited for would keep Ctrl-C from being seen
         yield
 
 
@@ -42,12 +50,9 @@ async def prune(cache: Path, *, dry_run: bool = False) -> Pruned:
     settings = Settings(database_url="sqlite://", data_dir=cache)
     with contextlib.ExitStack() as stack:
         if not dry_run:
-            try:
-                stack.enter_context(_locked(cache, fcntl.LOCK_EX | fcntl.LOCK_NB))
-            except BlockingIOError:
-                raise Unavailable(
-                    f"A build uses {cache} now. Try again when it has ended.", reason="CACHES_BUSY"
-                ) from None
+            file = stack.enter_context(_lock_file(cache))
+            if not _lock(file, fcntl.LOCK_EX):
+                raise Unavailable(f"A build uses {cache} now. Try again when it has ended.", reason="CACHES_BUSY")
         run_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="ekb"))
         pruning = Pruning(Caches(cache), None, None, Programs(cache, Path(run_dir)), settings, SYSTEM)
         return await pruning.prune(dry_run=dry_run)
@@ -62,7 +67,7 @@ async def prune_daily(cache: Path, say: Callable[[str], None]) -> None:
     try:
         pruned = await prune(cache)
         stamp.touch()
-    except (EkibenError, OSError) as exc:
+    except Exception as exc:  # the build has ended well, whatever this is
         if not (isinstance(exc, EkibenError) and exc.reason == "CACHES_BUSY"):
             say(f"WARNING: the cache {cache} could not be tidied: {exc}")
         return
@@ -75,11 +80,19 @@ def _told(pruned: Pruned) -> str:
 
 
 @contextlib.contextmanager
-def _locked(cache: Path, how: int) -> Iterator[None]:
+def _lock_file(cache: Path) -> Iterator[IO[bytes]]:
     make_folder(cache)
     with open(cache / ".builds.lock", "wb") as file:
-        fcntl.flock(file, how)
-        yield
+        yield file
+
+
+def _lock(file: IO[bytes], how: int) -> bool:
+    """Lock the file until it is closed, unless somebody else has it."""
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -277,7 +277,7 @@ async def test_what_builds_without_a_server_keep_is_tidied_once_a_day_and_not_wh
     everything = left()
     found = await offline_caches.prune(cache, dry_run=True)
     assert found.counts == {Kind.IMAGE_ENVIRONMENTS: 1, Kind.BYTECODE: 1} and left() == everything
-    with offline_caches.used(cache), offline_caches.used(cache):
+    async with offline_caches.used(cache, said.append), offline_caches.used(cache, said.append):
         await offline_caches.prune_daily(cache, said.append)
         with pytest.raises(Unavailable, match="A build uses"):
             await offline_caches.prune(cache)
