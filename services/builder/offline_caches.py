@@ -1,14 +1,16 @@
 """The cache of `ekiben images build`: a builder's folder without a builder that tidies it.
 
 So builds do, at their end and once a day at most, by the rules of `pruning`: what no build used for thirty days goes,
-locks and wheels that were built from source after a year. Nothing goes while a build is at work. `ekiben images gc
---local` does it now.
+locks and wheels that were built from source after a year, or as a server's settings say. Nothing goes while a build is
+at work. `ekiben images gc --local` does it now. A folder that a server uses is refused: only the server knows what its
+deployments run from.
 """
 
 import argparse
 import asyncio
 import contextlib
 import fcntl
+import os
 import sys
 import tempfile
 import time
@@ -16,21 +18,32 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
-from ekiben.errors import EkibenError, Unavailable
+from ekiben.errors import EkibenError, FailedPrecondition, Unavailable
 from services.builder.caches import Caches
 from services.builder.pruning import Pruned, Pruning
 from services.builder.settings import Settings
 from services.builder.uv import Programs
 from services.content.files import make_folder
 from services.kernel.clock import SYSTEM
+from services.kernel.settings import SettingsError, load
 
 _EVERY_S = 86_400.0
 _LOOK_AGAIN_S = 0.2
+_OF_SERVERS = ("owner", "site")
+"""What a server's builder has in its folder from its first start on."""
+_PREFIX = "EKIBEN_BUILDER"
+_RULES = ("CACHES_KEEP_DAYS", "CACHES_MOST_BYTES", "LOCKS_KEEP_DAYS", "LOGS_KEEP_DAYS")
+"""The settings of servers that count here too."""
 
 
 @contextlib.asynccontextmanager
 async def used(cache: Path, say: Callable[[str], None]) -> AsyncIterator[None]:
-    """Use the cache, with as many others as like, and with nobody who takes something away: for such a one it waits."""
+    """Use the cache, with as many others as like, and with nobody who takes something away: for such a one it waits.
+
+    Raises:
+        FailedPrecondition: a server uses the folder (CACHE_OF_SERVER).
+    """
+    check(cache)
     with _lock_file(cache) as file:
         waits = False
         while not _lock(file, fcntl.LOCK_SH):
@@ -41,13 +54,28 @@ async def used(cache: Path, say: Callable[[str], None]) -> AsyncIterator[None]:
         yield
 
 
+def check(cache: Path) -> None:
+    """Refuse a folder that a server uses. Raises FailedPrecondition (CACHE_OF_SERVER)."""
+    if any((cache / name).exists() for name in _OF_SERVERS):
+        raise FailedPrecondition(
+            f"{cache} is the folder of a server's builder, which tidies it itself, by its own settings. For that now, "
+            "ask the server: `ekiben builds gc` or `ekiben images gc`. To build without a server, give another folder "
+            "by --cache.",
+            reason="CACHE_OF_SERVER",
+            path=str(cache),
+        )
+
+
 async def prune(cache: Path, *, dry_run: bool = False) -> Pruned:
     """Take away what no build used for long.
 
     Raises:
+        FailedPrecondition: a server uses the folder (CACHE_OF_SERVER).
         Unavailable: a build uses the cache, or somebody else prunes it (CACHES_BUSY).
+        SettingsError: EKIBEN_BUILDER_CACHES_KEEP_DAYS or another of the rules is no such number.
     """
-    settings = Settings(database_url="sqlite://", data_dir=cache)
+    check(cache)
+    settings = _settings(cache)
     with contextlib.ExitStack() as stack:
         if not dry_run:
             file = stack.enter_context(_lock_file(cache))
@@ -79,6 +107,13 @@ def _told(pruned: Pruned) -> str:
     return f"{pruned.counts.total()} things ({pruned.size_bytes.total() / (1 << 20):.1f} MiB)"
 
 
+def _settings(cache: Path) -> Settings:
+    """With the rules of the environment, as a server reads them."""
+    told = {f"{_PREFIX}_{name}": os.environ.get(f"{_PREFIX}_{name}", "") for name in _RULES}
+    given = {f"{_PREFIX}_DATABASE_URL": "sqlite://", f"{_PREFIX}_DATA_DIR": str(cache)}
+    return load(Settings, _PREFIX, {**told, **given})
+
+
 @contextlib.contextmanager
 def _lock_file(cache: Path) -> Iterator[IO[bytes]]:
     make_folder(cache)
@@ -106,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         pruned = asyncio.run(prune(given.cache, dry_run=given.dry_run))
-    except (EkibenError, OSError) as exc:
+    except (EkibenError, OSError, SettingsError) as exc:
         print(f"Error: {exc.message if isinstance(exc, EkibenError) else exc}", file=sys.stderr)
         return 1
     would = "Would delete" if given.dry_run else "Deleted"
