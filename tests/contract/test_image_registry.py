@@ -93,6 +93,27 @@ async def test_pieces_are_confirmed_one_by_one_however_often_it_breaks_off(case:
     assert await read(case.store, expected) == LARGE
 
 
+async def test_what_a_source_gave_otherwise_before_it_broke_off_is_in_no_blob(case: Case) -> None:
+    case.proxy.choose = once(("PATCH upload", f"cut:{3 * MIB}"))
+    passes, left_open = 0, 0
+
+    async def source() -> AsyncIterator[bytes]:
+        nonlocal passes, left_open
+        passes, left_open = passes + 1, left_open + 1
+        begins = b"damaged" if passes == 1 else LARGE[:7]
+        try:
+            for at in range(0, len(LARGE), MIB):
+                assert left_open == 1, "two passes at once"
+                yield LARGE[at : at + MIB] if at else begins + LARGE[7:MIB]
+        finally:
+            left_open -= 1
+
+    written = await case.store.write(Again(source))
+    assert written == (described(LARGE).digest, len(LARGE))
+    assert (case.proxy.seen["POST uploads"], passes, left_open) == (2, 3, 0)
+    assert await read(case.store, described(LARGE)) == LARGE
+
+
 async def test_a_session_that_is_forgotten_is_begun_anew(case: Case, oci_registry: OciRegistry) -> None:
     def choose(operation: str, count: int) -> str:
         if operation == "PUT upload" and count == 1:

@@ -1,5 +1,6 @@
 """Registries, and hosts that they send to, which mean no good or were never taught the specification."""
 
+import asyncio
 import base64
 import contextlib
 import gzip
@@ -284,3 +285,38 @@ async def test_a_registry_does_not_say_how_much_is_held_in_memory(
         again = Again(lambda: of(*(content[at : at + (64 << 10)] for at in range(0, len(content), 64 << 10))))
         assert await store.write(again, there) == (there.digest, len(content))
     assert max(pieces) == largest
+
+
+async def test_a_registry_that_answers_before_the_end_gets_the_rest_and_the_source_is_closed_meanwhile(
+    tmp_path: Path,
+) -> None:
+    content, got, sources, asked = os.urandom(256 << 10), bytearray(), Counter[str](), asyncio.Event()
+
+    async def source() -> AsyncIterator[bytes]:
+        sources["open"] += 1
+        try:
+            yield content[: 64 << 10]
+            await asked.wait()
+            yield content[64 << 10 :]
+        finally:
+            sources["open"] -= 1
+
+    async def registry(request: web.BaseRequest) -> web.StreamResponse:
+        headers = {"Location": "/v2/a/b/blobs/uploads/1", "Range": f"0-{len(got) - 1}"}
+        if request.method == "GET" and request.path.endswith("/uploads/1"):
+            sources["left open"] += sources["open"]
+            asked.set()
+            return web.Response(status=204, headers=headers)
+        if request.method == "PATCH":
+            async for chunk in request.content.iter_any():
+                got.extend(chunk)
+                if len(got) == 64 << 10:
+                    break
+        if request.method == "PUT":
+            return web.Response(status=201 if str(described(bytes(got)).digest) == request.query["digest"] else 400)
+        return web.Response(status=202, headers=headers)
+
+    async with running(registry) as host, opened(host, tmp_path) as store:
+        written = await asyncio.wait_for(store.write(Again(source)), 60)
+    assert written == (described(content).digest, len(content)) and bytes(got) == content
+    assert sources["left open"] == sources["open"] == 0

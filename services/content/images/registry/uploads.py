@@ -2,14 +2,14 @@
 
 One request while all goes well: a PUT of everything where the digest is known before, else a PATCH of everything and a
 PUT that names the digest. When that breaks off, the registry is asked how much it has, and the rest follows in pieces,
-each of which it confirms. A session that the registry has forgotten is begun anew.
+each of which it confirms. A session that the registry has forgotten is begun anew, and so is one that has other bytes
+than the source gives when it is read again: only at the end of a pass does a source know that its bytes were right.
 
 Source: OCI distribution-spec 1.1, "Pushing Blobs".
 """
 
 import asyncio
 import contextlib
-import hashlib
 import re
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
 from typing import Any
@@ -20,6 +20,7 @@ from ekiben.errors import EkibenError
 from services.content.digest import Digest
 from services.content.images import Descriptor
 from services.content.images.registry.client import Client, Patience, Refused
+from services.content.images.registry.passes import Content, Differs
 from services.content.images.registry.problems import Broken, number
 from services.content.images.resolving import unexpected
 
@@ -31,52 +32,12 @@ _GONE = (404, 416)
 _OCTETS = {"Content-Type": "application/octet-stream"}
 
 
-class _Content:
-    """The bytes of a blob, over as many passes as it takes; hashed once, however often they are sent."""
-
-    def __init__(self, chunks: AsyncIterable[bytes], expected: Descriptor | None) -> None:
-        self._chunks = chunks
-        self._expected = expected
-        self._hashed = hashlib.sha256()
-        self.again = not isinstance(chunks, AsyncIterator)
-        self.size_bytes = 0
-        self.begun = False
-        self.whole = False
-        self.problem: Exception | None = None
-        """What the source itself raised: no fault of the connection, under whose name it would come out."""
-
-    @property
-    def digest(self) -> Digest:
-        """Of all that has passed."""
-        return Digest(self._hashed.hexdigest())
-
-    async def since(self, offset: int) -> AsyncGenerator[bytes, None]:
-        """The bytes from an offset on. Raises DataLoss (BLOB_DAMAGED) where they are not what is expected."""
-        position, self.begun, self.whole = 0, True, False
-        try:
-            async for chunk in self._chunks:
-                end = position + len(chunk)
-                if end > self.size_bytes:
-                    self._hashed.update(memoryview(chunk)[max(self.size_bytes - position, 0) :])
-                    self.size_bytes = end
-                if end > offset:
-                    yield chunk if position >= offset else chunk[offset - position :]
-                position = end
-            expected = self._expected
-            if expected is not None and (self.digest, self.size_bytes) != (expected.digest, expected.size_bytes):
-                raise unexpected(expected, self.digest)
-        except Exception as exc:
-            self.problem = exc
-            raise
-        self.whole = True
-
-
 class Upload:
     """One blob. Use it once."""
 
     def __init__(self, client: Client, chunks: AsyncIterable[bytes], expected: Descriptor | None) -> None:
         self._client = client
-        self._content = _Content(chunks, expected)
+        self._content = Content(chunks, expected)
         self._expected = expected
         self._scopes = client.scopes("pull,push")
         self._what = f"take blob {str(expected.digest)[:19]}" if expected else "take a blob"
@@ -101,6 +62,8 @@ class Upload:
                         patience.progress()
                     await self._send_rest(offset)
                 await self._finish()
+                if self._expected is not None:  # a registry that has it already need not take all of it
+                    return self._expected.digest, self._expected.size_bytes
                 return self._content.digest, self._content.size_bytes
             except Broken as exc:
                 await self._again_after(exc, patience)
@@ -131,6 +94,9 @@ class Upload:
     async def _again_after(self, broken: Broken, patience: Patience) -> None:
         """Wait until it may be tried again; raises where that is of no use."""
         host = self._client.location.host
+        if isinstance(broken, Differs):
+            await self._forget()
+            self._place, self._resumed, self._out_of_step = None, False, False
         if (problem := self._content.problem) is not None:
             await self._forget()
             raise problem from None
@@ -142,6 +108,7 @@ class Upload:
     async def _begin(self) -> None:
         url = await self._client.url("blobs/uploads/")
         response = await self._client.once("POST", url, self._what, (202,), self._scopes, body=b"")
+        self._content.forget()
         async with response:
             await self._follow(response.headers, url)
             least = number(response.headers.get("OCI-Chunk-Min-Length", "")) or 0
@@ -163,6 +130,8 @@ class Upload:
         async with response:
             if self._expected is None:
                 await self._follow(response.headers, place)
+                if not self._content.whole:
+                    raise Broken("it answers before it has everything")
             else:
                 self._place = None
 
@@ -241,15 +210,24 @@ class Upload:
         self._place = await self._client.beside(headers["Location"], current)
 
     @contextlib.asynccontextmanager
-    async def _moving(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[AsyncIterator[bytes]]:
-        """The chunks as a request's body; Broken when the registry takes none of them for too long."""
+    async def _moving(self, chunks: AsyncGenerator[bytes, None]) -> AsyncIterator[AsyncIterator[bytes]]:
+        """The chunks as a request's body; Broken when the registry takes none of them for too long.
+
+        Whoever leaves has closed the source: the next pass would meet it in its middle.
+        """
         options, loop = self._client.options, asyncio.get_running_loop()
         inside = True
+        step: asyncio.Task[bytes] | None = None
+
+        async def one() -> bytes:
+            return await anext(chunks, b"")
 
         async def body() -> AsyncIterator[bytes]:
+            nonlocal step
             while inside:
                 deadline.reschedule(None)  # how long the source takes is its own affair
-                chunk = await anext(chunks, b"")
+                step = asyncio.ensure_future(one())
+                chunk = await step
                 if inside:
                     deadline.reschedule(loop.time() + (options.stall_s if chunk else options.answer_s))
                 if not chunk:
@@ -265,3 +243,10 @@ class Upload:
             raise Broken("it takes no more bytes") from exc
         finally:
             inside = False
+            if step is not None and not step.done():  # its request is given up, or answered already
+                if not step.cancelling():  # else it is closing already
+                    step.cancel()
+                await asyncio.wait([step])
+            if step is not None and not step.cancelled():
+                step.exception()  # it is the request's error
+            await chunks.aclose()
