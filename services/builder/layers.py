@@ -57,10 +57,11 @@ def entries_of(
 
     Raises:
         FailedPrecondition: there is something which is neither file, folder nor link (FILE_NOT_READABLE).
+        OSError: the folder, or one in it, is gone or cannot be read.
     """
     left_out, unnamed = set(without), set(without_named)
     yield Entry(at, owner=owner)
-    for top, folders, names in os.walk(folder, followlinks=follow):
+    for top, folders, names in os.walk(folder, onerror=_fail, followlinks=follow):
         here = Path(top)
         inside = here.relative_to(folder)
         folders[:] = sorted(name for name in folders if name not in unnamed and str(inside / name) not in left_out)
@@ -81,6 +82,11 @@ def entries_of(
                 raise FailedPrecondition(
                     f"{path} is neither a file, a folder nor a link.", reason="FILE_NOT_READABLE", path=str(path)
                 )
+
+
+def _fail(error: OSError) -> None:
+    """What cannot be listed would be left out without a word."""
+    raise error
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import io
 import os
 import random
 import re
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -80,6 +81,18 @@ def test_what_is_neither_file_nor_folder_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(FailedPrecondition, match="neither"):
         list(entries_of(tmp_path, "app"))
+
+
+def test_a_folder_that_is_taken_away_meanwhile_is_no_empty_one(tmp_path: Path) -> None:
+    (tmp_path / "model" / "parts").mkdir(parents=True)
+    (tmp_path / "model" / "parts" / "weights").write_bytes(b"1")
+    entries = entries_of(tmp_path / "model", "app")
+    assert [next(entries).name, next(entries).name] == ["app", "app/parts"]
+    shutil.rmtree(tmp_path / "model")
+    with pytest.raises(FileNotFoundError):
+        list(entries)
+    with pytest.raises(FileNotFoundError):
+        list(entries_of(tmp_path / "model", "app"))
 
 
 def test_only_what_a_bento_asks_for_itself_is_a_command() -> None:
