@@ -25,6 +25,7 @@ from services.builder.bases import BaseImage, Python
 from services.builder.bytecode import Compiler
 from services.builder.interpreters import Interpreters
 from services.content.files import make_folder, touch, write_whole
+from services.content.threads import in_thread
 
 _LIBRARIES = re.compile(
     r"(?:usr/|usr/local/)?lib(?:64)?/(?:[a-z0-9_]+-linux-[a-z]+/)?"
@@ -99,7 +100,7 @@ async def _own(base: BaseImage, python: Python, remembered: Path) -> Compiler | 
         with contextlib.suppress(OSError):
             await asyncio.to_thread(folder.rename, remembered / f"{making.name}-before")
         with contextlib.suppress(OSError):
-            await asyncio.to_thread(making.rename, folder)
+            await in_thread(making.rename, folder)
         return await asyncio.to_thread(_kept, folder)
     finally:
         for each in (making, remembered / f"{making.name}-before"):

@@ -24,6 +24,7 @@ from services.builder.locks import Lock, Locks, Work, flags, run_uv
 from services.builder.recipe import Recipe, environment_digest
 from services.builder.uv import Outcome, Programs
 from services.content.files import touch, write_whole
+from services.content.threads import in_thread
 
 MARKER = "complete.json"
 _POLL_S = 0.25
@@ -110,7 +111,7 @@ class Environments:
             await self._install(lock, recipe, interpreter, work, made)
             await work.report(Step.CHECKING, 0, 0)
             exports = await self._check(made, work)
-            environment = await asyncio.to_thread(self._finish, made, digest, lock, interpreter, recipe, exports)
+            environment = await in_thread(self._finish, made, digest, lock, interpreter, recipe, exports)
         return environment, False
 
     async def _install(self, lock: Lock, recipe: Recipe, interpreter: Interpreter, work: Work, made: Path) -> None:

@@ -23,6 +23,7 @@ from services.builder.recipe import Recipe, environment_digest
 from services.builder.targets import Target
 from services.builder.uv import Outcome, Programs
 from services.content.files import make_folder, sync_folder, touch, write_whole
+from services.content.threads import in_thread
 
 MARKER = "complete.json"
 _POLL_S = 0.1
@@ -85,7 +86,7 @@ class ImageEnvironments:
                 await asyncio.to_thread(shutil.rmtree, made, ignore_errors=True)
                 await self._install(lock, recipe, target, work, made)
                 content = {"digest": digest, "target": target.key, "bentoml_version": version}
-                await asyncio.to_thread(_finish, made, path, content)
+                await in_thread(_finish, made, path, content)
         return found
 
     async def _install(self, lock: Lock, recipe: Recipe, target: Target, work: Work, made: Path) -> None:

@@ -25,6 +25,7 @@ from services.builder.recipe import Recipe
 from services.builder.targets import Target
 from services.builder.uv import Outcome, Programs
 from services.content.files import touch, write_whole
+from services.content.threads import in_thread
 
 _TRY_WITHOUT = ("REQUIREMENT_UNSATISFIABLE", "REQUIREMENT_NOT_FOUND", "BUILD_BACKEND_FAILED", "WHEEL_NOT_FOUND")
 _LIKE = "like.txt"
@@ -101,7 +102,7 @@ class Locks:
         """
         inputs = recipe.digest(*_parts(python), *_index_settings(work.env), scope=work.scope(recipe))
         path = self._locks / f"{inputs}.txt"
-        locations = await asyncio.to_thread(self._keep_shipped, recipe, bento, work.directory)
+        locations = await in_thread(self._keep_shipped, recipe, bento, work.directory)
         if not fresh and (known := await asyncio.to_thread(_known, path)) is not None:
             work.say("The lock of an equal recipe is used.")
             return Lock(known)

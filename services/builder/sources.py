@@ -34,6 +34,7 @@ from services.builder.recipe import Recipe
 from services.builder.requirements import parse_requirement
 from services.builder.targets import Target
 from services.content.files import make_folder, write_whole
+from services.content.threads import in_thread
 
 _VERSION = 1
 _AT = "/ekiben"
@@ -135,7 +136,7 @@ class Sources:
         kept = {}
         await asyncio.to_thread(make_folder, self.cache / "built")
         for name, wheel in found.items():
-            kept[name] = await asyncio.to_thread(self.locks.keep_file, wheel, self.work.directory)
+            kept[name] = await in_thread(self.locks.keep_file, wheel, self.work.directory)
             content = json.dumps({"file": kept[name], "package": name}).encode()
             await asyncio.to_thread(write_whole, self._remembered(missing[name]), content)
         return kept

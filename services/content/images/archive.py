@@ -27,6 +27,7 @@ from services.content.digest import Digest
 from services.content.files import storage_error, sync_folder
 from services.content.images import INDEX, REF_NAME, Descriptor, Image, Platform, attached, canonical
 from services.content.images.resolving import INDEXES, damaged, for_platform, object_of, unexpected
+from services.content.threads import in_thread
 
 _CHUNK_BYTES = 1 << 20
 _DOCKER_NAME = "io.containerd.image.name"
@@ -161,7 +162,7 @@ class ArchiveImageStore:
                 "Layers": [_path_of(each) for each in content["layers"]],
             }
         ]
-        await asyncio.to_thread(self._end, {"index.json": canonical(index), "manifest.json": canonical(table)})
+        await in_thread(self._end, {"index.json": canonical(index), "manifest.json": canonical(table)})
         return descriptor
 
     async def _append(self, chunks: AsyncIterable[bytes]) -> tuple[Digest, int]:
@@ -169,12 +170,7 @@ class ArchiveImageStore:
         hashed, size = hashlib.sha256(), 0
         self._write(bytes(tarfile.BLOCKSIZE))
         async for chunk in chunks:
-            taking = asyncio.ensure_future(asyncio.to_thread(self._take, hashed, chunk))
-            try:
-                await asyncio.shield(taking)
-            except asyncio.CancelledError:
-                await asyncio.wait([taking])  # or it would write behind what is cut off now
-                raise
+            await in_thread(self._take, hashed, chunk)  # or it would write behind what is cut off when it is cancelled
             size += len(chunk)
         self._write(bytes(-size % tarfile.BLOCKSIZE))
         return Digest(hashed.hexdigest()), size

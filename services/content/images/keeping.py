@@ -8,12 +8,13 @@ import asyncio
 import hashlib
 import os
 from collections import deque
-from collections.abc import AsyncIterable, Iterable
+from collections.abc import AsyncIterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from io import FileIO
 from typing import Any
 
 from services.content.digest import Digest
+from services.content.threads import ended
 
 _AHEAD = 8
 """Chunks that wait to be hashed and written."""
@@ -55,30 +56,15 @@ async def keep(file: FileIO, chunks: AsyncIterable[bytes]) -> tuple[Digest, int]
         try:
             if (close := getattr(iterator, "aclose", None)) is not None:
                 await close()  # a source that is left in its middle has threads and connections of its own
-        finally:
-            await _ended([*(each for both in waiting for each in both), *([syncing] if syncing is not None else [])])
+        finally:  # once the file is closed, its number may be another file's
+            working = [*(each for both in waiting for each in both), *([syncing] if syncing is not None else [])]
+            await ended(asyncio.wrap_future(each) for each in working if not each.done())
     return Digest(hashed.hexdigest()), size
 
 
 async def _all(futures: tuple[Future[Any], ...]) -> None:
     for each in futures:
         await asyncio.wrap_future(each)
-
-
-async def _ended(futures: Iterable[Future[Any]]) -> None:
-    """Wait for what threads are at, also when cancelled: once the file is closed, its number may be another file's."""
-    running = [asyncio.wrap_future(each) for each in futures if not each.done()]
-    cancelled = None
-    while left := [each for each in running if not each.done()]:
-        try:
-            await asyncio.wait(left)
-        except asyncio.CancelledError as exc:
-            cancelled = exc
-    for each in running:
-        if not each.cancelled():
-            each.exception()  # whoever is here has an error of his own
-    if cancelled is not None:
-        raise cancelled
 
 
 def _put(file: FileIO, chunk: bytes) -> None:
