@@ -12,7 +12,6 @@ import contextlib
 import fcntl
 import json
 import os
-import shutil
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from ekiben.errors import FailedPrecondition
 from services.builder import failures, requirements
 from services.builder.domain import Environment, Step
 from services.builder.interpreters import Interpreter
-from services.builder.locks import Lock, Locks, Work, flags, run_uv
+from services.builder.locks import Lock, Locks, Work, flags, new_venv, run_uv
 from services.builder.recipe import Recipe, environment_digest
 from services.builder.uv import Outcome, Programs
 from services.content.files import touch, write_whole
@@ -107,7 +106,6 @@ class Environments:
             if found is not None:
                 return found, True
             made = work.directory / "environment"
-            await asyncio.to_thread(shutil.rmtree, made, ignore_errors=True)
             await self._install(lock, recipe, interpreter, work, made)
             await work.report(Step.CHECKING, 0, 0)
             exports = await self._check(made, work)
@@ -115,13 +113,6 @@ class Environments:
         return environment, False
 
     async def _install(self, lock: Lock, recipe: Recipe, interpreter: Interpreter, work: Work, made: Path) -> None:
-        outcome = await run_uv(
-            self._programs,
-            *("venv", "--relocatable", "--no-project", "--no-python-downloads", "--python", interpreter.path, made),
-            work=work,
-        )
-        if outcome.returncode != 0:
-            raise failures.to_error(failures.parse(outcome.text, doing="making the environment"))
         packages = lock.packages
         lines = [*recipe.options, self._locks.located(lock)]
         (work.directory / "sync.txt").write_text("\n".join(lines) + "\n")
@@ -129,9 +120,9 @@ class Environments:
         async with _counted(cache_dir, packages, work):
             cached = await asyncio.to_thread(_cached, cache_dir, packages) == len(packages)
             # With everything in the cache the index need not be asked, and may be away.
-            outcome = await self._sync(lock, recipe, work, made, *(("--offline",) if cached else ()))
+            outcome = await self._sync(lock, recipe, interpreter, work, made, *(("--offline",) if cached else ()))
             if outcome.returncode != 0 and cached:
-                outcome = await self._sync(lock, recipe, work, made)
+                outcome = await self._sync(lock, recipe, interpreter, work, made)
             for pause_s in _PAUSES_S:
                 failure = failures.parse(outcome.text, doing="installing the packages")
                 if outcome.returncode == 0 or failure.reason not in _FORGOTTEN:
@@ -141,11 +132,18 @@ class Environments:
                     f"The index does not know {failure.metadata.get('requirement', 'a package')} now; asking again."
                 )
                 await asyncio.sleep(pause_s)
-                outcome = await self._sync(lock, recipe, work, made, "--refresh")
+                outcome = await self._sync(lock, recipe, interpreter, work, made, "--refresh")
         if outcome.returncode != 0:
             raise failures.to_error(failures.parse(outcome.text, doing="installing the packages"))
 
-    async def _sync(self, lock: Lock, recipe: Recipe, work: Work, made: Path, *arguments: str) -> Outcome:
+    async def _sync(
+        self, lock: Lock, recipe: Recipe, interpreter: Interpreter, work: Work, made: Path, *arguments: str
+    ) -> Outcome:
+        """Install all of it into an empty environment: what a uv that was killed left of a package counts for another
+        as the whole."""
+        outcome = await new_venv(self._programs, interpreter.path, made, work)
+        if outcome.returncode != 0:
+            raise failures.to_error(failures.parse(outcome.text, doing="making the environment"))
         return await run_uv(
             self._programs,
             *("pip", "sync", "sync.txt", "--python", str(made / "bin" / "python"), *arguments),

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from services.builder import failures, requirements
 from services.builder.domain import Step
-from services.builder.locks import Lock, Locks, Work, flags, run_uv
+from services.builder.locks import Lock, Locks, Work, flags, new_venv, run_uv
 from services.builder.recipe import Recipe, environment_digest
 from services.builder.targets import Target
 from services.builder.uv import Outcome, Programs
@@ -83,27 +83,18 @@ class ImageEnvironments:
             if not (path / MARKER).is_file():
                 await work.report(Step.INSTALLING, 0, 0)
                 made = work.directory / f"image-environment-{target.platform.architecture}"
-                await asyncio.to_thread(shutil.rmtree, made, ignore_errors=True)
                 await self._install(lock, recipe, target, work, made)
                 content = {"digest": digest, "target": target.key, "bentoml_version": version}
                 await in_thread(_finish, made, path, content)
         return found
 
     async def _install(self, lock: Lock, recipe: Recipe, target: Target, work: Work, made: Path) -> None:
-        # Which Python makes the folders does not matter: they are renamed for the target's when the layer is made.
-        python = getattr(sys, "_base_executable", sys.executable)
-        outcome = await run_uv(
-            self._programs,
-            *("venv", "--relocatable", "--no-project", "--no-python-downloads", "--python", python, made),
-            work=work,
-        )
-        if outcome.returncode == 0:
-            lines = [*target.options_of(recipe.options), self.locks.located(lock)]
-            (work.directory / "sync.txt").write_text("\n".join(lines) + "\n")
-            # With everything in the cache the index need not be asked, and may be away.
-            outcome = await self._sync(lock, recipe, target, replace(work, say=_unheard), made, "--offline")
-            if outcome.returncode != 0:
-                outcome = await self._sync(lock, recipe, target, work, made)
+        lines = [*target.options_of(recipe.options), self.locks.located(lock)]
+        (work.directory / "sync.txt").write_text("\n".join(lines) + "\n")
+        # With everything in the cache the index need not be asked, and may be away.
+        outcome = await self._sync(lock, recipe, target, replace(work, say=_unheard), made, "--offline")
+        if outcome.returncode != 0:
+            outcome = await self._sync(lock, recipe, target, work, made)
         if outcome.returncode != 0:
             doing = f"installing the packages for {target}"
             raise failures.to_error(failures.parse(outcome.text, doing=doing, target=str(target)))
@@ -111,6 +102,12 @@ class ImageEnvironments:
     async def _sync(
         self, lock: Lock, recipe: Recipe, target: Target, work: Work, made: Path, *arguments: str
     ) -> Outcome:
+        """Install all of it into an empty environment: what a uv that was killed left of a package counts for another
+        as the whole."""
+        # Which Python makes the folders does not matter: they are renamed for the target's when the layer is made.
+        outcome = await new_venv(self._programs, getattr(sys, "_base_executable", sys.executable), made, work)
+        if outcome.returncode != 0:
+            return outcome
         return await run_uv(
             self._programs,
             *("pip", "sync", "sync.txt", "--python", str(made / "bin" / "python"), *target.arguments, *arguments),

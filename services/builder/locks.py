@@ -263,6 +263,13 @@ async def run_uv(
     return await programs.uv(*arguments, cwd=work.directory, env=work.env, without=without, scope=scope, line=line)
 
 
+async def new_venv(programs: Programs, python: str, folder: Path, work: Work) -> Outcome:
+    """Make an empty virtual environment, in the place of whatever is there."""
+    await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+    arguments = ("venv", "--relocatable", "--no-project", "--no-python-downloads", "--python", python, folder)
+    return await run_uv(programs, *arguments, work=work)
+
+
 def flags(recipe: Recipe) -> list[str]:
     """What a requirements file cannot say."""
     found = ["--prerelease", "allow"] if recipe.prerelease else []
