@@ -177,7 +177,7 @@ def test_other_tools_read_what_is_written(image: Path, built: dict[str, Any], tm
 
 
 def test_a_base_that_is_not_there_is_refused(built: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(AssertionError, match="has no image"):
+    with pytest.raises(AssertionError, match="There is no image layout"):
         build({**built, "base": f"oci:{tmp_path}/nothing"}, tmp_path / "layout", built["folder"] / "cache")
     assert not (tmp_path / "layout" / "index.json").exists()
 
