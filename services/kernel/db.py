@@ -15,6 +15,8 @@ import asyncio
 import importlib.util
 import logging
 import random
+import sqlite3
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -382,7 +384,7 @@ def _sqlite(text: str) -> Database:
             dbapi.isolation_level = None
             cursor = dbapi.cursor()
             cursor.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
-            cursor.execute("PRAGMA journal_mode = WAL")
+            _into_wal(cursor)
             # FULL: a commit survives power loss. NORMAL would lose the last ones, and rows here name blobs
             # and predictions that somebody was told are kept.
             cursor.execute("PRAGMA synchronous = FULL")
@@ -399,6 +401,19 @@ def _sqlite(text: str) -> Database:
         event.listen(engine.sync_engine, "begin", begin)
         _trace(engine)
     return Database(writer, reader, shown=url.render_as_string())
+
+
+def _into_wal(cursor: Any) -> None:
+    """Of processes that open a new file together one changes the mode, and SQLite has the others wait for nothing."""
+    deadline = time.monotonic() + _BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as exc:
+            if "locked" not in str(exc) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 def _folder(package: str) -> Path:
