@@ -359,7 +359,8 @@ class Reconciler:
             # One broken deployment must not keep the others from being looked after.
             self._attention.later(uid, PASS_S)
             self._failed(deployment, exc)
-            self._uses.seen(deployment)  # What it wants is kept from being deleted all the same.
+            if uid in self._desired.rows:  # What it wants is kept from being deleted all the same.
+                self._uses.seen(deployment)
         try:
             self._reroute(uid, None if deployment.deleting else await self._route(deployment, sets))
         except Exception as exc:  # It keeps the way in that it has.

@@ -131,7 +131,8 @@ async def test_a_push_whose_transactions_are_given_up_for_others_comes_through(
     url = f"{postgres.create(name)}&schema=ekiben_registry"
     async with run_registry(tmp_path, database_url=url, blobs_url=s3.new_url(), collect_interval_s=3600.0) as running:
         model = await running.new_model(running.admin, "iris", "v1")
-        postgres.psql(LOSE, database=name)
+        # In a thread: it waits for transactions of the registry, which runs in this one.
+        await asyncio.to_thread(postgres.psql, LOSE, database=name)
         await running.push(running.admin, model.name, model_archive())
         assert (await _model(running, "v1")).content.state == pb.Content.READY
         assert int(postgres.psql("SELECT last_value FROM ekiben_registry.losses", database=name)) > 1
