@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from ekiben import exports
+from ekiben.cli.becoming import become
 from ekiben.cli.groups import NounGroup
 from ekiben.cli.options import F, output_option
 from ekiben.cli.output import Column, last, moment, print_items, said, size, tag
@@ -83,9 +84,6 @@ def _output_option(function: F) -> F:
 
 def _start(command: str, place: Place, output: str, *arguments: str) -> None:
     """Become the process that does it; the client itself has no database in it."""
-    # -P: a folder named `services` where the user stands must not be taken for ours.
-    line = [sys.executable, "-P", "-m", "ekiben.launch", "services.operations.__main__", command]
-    line += ["--data", str((place.data or default_data()).expanduser().absolute()), "--output", output]
     # By the environment: the command line of a process is there for every user of the machine to see.
     for name, value in (
         ("EKIBEN_DATABASE_URL", place.database),
@@ -94,8 +92,8 @@ def _start(command: str, place: Place, output: str, *arguments: str) -> None:
     ):
         if value is not None:
             os.environ[name] = str(value)
-    sys.stdout.flush()
-    os.execv(sys.executable, [*line, *arguments])
+    data = (place.data or default_data()).expanduser().absolute()
+    become("services.operations.__main__", command, "--data", data, "--output", output, *arguments)
 
 
 def _repeated(name: str, values: tuple[str, ...]) -> list[str]:

@@ -1,12 +1,12 @@
 """Signatures and attestations of images: commands of `ekiben images`."""
 
-import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
+
+from ekiben.cli.becoming import become
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _IMAGE = click.argument("image", metavar="IMAGE")
@@ -180,7 +180,4 @@ def _trusted(keys: Sequence[Path], identities: Sequence[str], platform: str) -> 
 
 
 def _run(command: str, arguments: Sequence[object]) -> NoReturn:
-    # -P: a folder named `services` where the user stands must not be taken for ours.
-    sys.stdout.flush()
-    program = [sys.executable, "-P", "-m", "ekiben.launch", "services.builder.image_signing", command]
-    os.execv(sys.executable, [*program, *map(str, arguments)])
+    become("services.builder.image_signing", command, *arguments)

@@ -1,12 +1,11 @@
 """`ekiben images`: OCI images of bentos."""
 
-import os
-import sys
 from pathlib import Path
 
 import click
 
 from ekiben.cli import attestations, platform_images
+from ekiben.cli.becoming import become
 from ekiben.cli.groups import NounGroup
 
 
@@ -117,9 +116,7 @@ def build(
         raise click.UsageError(f"--push sends to a registry. For a folder or a file give --output {push}.")
     if push:
         output = f"docker://{push.removeprefix('docker://')}"
-    # -P: a folder named `services` where the user stands must not be taken for ours.
-    command = [sys.executable, "-P", "-m", "ekiben.launch", "services.builder.offline", bento]
-    command += ["--base", base, "--output", output, "--cache", str(cache.expanduser().resolve())]
+    command = [bento, "--base", base, "--output", output, "--cache", str(cache.expanduser().resolve())]
     command += ["--compression", compression]
     command += ["--refresh-base"] if refresh_base else []
     command += [part for name in from_source for part in ("--from-source", name)]
@@ -128,8 +125,7 @@ def build(
     command += ["--password-file", str(password_file)] if password_file else []
     command += ["--no-attestations"] * no_attestations
     command += ["--refresh-commands"] if refresh_commands else []
-    sys.stdout.flush()
-    os.execv(sys.executable, command)
+    become("services.builder.offline", *command)
 
 
 @images.command()
@@ -150,11 +146,8 @@ def copy(source: str, target: str, platform: str, no_attachments: bool) -> None:
       ekiben images copy oci:images:1.0 docker://registry.example.com/team/summarizer:1.0
       ekiben images copy oci:images:1.0 docker-archive:summarizer.tar && docker load -i summarizer.tar
     """
-    command = [sys.executable, "-P", "-m", "ekiben.launch", "services.builder.image_copying", source, target]
-    command += ["--platform", platform] if platform else []
-    command += ["--no-attachments"] * no_attachments
-    sys.stdout.flush()
-    os.execv(sys.executable, command)
+    given = ["--platform", platform] if platform else []
+    become("services.builder.image_copying", source, target, *given, *["--no-attachments"] * no_attachments)
 
 
 @images.command()
@@ -171,9 +164,7 @@ def fsck(where: str, whole: bool) -> None:
       ekiben images fsck oci:data/builder/images
       ekiben images fsck docker://registry.example.com/team/summarizer:1.0 --whole
     """
-    sys.stdout.flush()
-    command = [sys.executable, "-P", "-m", "ekiben.launch", "services.builder.image_checking", where]
-    os.execv(sys.executable, [*command, *["--whole"] * whole])
+    become("services.builder.image_checking", where, *["--whole"] * whole)
 
 
 for command in (

@@ -1,14 +1,13 @@
 """`ekiben images list|get|delete`: images that builds of the platform made."""
 
-import os
 import re
-import sys
 from pathlib import Path
 
 import click
 
 from ekiben.builder.v1 import images_pb2 as pb
 from ekiben.cli import short
+from ekiben.cli.becoming import become
 from ekiben.cli.options import hidden_connection_options, limit_option, output_option
 from ekiben.cli.output import age, collect, last, moment, print_item, print_items, said, size, tag
 from ekiben.cli.session import finish, open_client, run, take_options
@@ -120,10 +119,7 @@ async def stats(client: Client, output: str) -> None:
 def gc(context: click.Context, /, dry_run: bool, local: bool, cache: Path, **connection: object) -> None:
     """Delete images that are kept no longer, and layers that no image has."""
     if local:
-        command = [sys.executable, "-P", "-m", "ekiben.launch", "services.builder.offline_caches"]
-        command += [str(cache.expanduser().resolve()), *["--dry-run"] * dry_run]
-        sys.stdout.flush()
-        os.execv(sys.executable, command)
+        become("services.builder.offline_caches", cache.expanduser().resolve(), *["--dry-run"] * dry_run)
     options = take_options(context, connection)
 
     async def collected() -> None:

@@ -1,10 +1,11 @@
 """`ekiben up`: everything on this machine."""
 
 import os
-import sys
 from pathlib import Path
 
 import click
+
+from ekiben.cli.becoming import become
 
 
 def default_data() -> Path:
@@ -68,16 +69,13 @@ def up(
       ekiben up --database postgresql://ekiben@/ekiben?host=/run/postgresql --blobs s3://ekiben
       EKIBEN_BUILDER_BASES=oci:/srv/bases:{python} ekiben up --runtime podman
     """
-    # -P: a folder named `services` where the user stands must not be taken for ours.
-    command = [sys.executable, "-P", "-m", "ekiben.launch", "services.standalone.__main__"]
-    command += ["--data", str((data or default_data()).expanduser().resolve()), "--host", host, "--port", str(port)]
+    arguments = ["--data", (data or default_data()).expanduser().resolve(), "--host", host, "--port", port]
     if database_password_file is not None:
-        command += ["--database-password-file", str(database_password_file.expanduser().resolve())]
+        arguments += ["--database-password-file", database_password_file.expanduser().resolve()]
     # By the environment: the command line of a process is there for every user of the machine to see.
     os.environ.update(
         {name: url for name, url in (("EKIBEN_DATABASE_URL", database), ("EKIBEN_BLOBS_URL", blobs)) if url}
     )
     if runtime:
         os.environ["EKIBEN_DEPLOYER_RUNTIME"] = runtime
-    sys.stdout.flush()
-    os.execv(sys.executable, command)
+    become("services.standalone.__main__", *arguments)
