@@ -88,6 +88,7 @@ class KubernetesRuntime:
         self._keeper = Keeper(api, where, self._caches, self._touched, clock, self._check_login)
         for kind in (*_OBSERVED, *MADE):
             self._caches[kind] = Cache(api, kind, selector, self._heard, clock)
+        self._awaited = [cache for kind, cache in self._caches.items() if kind not in _UNAWAITED]
         self._explainer, self._pods_moved = Explainer(api, clock), Signal()
         self._pulling: PullSecret | None = None
         self._pulled_moved = Signal()
@@ -103,7 +104,7 @@ class KubernetesRuntime:
 
     def knows(self, place: str) -> bool:
         """Once the first lists have come."""
-        return all(cache.filled.is_set() for kind, cache in self._caches.items() if kind not in _UNAWAITED)
+        return all(cache.filled.is_set() for cache in self._awaited)
 
     async def check(self, spec: SetSpec) -> None:
         """Refuse what the cluster would not take. Nothing is changed there."""
@@ -291,14 +292,12 @@ class KubernetesRuntime:
 
     async def filled(self) -> None:
         """Return once it is known what is in the cluster."""
-        for kind, cache in self._caches.items():
-            if kind not in _UNAWAITED:
-                await cache.filled.wait()
+        for cache in self._awaited:
+            await cache.filled.wait()
 
     def fault(self) -> str:
         """Why it is not known what is in the cluster, in words; empty where nothing was answered yet."""
-        awaited = (cache for kind, cache in self._caches.items() if kind not in _UNAWAITED)
-        return next((cache.fault for cache in awaited if cache.fault), "")
+        return next((cache.fault for cache in self._awaited if cache.fault), "")
 
     async def settled(self) -> None:
         """Return once the cluster has been told all that is asked so far, or refused it."""
