@@ -26,6 +26,11 @@ def scaled(replicas: int) -> dict[str, str]:
     return {"scaling": messages.scaling_json({"Entry": pb.Scaling(min_replicas=replicas)})}
 
 
+def endpoints(bench: Bench) -> dict[str, int]:
+    """How many replicas of each deployment gateways are told of."""
+    return {one.deployment: len(one.targets[0].endpoints) for one in bench.reconciler.routes.current().routes}
+
+
 async def test_one_change_among_many_costs_one_apply_and_a_silent_minute_nothing(tmp_path: Path) -> None:
     async with reconciling(tmp_path) as bench:
         for number in range(MANY):
@@ -108,13 +113,11 @@ async def test_a_deployment_that_cannot_be_looked_at_keeps_its_way_in_and_is_tri
             await bench.change(name, **scaled(2))
         for _ in range(4):
             await bench.turn()
-        routes = {one.deployment: len(one.targets[0].endpoints) for one in bench.reconciler.routes.current().routes}
-        assert routes == {"deployments/good": 2, "deployments/bad": 1}
+        assert endpoints(bench) == {"deployments/good": 2, "deployments/bad": 1}
         monkeypatch.undo()
         for _ in range(4):
             await bench.turn()
-        routes = {one.deployment: len(one.targets[0].endpoints) for one in bench.reconciler.routes.current().routes}
-        assert routes == {"deployments/good": 2, "deployments/bad": 2}
+        assert endpoints(bench) == {"deployments/good": 2, "deployments/bad": 2}
 
 
 async def test_a_deployment_that_is_deleted_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -160,8 +163,7 @@ async def test_after_a_takeover_nothing_is_done_or_published_until_it_is_known_w
         bench.runtime.sets, bench.runtime.known = there, True
         for _ in range(6):
             await bench.turn()
-        routes = {one.deployment: len(one.targets[0].endpoints) for one in bench.reconciler.routes.current().routes}
-        assert routes == {"deployments/d1": 2, "deployments/d2": 2}
+        assert endpoints(bench) == {"deployments/d1": 2, "deployments/d2": 2}
 
 
 async def test_a_cluster_that_never_tells_does_not_keep_the_others_from_their_routes(tmp_path: Path) -> None:
@@ -176,8 +178,7 @@ async def test_a_cluster_that_never_tells_does_not_keep_the_others_from_their_ro
         await bench.add("near")
         for _ in range(6):
             await bench.turn()
-        routes = {one.deployment: len(one.targets[0].endpoints) for one in bench.reconciler.routes.current().routes}
-        assert routes["deployments/near"] == 1
+        assert endpoints(bench)["deployments/near"] == 1
 
 
 async def test_a_set_is_no_orphan_where_the_database_has_its_row(tmp_path: Path) -> None:
