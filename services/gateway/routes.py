@@ -26,6 +26,8 @@ _COMMON_SERVICES = (
 )
 _QUIET_PATHS = ("/readyz", "/livez", "/healthz", "/metrics")
 """Asked for by machines all the time; a trace of each would hide the others."""
+READ_AT_ONCE_BYTES = 65_536
+"""A longer body is read by uvicorn as fast as the service takes it; its HIGH_WATER_LIMIT."""
 _ON = {"@type": f"{TYPES}config.route.v3.FilterConfig", "config": {}}
 
 
@@ -102,6 +104,7 @@ def internal_routes(cluster: str, service: str) -> Resource:
                     {
                         "match": {"prefix": "/"},
                         "route": {"cluster": cluster, **_streaming(), "retry_policy": _safe_retries()},
+                        "request_headers_to_add": [_last_if_large()],
                         "metadata": _says(
                             "REPLICA_UNREACHABLE", f"No replica of the service {service} can be reached.", service
                         ),
@@ -159,6 +162,7 @@ def _to_replicas(route: Route, shares: Sequence[tuple[Target, int]], match: Reso
         "match": match,
         "route": action,
         "metadata": metadata,
+        "request_headers_to_add": [_last_if_large()],
     }
 
 
@@ -212,6 +216,24 @@ def _safe_retries() -> Resource:
         ],
         # A dead replica has the fewest requests, so that it is chosen three times of four where it is one of two.
         "host_selection_retry_max_attempts": 30,
+    }
+
+
+def _last_if_large() -> Resource:
+    """Has a replica close its connection after a request whose body it may have to stop reading.
+
+    It would handle every later request on the connection in the context of that one, so that their spans and monitored
+    values would be of its trace: CPython before 3.15 starts to read again in the context of whoever asks it to, and
+    uvicorn asks from within the request (issue 140947 of CPython).
+    """
+    length = "request.headers['content-length']"
+    large = (
+        f"'content-length' in request.headers ? size({length}) > 5 || int({length}) > {READ_AT_ONCE_BYTES}"
+        " : request.method in ['POST', 'PUT', 'PATCH']"
+    )
+    return {
+        "header": {"key": "connection", "value": f"%CEL(({large}) ? 'close' : '')%"},
+        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
     }
 
 

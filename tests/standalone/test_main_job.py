@@ -1,7 +1,9 @@
 """The main job: an unmodified `bentoml` pushes, deploys and is served, and every hop is seen."""
 
+import functools
 import json
 import re
+import secrets
 import shutil
 import subprocess
 import time
@@ -138,21 +140,12 @@ def test_a_prediction_is_captured_traced_and_monitored(platform: Platform, every
     assert "not-to-be-kept" not in json.dumps(shown)
     assert shown["replica"]
 
-    sent = [(trace, time.monotonic())]
-
     def monitored() -> bool:
-        found = [row for one, _ in sent for row in predictions_of(platform, "--trace", one)]
-        each = (platform.ekiben_json("predictions", "show", row["name"].removeprefix("predictions/")) for row in found)
-        if any(json.loads(entry["data"]).get("keys") == 2 for one in each for entry in one.get("monitorEntries", [])):
-            return True
-        if time.monotonic() > sent[-1][1] + 60:
-            # BentoML's exporter gives a batch up that is not taken in time, and tells nobody.
-            sent.append((f"{time.time_ns():032x}", time.monotonic()))
-            again = {"traceparent": f"00-{sent[-1][0]}-00f067aa0ba902b7-01"}
-            post(everything, "/info", {"payload": {"a": 1, "b": 2}}, again)
-        return False
+        (row,) = predictions_of(platform, "--trace", trace)
+        shown = platform.ekiben_json("predictions", "show", row["name"].removeprefix("predictions/"))
+        return any(json.loads(entry["data"]).get("keys") == 2 for entry in shown.get("monitorEntries", []))
 
-    wait_for("the monitored value", monitored, 240)
+    wait_for("the monitored value", monitored, 60)
 
     def spans() -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = platform.ekiben_json("traces", "show", trace)["spans"]
@@ -166,6 +159,26 @@ def test_a_prediction_is_captured_traced_and_monitored(platform: Platform, every
     ), "the replica's span hangs below Envoy's"
     waterfall = platform.ekiben("traces", "show", trace).stdout
     assert "gateway" in waterfall and "Everything" in waterfall
+
+
+@pytest.mark.parametrize("sized", [True, False], ids=["content length", "chunked"])
+def test_requests_after_a_large_one_keep_traces_of_their_own(
+    platform: Platform, everything: str, tmp_path: Path, sized: bool
+) -> None:
+    (tmp_path / "in.bin").write_bytes(bytes(1 << 20))
+    connections, upload = 4, ["curl", "-sf", "-F", f"file=@{tmp_path / 'in.bin'}", f"{everything}/upload"]
+    upload[1:1] = [] if sized else ["-H", "transfer-encoding: chunked"]
+    uploads = [subprocess.Popen(upload, stdout=subprocess.PIPE) for _ in range(connections)]
+    assert [json.loads(each.communicate(timeout=60)[0])["size"] for each in uploads] == [1 << 20] * connections
+    traces = [secrets.token_hex(16) for _ in range(connections)]
+    for trace in traces:
+        post(everything, "/echo", {"text": "after"}, {"traceparent": f"00-{trace}-00f067aa0ba902b7-01"})
+
+    def joined(trace: str) -> bool:
+        return "Everything" in {span["service"] for span in platform.ekiben_json("traces", "show", trace)["spans"]}
+
+    for trace in traces:
+        wait_for("the replica's spans", functools.partial(joined, trace), 30)
 
 
 def test_a_failing_prediction_is_captured_with_its_status(platform: Platform, everything: str) -> None:
