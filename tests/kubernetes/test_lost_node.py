@@ -77,8 +77,9 @@ def test_pods_of_a_node_that_dies_come_back_elsewhere_and_predictions_go_on(
         said = thinking.answers()
     living = {each["spec"]["nodeName"] for each in pods().values() if not each["metadata"].get("deletionTimestamp")}
     assert ANOTHER not in living and first["spec"]["nodeName"] in living
-    # Only what the pod had when it died: at most one request of each caller, and none while it was not yet noticed.
-    assert len(load.failed) <= 3 and broken == load.failed and all("CONNECTION_LOST" in each for each in load.failed)
+    # Only what the pod had when it died, and none once it was noticed. Of each of the three callers at most one request
+    # when the server died, and one in the listening socket that its supervisor holds open for a moment longer.
+    assert len(load.failed) <= 6 and broken == load.failed and all("CONNECTION_LOST" in each for each in load.failed)
     assert {each.body.decode() for each in said if each.status == 200} == {first["spec"]["nodeName"]}
     cut = [each.json() for each in said if each.status != 200]
     assert cut and {(each["status"], each["reason"]) for each in cut} == {(503, "CONNECTION_LOST")}
