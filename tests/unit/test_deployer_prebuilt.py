@@ -3,7 +3,6 @@
 import asyncio
 
 import pytest
-from test_deployer_specs import manifest, revision
 
 from ekiben.builder.v1 import builder_pb2, images_pb2
 from ekiben.deployer.v1 import deployer_pb2 as pb
@@ -13,6 +12,7 @@ from services.deployer import prebuilt, specs
 from services.deployer.builds import Builds, Output, Way
 from services.kernel.clock import ManualClock
 from services.kernel.identity import Principal
+from tests.unit.test_deployer_specs import manifest, revision
 
 DIGEST = f"sha256:{'ab' * 32}"
 

@@ -3,8 +3,6 @@
 from dataclasses import replace
 from typing import Any
 
-from test_kubernetes_objects import DIGEST, SPEC
-
 from ekiben.errors import InvalidArgument, Unavailable
 from services.deployer.runtimes import SetSpec
 from services.deployer.runtimes.kubernetes.names import Where
@@ -12,6 +10,7 @@ from services.deployer.runtimes.kubernetes.pod import pod_of
 from services.deployer.runtimes.kubernetes.pulling import Logins, PullSecret
 from services.deployer.runtimes.kubernetes.volumes import explained
 from services.kernel.clock import ManualClock
+from tests.unit.test_kubernetes_objects import DIGEST, SPEC
 
 WHERE = Where("installation", "models")
 MODELS = (("modelRepositories/weights/models/m1", "sha256:one"), ("modelRepositories/weights/models/m2", "sha256:two"))
