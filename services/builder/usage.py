@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 from ekiben.api.v1.annotations_pb2 import Role
 from ekiben.registry.v1 import lineage_pb2
 from services.builder.domain import Image
-from services.builder.store import Store
 from services.kernel.identity import Principal
 from services.kernel.peers import on_behalf_of
 
 if TYPE_CHECKING:
     from ekiben.registry.v1 import lineage_pb2_grpc
+    from services.builder.store import Store
 
 _MOST_BUILDS = 100
 """Of one image; who forces more builds of one bento than that deploys the last."""
@@ -19,7 +19,7 @@ _MOST_BUILDS = 100
 class Usage:
     """Asks the registry's lineage."""
 
-    def __init__(self, store: Store, lineage: "lineage_pb2_grpc.LineageAsyncStub") -> None:
+    def __init__(self, store: "Store", lineage: "lineage_pb2_grpc.LineageAsyncStub") -> None:
         self._store = store
         self._lineage = lineage
 
