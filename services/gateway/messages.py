@@ -21,6 +21,7 @@ from services.gateway.domain import (
     RouteTable,
     Target,
 )
+from services.gateway.sockets import noticing_lost_peers
 
 Resource = dict[str, Any]
 TYPES = "type.googleapis.com/envoy."
@@ -149,6 +150,7 @@ def peer_cluster(peer: Peer) -> Resource:
         "type": "STATIC" if peer.address.startswith("unix:") else "STRICT_DNS",
         "connect_timeout": "5s",
         "per_connection_buffer_limit_bytes": 1 << 20,
+        **noticing_lost_peers(),
         "circuit_breakers": _no_breakers(),
         "load_assignment": {
             "cluster_name": peer.name,
@@ -201,6 +203,7 @@ def replica_cluster(name: str, endpoints_file: Path, facts: str = "") -> Resourc
         "type": "EDS",
         "connect_timeout": "2s",
         "per_connection_buffer_limit_bytes": 1 << 20,
+        **noticing_lost_peers(),
         "eds_cluster_config": {"eds_config": file_source(endpoints_file)},
         "lb_policy": "LEAST_REQUEST",
         "circuit_breakers": _no_breakers(),
