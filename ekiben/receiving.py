@@ -7,7 +7,7 @@ in which the next download of the same content goes on when this one is killed.
 
 import contextlib
 import shutil
-import tarfile
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +21,11 @@ from ekiben.errors import DataLoss, FailedPrecondition, Unavailable
 from ekiben.hashing import AHEAD, Hasher
 from ekiben.kept import Kept
 from ekiben.signed import Stopped
+
+if sys.version_info >= (3, 11, 4):
+    import tarfile
+else:  # Debian 12 has 3.11.2, whose tarfile cannot refuse what leads out of the folder
+    from backports import tarfile  # type: ignore[import-untyped,no-redef,unused-ignore]
 
 ReadInto = Callable[[memoryview], int]
 """Fills a buffer as far as it can; no bytes mean the end. What came before an error is given before it is raised."""
