@@ -1,6 +1,8 @@
 """The gateway's wiring."""
 
 import contextlib
+import errno
+import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -25,6 +27,12 @@ from services.kernel.identity import read_service_token
 from services.kernel.peers import Peers, RemoteAuthenticator
 from services.kernel.settings import SettingsError
 from services.kernel.sites import serve_app
+
+_INSTEAD = {
+    os.strerror(errno.EADDRINUSE): "End what listens there, or take another port; 0 takes a free one.",
+    os.strerror(errno.EACCES): "Take a port from 1024 on, and let a proxy lead to it.",
+}
+_ELSEWHERE = "Name an address of this machine as host: 127.0.0.1, or 0.0.0.0 for all that it has."
 
 
 @dataclass(frozen=True)
@@ -148,7 +156,7 @@ def _public_port(settings: Settings, *, adopted: bool) -> int:
                 port = int(probe.getsockname()[1])
         write_whole(kept, str(port).encode(), durable=False)
     elif not adopted and (why := why_not_bindable(settings.host, port)) is not None:
-        raise SettingsError([f"port: cannot listen on {settings.host}:{port}: {why}."])
+        raise SettingsError([f"port: cannot listen on {settings.host}:{port}: {why}. {_INSTEAD.get(why, _ELSEWHERE)}"])
     return port
 
 

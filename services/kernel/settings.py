@@ -6,6 +6,7 @@ A secret is never a value of a setting: it is a file that a field `..._file: Pat
 """
 
 import ast
+import difflib
 import inspect
 import logging
 import os
@@ -166,7 +167,10 @@ def load(cls: type[T], prefix: str, env: Mapping[str, str] = os.environ) -> T:
             faults.append(f"{variable} is required and not set.")
     for name in sorted(env):
         if name.startswith(prefix) and name not in known:
-            log.warning("variable is not a setting", extra={"variable": name})
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.9)
+            meant = f" Did you mean {near[0]}?" if near else " docs/settings.md lists them."
+            # In the message, since settings are read before they have said how lines are written.
+            log.warning(f"{name} is not a setting, and is passed over.{meant}")
     if not faults:
         try:
             return cls(**values)

@@ -20,7 +20,12 @@ def locked(data: Path) -> Iterator[None]:
         data.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = os.open(data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as exc:
-        raise SettingsError([f"The data directory {data} cannot be used: {exc.strerror or exc}."]) from exc
+        raise SettingsError(
+            [
+                f"The data directory {data} cannot be used: {exc.strerror or exc}. Name another with --data, or give "
+                "this one to the user who runs it."
+            ]
+        ) from exc
     with os.fdopen(descriptor, "r+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

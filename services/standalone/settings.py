@@ -212,7 +212,15 @@ def _keep(file: Path, make: Callable[[], str]) -> str:
 
 def _free_port(host: str) -> int:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
+        try:
+            probe.bind((host, 0))
+        except OSError as exc:
+            raise SettingsError(
+                [
+                    f"host: cannot listen on {host}: {exc.strerror or exc}. Name an address of this machine: "
+                    "127.0.0.1, or 0.0.0.0 for all that it has."
+                ]
+            ) from exc
         return int(probe.getsockname()[1])
 
 

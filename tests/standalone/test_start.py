@@ -47,8 +47,19 @@ def test_a_data_folder_may_have_any_name(tmp_path: Path) -> None:
         ((), {"EKIBEN_REGISTRY_BLOBS_URL": "ftp://x"}, 1, "it begins with 'ftp'. Its form is file:///"),
         ((), {"EKIBEN_DEPLOYER_PORT_RANGE": "9-x", "EKIBEN_GATEWAY_PORT": "zz"}, 2, "EKIBEN_GATEWAY_PORT: 'zz'"),
         (("--host", "203.0.113.7"), {}, 2, "cannot listen on 203.0.113.7"),
-        (("--port", "{used}"), {}, 2, "cannot listen on 127.0.0.1:{used}: Address already in use."),
-        (("--data", "/proc/nowhere"), {}, 2, "The data directory /proc/nowhere cannot be used"),
+        (("--host", "203.0.113.7", "--port", "0"), {}, 2, "Name an address of this machine"),
+        (
+            ("--port", "{used}"),
+            {},
+            2,
+            "cannot listen on 127.0.0.1:{used}: Address already in use. End what listens there",
+        ),
+        (
+            ("--data", "/proc/nowhere"),
+            {},
+            2,
+            "/proc/nowhere cannot be used: No such file or directory. Name another with --data",
+        ),
     ],
 )
 def test_what_stops_the_start_is_told_in_a_sentence(

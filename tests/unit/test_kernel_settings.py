@@ -58,7 +58,13 @@ def test_an_unknown_variable_is_logged_and_passed_over(caplog: pytest.LogCapture
     env = {"EKIBEN_X_DATABASE_URL": "x", "EKIBEN_X_PORT": "tcp://10.0.0.1:80"}
     with caplog.at_level(logging.WARNING):
         load(Example, "EKIBEN_X", env)
-    assert vars(caplog.records[0])["variable"] == "EKIBEN_X_PORT"
+    assert caplog.messages == ["EKIBEN_X_PORT is not a setting, and is passed over. docs/settings.md lists them."]
+
+
+def test_a_misspelt_variable_is_told_as_what_was_meant(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        load(Example, "EKIBEN_X", {"EKIBEN_X_DATABASE_URL": "x", "EKIBEN_X_WOKRERS": "3"})
+    assert caplog.messages == ["EKIBEN_X_WOKRERS is not a setting, and is passed over. Did you mean EKIBEN_X_WORKERS?"]
 
 
 @pytest.mark.parametrize(

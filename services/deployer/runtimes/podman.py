@@ -108,7 +108,12 @@ class Podman:
             await asyncio.to_thread(self._forget_all)
             status, output, error = await self.run("info", "--format", "json")
         if status:
-            raise SettingsError([f"runtime is podman, which does not work here: {said(error)}"])
+            raise SettingsError(
+                [
+                    f"runtime is podman, which does not work here: {said(error).rstrip('.')}. Mend that until "
+                    "`podman info` works for this user, or run replicas as processes with runtime=process."
+                ]
+            )
         about: dict[str, Any] = json.loads(output)
         version = str(about["version"]["Version"])
         numbers = re.match(r"(\d+)\.(\d+)", version)

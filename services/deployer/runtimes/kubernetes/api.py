@@ -333,8 +333,8 @@ async def open_api(kubeconfig: Path | Mapping[str, Any] | None, context: str, na
     except (config.ConfigException, OSError, ValueError, TypeError) as exc:
         raise SettingsError(
             [
-                f"runtime is kubernetes, and there is no way to a cluster: {exc}. Set kubeconfig to a file that "
-                "kubectl works with, or run this service in a pod with a service account."
+                f"runtime is kubernetes, and there is no way to a cluster: {str(exc).rstrip('.')}. Set kubeconfig to a "
+                "file that kubectl works with, or run this service in a pod with a service account."
             ]
         ) from exc
     async with opened as api:
