@@ -20,6 +20,10 @@ sockets in a folder that only the suite's user may enter.
     routes        the route table, its version, who follows it
     clusters      clusters that somebody added, and their runtimes; kubeconfigs: what of theirs is kept
     ownership     which deployer has the cluster, where there are several
-    reconciler    the loop; desired, attention: what of its input is another; routing: pure, what is seen to a route
+    reconciler    the loop; desired, observed, attention: what of its input is another
+    decisions     pure: what is seen of a deployment to what its replica sets are told
+    rolling       tells the runtime; supplies: builds and secrets that replicas need first; revisions: what is rolled
+    traffic       the ways to deployments, and replicas that may end; routing: pure, what is seen to a route
+    reports       writes what was seen; exposures: what came of them
     messages, servicer, app, settings    as in every service
 """

@@ -70,7 +70,7 @@ async def test_what_nobody_told_of_is_found_in_turn(tmp_path: Path) -> None:
         # Somebody writes past the API, and counts no generation up: as when rows were put back from a copy.
         for one in await bench.store.list_deployments():
             await bench.store.write_build(one.uid, "builds/forged")
-        bench.reconciler._versions.clear()
+        bench.reconciler._revisions._versions.clear()
         for _ in range(3):
             await bench.turn()
         assert all(one.build == "builds/forged" for one in bench.reconciler._desired.rows.values())
@@ -130,7 +130,8 @@ async def test_a_deployment_that_is_deleted_leaves_nothing_behind(tmp_path: Path
         assert not await bench.store.list_deployments()
         assert not bench.runtime.sets and not bench.reconciler.routes.current().routes
         reconciler = bench.reconciler
-        for known in (reconciler._revisions, reconciler._versions, reconciler._seen, reconciler._routes):
+        revisions, traffic = reconciler._revisions, reconciler._traffic
+        for known in (revisions._known, revisions._versions, reconciler._observed.sets, traffic._routes):
             assert not known
         assert not reconciler._builds._progress and not reconciler._attention.due() and not reconciler.routes._excluded
 
