@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import grpc.aio
@@ -117,28 +118,36 @@ class Deployments:
         service: str = "",
         replica: str = "",
         follow: bool = False,
-        tail_lines: int = 0,
+        tail_lines: int | None = None,
+        since: datetime | None = None,
         previous: bool = False,
     ) -> AsyncIterator[pb.LogLine]:
         """What the replicas printed; with `follow` what comes, over restarts of the server too.
 
         `previous`: only what they printed before they were started last.
 
-        `tail_lines` bounds each replica's past: 0 means 100, negative means all. Where a stream breaks, the
-        lines of the time between are asked for again and those seen already are dropped.
+        `tail_lines` bounds each replica's past: 0 is none of it, negative all; left out, 100 lines, or all
+        `since` a time. Where a stream breaks, the lines of the time between are asked for again and those seen
+        already are dropped.
         """
         last: dict[str, tuple[int, int]] = {}  # the time of the newest line of each replica
         before: dict[str, tuple[int, int]] = {}  # the same, as it was when the stream was opened
+        opened: list[datetime] = []
+        wanted = pb.ReadLogsRequest(
+            name=name, service=service, replica=replica, follow=follow, tail_lines=tail_lines, previous=previous
+        )
+        if since is not None:
+            wanted.since_time.FromDatetime(since.astimezone(UTC))
 
         def open_stream() -> Any:
             nonlocal before
             before = dict(last)
-            wanted = _LINES_AFTER_BREAK if last else tail_lines
-            return self._stub.ReadLogs(
-                pb.ReadLogsRequest(
-                    name=name, service=service, replica=replica, follow=follow, tail_lines=wanted, previous=previous
-                )
-            )
+            if opened:
+                wanted.tail_lines = _LINES_AFTER_BREAK if last or tail_lines == 0 else wanted.tail_lines
+                if tail_lines == 0 and since is None:  # Of those, too, that have printed nothing until now.
+                    wanted.since_time.FromDatetime(opened[0])
+            opened.append(datetime.now(UTC))
+            return self._stub.ReadLogs(wanted)
 
         async for line in watches.resume(open_stream, retry=(Unavailable,) if follow else ()):
             time = (line.time.seconds, line.time.nanos)

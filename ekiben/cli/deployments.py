@@ -1,5 +1,6 @@
 """`ekiben deployments`: bentos that are kept running and reachable."""
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from ekiben.cli import pods, short, templates
 from ekiben.cli.bentos import get_or_push
 from ekiben.cli.events import events
 from ekiben.cli.groups import NounGroup
-from ekiben.cli.options import DURATION, F, confirm, limit_option, output_option, yes_option
+from ekiben.cli.options import DURATION, TIME, F, confirm, limit_option, output_option, yes_option
 from ekiben.cli.output import age, collect, last, moment, pairs, print_item, print_items, said, tag
 from ekiben.cli.rollouts import follow, ready, state
 from ekiben.cli.session import run
@@ -296,7 +297,10 @@ async def wait(client: Client, deployment: str, timeout: float, output: str) -> 
 @click.option("-f", "--follow", "follow_", is_flag=True, help="Go on with what comes.")
 @click.option("--service", default="", help="Only this service.")
 @click.option("--replica", default="", help="Only this replica.")
-@click.option("--tail", type=int, default=0, help="The last so many lines of each replica; 100 by default, -1 is all.")
+@click.option(
+    "--tail", type=int, help="Only the last so many lines of each replica; 0 is none, -1 all. 100 without --since."
+)
+@click.option("--since", type=TIME, help="Only what was printed since: 15m (ago), 2026-01-31, 2026-01-31T12:00:00Z.")
 @click.option("-p", "--previous", is_flag=True, help="Only what was printed before the last start of each replica.")
 @click.option("--timestamps", is_flag=True, help="Print when each line was printed.")
 @click.option("--no-prefix", is_flag=True, help="Leave out which replica printed it.")
@@ -307,7 +311,8 @@ async def logs(
     follow_: bool,
     service: str,
     replica: str,
-    tail: int,
+    tail: int | None,
+    since: datetime | None,
     previous: bool,
     timestamps: bool,
     no_prefix: bool,
@@ -317,7 +322,7 @@ async def logs(
     seen: dict[str, int] = {}
     name = short.resource("deployments", deployment)
     async for line in client.deployments.logs(
-        name, service=service, replica=replica, follow=follow_, tail_lines=tail, previous=previous
+        name, service=service, replica=replica, follow=follow_, tail_lines=tail, since=since, previous=previous
     ):
         colour = colours[seen.setdefault(line.replica, len(seen)) % len(colours)]
         prefix = "" if no_prefix else click.style(line.replica, fg=colour) + " | "

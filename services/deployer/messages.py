@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 
 from google.protobuf import json_format
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from ekiben.deployer.v1 import deployer_pb2 as pb
 from ekiben.deployer.v1 import events_pb2, exposure_pb2
-from services.deployer.domain import Cluster, Condition, Deployment, InstanceType, Revision, Status
+from services.deployer.domain import Cluster, Condition, Deployment, InstanceType, Revision, Status, refuse
 from services.deployer.runtimes import Event, Line, ReplicaStatus, SetStatus
 from services.kernel.updates import etag_of
 
@@ -134,6 +135,21 @@ def replica(of: ReplicaStatus, in_set: SetStatus) -> pb.Replica:
         start_time=time(of.start_time) if of.start_time else None,
         target=in_set.target,
     )
+
+
+def since(request: pb.ReadLogsRequest) -> datetime | None:
+    """From when on lines are wanted.
+
+    Raises:
+        InvalidArgument: no time that there is (FIELDS_INVALID).
+    """
+    if not request.HasField("since_time"):
+        return None
+    try:
+        return request.since_time.ToDatetime(UTC)
+    except (ValueError, OverflowError):
+        refuse([("since_time", "must be a time of the years 1 to 9999")])
+        return None
 
 
 def line(of: Line) -> pb.LogLine:

@@ -25,6 +25,8 @@ from services.kernel.identity import current_principal
 
 WATCH_S = 5.0
 """A watch looks at the rows this often even when nobody says that they changed: another process may have."""
+_LAST_LINES = 100
+"""Of each replica's log, for who does not say how many."""
 
 
 class DeploymentsServicer(stubs.DeploymentsServicer):
@@ -151,11 +153,13 @@ class DeploymentsServicer(stubs.DeploymentsServicer):
         services |= {one.service for one in self._reconciler.observed(deployment.uid)}
         if request.service and request.service not in services:
             domain.refuse([("service", f"{request.service!r} is none of {', '.join(sorted(services))}")])
+        since = messages.since(request)
         lines = self._runtime.logs(
             deployment.uid,
             service=request.service,
             replica=request.replica,
-            tail=request.tail_lines or 100,
+            tail=request.tail_lines if request.HasField("tail_lines") else -1 if since else _LAST_LINES,
+            since=since,
             follow=request.follow,
             previous=request.previous,
         )

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -99,6 +100,15 @@ async def test_a_bento_runs_with_its_environment_and_nothing_of_the_platform_s(
     lines = [line async for line in suite.deployments.ReadLogs(pb.ReadLogsRequest(name="deployments/first"))]
     assert any("Service Plain initialized" in line.text for line in lines)
     assert all(line.time.seconds > 1_700_000_000 and line.replica == replica.replica for line in lines)
+
+    async def printed(**asked: Any) -> list[pb.LogLine]:
+        request = pb.ReadLogsRequest(name="deployments/first", **asked)
+        return [line async for line in suite.deployments.ReadLogs(request)]
+
+    assert await printed(tail_lines=1) == lines[-1:] and await printed(tail_lines=0) == []
+    assert await printed(since_time=lines[-1].time) == [line for line in lines if line.time == lines[-1].time]
+    with pytest.raises(InvalidArgument, match="since_time"):
+        await printed(since_time={"seconds": 10**12})
 
 
 async def test_services_call_one_another_and_the_inner_one_cannot_be_reached(

@@ -5,6 +5,7 @@ import base64
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,11 +68,32 @@ def test_events_tell_what_the_cluster_did(kubernetes_platform: Platform, moody: 
     assert times == sorted(times)
 
 
-def test_the_log_of_the_run_before_is_kept(kubernetes_platform: Platform, moody: str) -> None:
+def test_the_log_of_the_run_before_is_kept_and_of_the_past_as_much_as_is_wanted(
+    kubernetes_platform: Platform, moody: str, tmp_path: Path
+) -> None:
     url = described(kubernetes_platform, moody)["urls"][0]
     (replica,) = [each["replica"] for each in replicas(kubernetes_platform, moody)]
     previous = ("deployments", "logs", moody, "--replica", replica, "--previous", "--tail", "-1")
     assert kubernetes_platform.ekiben(*previous).stdout == ""
+    logs = ("deployments", "logs", moody, "--no-prefix")
+    assert "Moody initialized" in kubernetes_platform.ekiben(*logs, "--since", "1h").stdout
+    assert kubernetes_platform.ekiben(*logs, "--since", "2100-01-01").stdout == ""
+    assert kubernetes_platform.ekiben(*logs, "--tail", "0").stdout == ""
+
+    command, followed = [str(BIN / "ekiben"), *logs, "--tail", "0", "--follow"], tmp_path / "followed"
+    with followed.open("wb") as out:
+        following = subprocess.Popen(command, env=kubernetes_platform.client_env(), stdout=out)
+
+    def comes() -> bool:
+        http("GET", f"{url}/docs.json")
+        return followed.stat().st_size > 0
+
+    try:
+        wait_for("a line of a request", comes, 60)
+    finally:
+        following.terminate()
+        following.wait()
+    assert "docs.json" in followed.read_text() and "initialized" not in followed.read_text()
     http("POST", f"{url}/leave", b"{}", JSON)
 
     def back() -> bool:

@@ -1756,6 +1756,7 @@ class ReadLogsRequest(_message.Message):
     FOLLOW_FIELD_NUMBER: _builtins.int
     TAIL_LINES_FIELD_NUMBER: _builtins.int
     PREVIOUS_FIELD_NUMBER: _builtins.int
+    SINCE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Required. `deployments/{deployment}`."""
     service: _builtins.str
@@ -1765,9 +1766,15 @@ class ReadLogsRequest(_message.Message):
     follow: _builtins.bool
     """Optional. Go on with what comes."""
     tail_lines: _builtins.int
-    """Optional. Only the last so many lines of each replica; 0 means 100, negative means all."""
+    """Optional. Only the last so many lines of each replica: 0 is none of them (with `follow`: only what comes), negative is
+    all. Left out: 100, or all with `since_time`.
+    """
     previous: _builtins.bool
     """Optional. Only what replicas printed before they were started last; with `follow` INVALID_ARGUMENT (FIELDS_INVALID)."""
+    @_builtins.property
+    def since_time(self) -> _timestamp_pb2.Timestamp:
+        """Optional. Only what was printed then and later."""
+
     def __init__(
         self,
         *,
@@ -1775,14 +1782,17 @@ class ReadLogsRequest(_message.Message):
         service: _builtins.str = ...,
         replica: _builtins.str = ...,
         follow: _builtins.bool = ...,
-        tail_lines: _builtins.int = ...,
+        tail_lines: _builtins.int | None = ...,
         previous: _builtins.bool = ...,
+        since_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_tail_lines", b"_tail_lines", "since_time", b"since_time", "tail_lines", b"tail_lines"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["follow", b"follow", "name", b"name", "previous", b"previous", "replica", b"replica", "service", b"service", "tail_lines", b"tail_lines"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tail_lines", b"_tail_lines", "follow", b"follow", "name", b"name", "previous", b"previous", "replica", b"replica", "service", b"service", "since_time", b"since_time", "tail_lines", b"tail_lines"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__tail_lines: _TypeAlias = _typing.Literal["tail_lines"]  # noqa: Y015
+    _WhichOneofArgType__tail_lines: _TypeAlias = _typing.Literal["_tail_lines", b"_tail_lines"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tail_lines) -> _WhichOneofReturnType__tail_lines | None: ...
 
 Global___ReadLogsRequest: _TypeAlias = ReadLogsRequest  # noqa: Y015
 

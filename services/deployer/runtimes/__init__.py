@@ -267,11 +267,14 @@ class Runtime(Protocol):
         service: str = "",
         replica: str = "",
         tail: int = 100,
+        since: datetime | None = None,
         follow: bool = False,
         previous: bool = False,
     ) -> AsyncIterator[Line]:
-        """What replicas printed, oldest first; `tail` negative gives all that is kept.
+        """What replicas printed, oldest first, and with `follow` what comes.
 
+        `tail`: of each no more than its last lines; 0 is nothing of the past, negative all that is kept.
+        `since`: nothing from before.
         `previous`: only what they printed before they were started last, as far as that is kept.
         """
         ...

@@ -90,13 +90,15 @@ class Follower:
 
 
 async def read(
-    logs: Callable[[], dict[str, Path]], lines: int, follow: bool
+    logs: Callable[[], dict[str, Path]], lines: int, follow: bool, since: datetime | None = None
 ) -> AsyncIterator[tuple[str, datetime, str]]:
     """Lines of several replicas with the replica's id, by time; then, with `follow`, what comes, of new ones too.
 
     Args:
         logs: gives the log of each replica by its id; asked again while following.
         lines: how many of the past of each; negative for all.
+        follow: go on with what comes.
+        since: nothing of the past from before.
     """
     followers: dict[str, Follower] = {}
     try:
@@ -106,7 +108,8 @@ async def read(
                 followers[replica] = Follower(log, from_start=False)
             past += [(time, replica, text) for time, text in await asyncio.to_thread(tail, log, lines)]
         for time, replica, text in sorted(past, key=lambda line: line[0]):
-            yield replica, time, text
+            if since is None or time >= since:
+                yield replica, time, text
         while follow:
             for replica, log in logs().items():
                 if replica not in followers:

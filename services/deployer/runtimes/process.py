@@ -177,6 +177,7 @@ class ProcessRuntime:
         service: str = "",
         replica: str = "",
         tail: int = 100,
+        since: datetime | None = None,
         follow: bool = False,
         previous: bool = False,
     ) -> AsyncIterator[Line]:
@@ -203,13 +204,13 @@ class ProcessRuntime:
             # All runs of a replica are in one log, so that the lines to count are known only once it is read.
             kept: dict[str, deque[Line]] = {}
             async for id, when, text in logs.read(files, -1, follow=False):
-                if when < (began.get(id) or when):
+                if when < (began.get(id) or when) and (since is None or when >= since):
                     lines = kept.setdefault(id, deque(maxlen=None if tail < 0 else tail))
                     lines.append(Line(id, services.get(id, ""), when, text))
             for line in sorted((line for lines in kept.values() for line in lines), key=lambda line: line.time):
                 yield line
             return
-        async for id, when, text in logs.read(files, tail, follow):
+        async for id, when, text in logs.read(files, tail, follow, since):
             yield Line(id, services.get(id, ""), when, text)
 
     async def events(self, deployment_uid: str, *, follow: bool = False) -> AsyncIterator[Event]:

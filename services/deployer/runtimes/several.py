@@ -6,6 +6,7 @@ A place that is not there (yet, or any more) takes what is asked and says so; th
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
+from datetime import datetime
 
 from services.deployer.runtimes import Event, Line, Runtime, SetSpec, SetStatus
 from services.deployer.runtimes.exposures import Exposed, ExposureStatus
@@ -150,12 +151,19 @@ class SeveralRuntimes:
         service: str = "",
         replica: str = "",
         tail: int = 100,
+        since: datetime | None = None,
         follow: bool = False,
         previous: bool = False,
     ) -> AsyncIterator[Line]:
         """See Runtime."""
         return self._where(deployment_uid).logs(
-            deployment_uid, service=service, replica=replica, tail=tail, follow=follow, previous=previous
+            deployment_uid,
+            service=service,
+            replica=replica,
+            tail=tail,
+            since=since,
+            follow=follow,
+            previous=previous,
         )
 
     def events(self, deployment_uid: str, *, follow: bool = False) -> AsyncIterator[Event]:

@@ -156,7 +156,7 @@ async def _send_log(call: Call, socket: web.WebSocketResponse, payload: dict[str
     try:
         lines = payload.get("tail_lines")
         stream = _open_log(
-            call, call.query("pod_name"), bool(payload.get("follow")), lines if isinstance(lines, int) else 0
+            call, call.query("pod_name"), bool(payload.get("follow")), lines if isinstance(lines, int) else None
         )
         async for batch in _batches(stream):
             # Each item is whole lines, so it never ends within a character.
@@ -171,12 +171,12 @@ async def _send_log(call: Call, socket: web.WebSocketResponse, payload: dict[str
     await socket.close()
 
 
-def _open_log(call: Call, pod: str, follow: bool, tail_lines: int) -> Any:
+def _open_log(call: Call, pod: str, follow: bool, tail_lines: int | None) -> Any:
     if pod.startswith("build-") and "." not in pod:
         build = str(names.Build(pod.removeprefix("build-")))
         return call.stream(
             call.api.builds.ReadBuildLog,
-            builder.ReadBuildLogRequest(name=build, follow=follow, tail_lines=max(tail_lines, 0)),
+            builder.ReadBuildLogRequest(name=build, follow=follow, tail_lines=max(tail_lines or 0, 0)),
         )
     deployment, dot, replica = pod.partition(".")
     if not dot:

@@ -13,6 +13,7 @@ import re
 import socket as sockets
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -176,11 +177,22 @@ class Api:
                 yield event["type"], event["object"]
 
     async def log(
-        self, pod: str, container: str, *, tail: int, follow: bool = False, previous: bool = False
+        self,
+        pod: str,
+        container: str,
+        *,
+        tail: int,
+        since: datetime | None = None,
+        follow: bool = False,
+        previous: bool = False,
     ) -> AsyncIterator[bytes]:
-        """Lines that a container printed, each begun by a time; nothing where there is no such container."""
+        """Lines that a container printed, each begun by a time; nothing where there is no such container.
+
+        `since` is rounded down to a second.
+        """
         query = [("container", container), ("timestamps", "true")]
         query += [("tailLines", str(tail))] if tail >= 0 else []
+        query += [("sinceTime", since.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))] if since else []
         query += [("follow", "true")] if follow else []
         query += [("previous", "true")] if previous else []
         timeout = aiohttp.ClientTimeout(total=None, connect=5, sock_read=None if follow else 30)

@@ -19,7 +19,7 @@ from typing import Any
 from ekiben.errors import EkibenError, NotFound, Unavailable
 from services.deployer.runtimes import Event, Line, ReplicaStatus, SetSpec, SetStatus
 from services.deployer.runtimes.exposures import Exposed, ExposureStatus
-from services.deployer.runtimes.kubernetes import checking, events, objects, terminal
+from services.deployer.runtimes.kubernetes import checking, events, objects, printed, terminal
 from services.deployer.runtimes.kubernetes.api import Api, open_api
 from services.deployer.runtimes.kubernetes.autoscaling import SCALED_BY, scaled_of
 from services.deployer.runtimes.kubernetes.caches import ByLabel, Cache
@@ -27,7 +27,6 @@ from services.deployer.runtimes.kubernetes.events import Explainer
 from services.deployer.runtimes.kubernetes.exposing import Exposures
 from services.deployer.runtimes.kubernetes.keeping import MADE, Keeper
 from services.deployer.runtimes.kubernetes.names import (
-    CONTAINER,
     INSTALLATION,
     SET,
     UID,
@@ -51,8 +50,6 @@ _UNAWAITED = ("EndpointSlice", "HorizontalPodAutoscaler")
 """Nothing waits for these, which a role of before may not allow: without slices pods are as they say themselves."""
 _NO_LOGIN = "IMAGE_LOGIN_MISSING"
 _LOOK_S = 30.0
-_NEW_PODS_S = 1.0
-"""How soon a followed log has the lines of a pod that is new."""
 
 
 class KubernetesRuntime:
@@ -230,36 +227,26 @@ class KubernetesRuntime:
         service: str = "",
         replica: str = "",
         tail: int = 100,
+        since: datetime | None = None,
         follow: bool = False,
         previous: bool = False,
     ) -> AsyncIterator[Line]:
         """What pods printed, that of a container which ended before the last one included."""
-        past: list[Line] = []
-        seen: dict[str, datetime] = {}
-        chosen = list(self._pods(deployment_uid, service, replica))
-        if replica and not chosen:
+
+        def pods() -> list[tuple[Object, str]]:
+            return list(self._pods(deployment_uid, service, replica))
+
+        if replica and not pods():
             raise NotFound(
                 f"There is no replica {replica[:100]}, or its log went with it; `ekiben deployments replicas` lists "
                 "those that are there.",
                 reason="REPLICA_NOT_FOUND",
                 replica=replica[:100],
             )
-        for pod, name in chosen:
-            past += await self._past(pod, name, tail, previous)
-        for line in sorted(past, key=lambda line: line.time):
-            seen[line.replica] = line.time
+        async for line in printed.by_pods(
+            self._api, pods, self._clock, tail=tail, since=since, follow=follow, previous=previous
+        ):
             yield line
-        if not follow:
-            return
-        lines: asyncio.Queue[Line] = asyncio.Queue(1000)
-        async with asyncio.TaskGroup() as tasks:
-            followed: set[str] = set()
-            feeding = tasks.create_task(self._feed(tasks, followed, lines, seen, (deployment_uid, service, replica)))
-            try:
-                while True:
-                    yield await lines.get()
-            finally:
-                feeding.cancel()
 
     async def events(self, deployment_uid: str, *, follow: bool = False) -> AsyncIterator[Event]:
         """What the cluster wrote down of the objects of its sets in the last hour, or for as long as it keeps that."""
@@ -395,46 +382,6 @@ class KubernetesRuntime:
             if service in ("", seen.service) and replica in ("", _name(pod)):
                 yield pod, seen.service
 
-    async def _past(self, pod: Object, service: str, tail: int, only_previous: bool = False) -> list[Line]:
-        found: list[Line] = []
-        containers = (pod.get("status") or {}).get("containerStatuses") or ()
-        restarted = any(each.get("restartCount") for each in containers)
-        runs = [True] * bool(restarted) + [False] * (not only_previous)
-        for previous in runs:
-            async for line in self._api.log(_name(pod), CONTAINER, tail=tail, previous=previous):
-                found.append(_line(pod, service, line))
-        return found if tail < 0 else found[len(found) - min(len(found), tail) :]
-
-    async def _feed(
-        self,
-        tasks: asyncio.TaskGroup,
-        followed: set[str],
-        lines: "asyncio.Queue[Line]",
-        seen: dict[str, datetime],
-        which: tuple[str, str, str],
-    ) -> None:
-        """Follow each pod, those that come later too."""
-
-        async def follow(pod: Object, service: str) -> None:
-            try:
-                async for raw in self._api.log(_name(pod), CONTAINER, tail=-1, follow=True):
-                    line = _line(pod, service, raw)
-                    last = seen.get(line.replica)
-                    if last is None or line.time > last:
-                        seen[line.replica] = line.time
-                        await lines.put(line)
-            except EkibenError:
-                pass  # It is followed anew from where it was.
-            finally:
-                followed.discard(_name(pod))
-
-        while True:
-            for pod, service in self._pods(*which):
-                if _name(pod) not in followed:
-                    followed.add(_name(pod))
-                    tasks.create_task(follow(pod, service))
-            await self._clock.sleep(_NEW_PODS_S)
-
 
 def _status(item: Object, key: str) -> SetStatus | None:
     """What an object of a set says of the set; None for one that somebody else made with our labels."""
@@ -451,13 +398,6 @@ def _status(item: Object, key: str) -> SetStatus | None:
         )
     except (ValueError, KeyError, TypeError):
         return None
-
-
-def _line(pod: Object, service: str, raw: bytes) -> Line:
-    stamp, _, text = raw.decode("utf-8", "replace").partition(" ")
-    # Nanoseconds, of which Python keeps six digits.
-    when = datetime.fromisoformat(f"{stamp[:26].rstrip('Z')}+00:00")
-    return Line(_name(pod), service, when, text)
 
 
 def _label(item: Object, name: str) -> str:
