@@ -206,8 +206,6 @@ class Deployments:
         )
         if after.exposure != before.exposure:
             await self._check_exposed(after)
-        if new is not None:
-            await self._accept(after, new)
         return await self._write(before, after, latest, new, validate_only=validate_only)
 
     async def rollback(self, organization: str, name: str, to: str, caller: Principal) -> tuple[Deployment, Revision]:
@@ -228,6 +226,7 @@ class Deployments:
                 f"{name} has no earlier revision to go back to.", reason="NO_EARLIER_REVISION", deployment=name
             )
         old = await self._revision(before, number)
+        await self._check_secrets(messages.template(old.template))
         new = replace(self._next(before, old.template, old.bentos, caller), rolled_back_to=number)
         return await self._write(before, before, latest, new)
 
@@ -292,6 +291,9 @@ class Deployments:
             after = replace(after, latest_revision=new.number)
         if after == before:
             return before, latest
+        if new is not None or (starts and before.terminated):
+            # An old revision too: what it uses may have been taken back, or be gone, since.
+            await self._accept(after, new or latest)
         after = replace(
             after,
             generation=before.generation + 1,
@@ -343,12 +345,16 @@ class Deployments:
             found += _unknown(f"{path}.services", version.services, manifest)
             found += _unknown(f"{path}.scaling", version.scaling, manifest)
         domain.refuse(found, reason="SERVICE_UNKNOWN")
+        await self._check_secrets(template)
+        await prebuilt.settle(template, self._runtime_in(sent.cluster), self._settings.model_delivery)
+        return template, bentos
+
+    async def _check_secrets(self, template: pb.Template) -> None:
+        """Raises for a secret that is not there, or is another organization's."""
         wanted = [*template.secrets, *(s for v in template.canary.versions.values() for s in v.secrets)]
         for secret in dict.fromkeys(wanted):
             names.Secret.parse(secret)
             await self._vault.GetSecret(identity_pb2.GetSecretRequest(name=secret))
-        await prebuilt.settle(template, self._runtime_in(sent.cluster), self._settings.model_delivery)
-        return template, bentos
 
     def _violations(self, sent: pb.Deployment) -> list[tuple[str, str]]:
         found: list[tuple[str, str]] = []

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import yaml
+from google.protobuf.field_mask_pb2 import FieldMask
 
 from ekiben.channel import open_channel
 from ekiben.deployer.v1 import deployer_pb2 as pb
 from ekiben.errors import EkibenError, FailedPrecondition, NotFound, Unavailable
+from ekiben.identity.v1 import identity_pb2
+from ekiben.identity.v1.identity_pb2_grpc import SecretsStub
 from ekiben.registry.v1 import lineage_pb2 as lpb
 from ekiben.registry.v1 import lineage_pb2_grpc, registry_pb2, registry_pb2_grpc
 from services.deployer import uses as loop
@@ -114,6 +117,23 @@ async def test_a_rollback_to_a_deleted_bento_is_refused_and_changes_nothing(suit
     assert (await suite.get("demo")).latest_revision == after.latest_revision
     for name in (second, model_of(second)):
         assert ("demo/revisions/2", name) in await live(suite, name)
+
+
+async def test_a_rollback_to_a_deleted_secret_is_refused_and_changes_nothing(suite: Suite, tmp_path: Path) -> None:
+    bento, vault = await push(suite, tmp_path, "v1"), SecretsStub(suite.registry.channel)
+    item = identity_pb2.Secret.Item(key="TOKEN", value="s3cret")
+    secret = identity_pb2.Secret(name="secrets/hub", kind=identity_pb2.Secret.ENV, items=[item])
+    await vault.CreateSecret(identity_pb2.CreateSecretRequest(secret=secret))
+    await suite.create("demo", bento, template=pb.Template(secrets=["secrets/hub"]))
+    update = pb.Deployment(name="deployments/demo", template=pb.Template(bento=bento))
+    mask = FieldMask(paths=["template"])
+    request = pb.UpdateDeploymentRequest(deployment=update, update_mask=mask)
+    after = await suite.deployments.UpdateDeployment(request)
+    await vault.DeleteSecret(identity_pb2.DeleteSecretRequest(name="secrets/hub"))
+    with pytest.raises(NotFound) as caught:
+        await suite.deployments.RollbackDeployment(pb.RollbackDeploymentRequest(name="deployments/demo"))
+    assert caught.value.reason == "SECRET_NOT_FOUND"
+    assert (await suite.get("demo")).latest_revision == after.latest_revision
 
 
 async def test_a_deployer_that_is_killed_before_it_tells_of_an_end_finds_it_when_it_is_back(

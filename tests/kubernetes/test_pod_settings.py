@@ -71,4 +71,9 @@ def test_the_client_s_extras_and_the_command_line_lead_to_the_pods(
     wait_for("the new pod alone", moved, 120)
     url = json.loads(kubernetes_platform.ekiben("deployments", "get", name, "-o", "json").stdout)["urls"][0]
     assert http("POST", f"{url}/version", b"{}", JSON).status == 200
+    # What its owner takes back no rollback brings again.
+    cluster.kubectl("label", "secret", name, "ekiben.dev/usable-", "-n", kubernetes_namespace)
+    kubernetes_platform.ekiben("deployments", "rollback", name, "1", "--no-wait")
+    taken = kubernetes_platform.ekiben("deployments", "rollback", name, "2", check=False)
+    assert taken.returncode == 1 and f"kubectl label secret {name}" in taken.stderr, taken.stderr
     kubernetes_platform.ekiben("deployments", "delete", name, "--yes")
