@@ -89,7 +89,8 @@ async def _through_browser(client: Client, endpoint: str) -> str:
     """
     if not sys.stderr.isatty():
         raise FailedPrecondition(
-            "No token was given, and there is no terminal for the browser login. Give --token or --token-file.",
+            "No token was given, and there is no terminal for the browser login. Give --token or --token-file; where "
+            "`ekiben up` runs that is DATA/admin-token, DATA being the folder that it prints.",
             reason="TOKEN_REQUIRED",
         )
     opened = await client.users.create_login()

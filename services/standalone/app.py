@@ -26,7 +26,7 @@ from services.standalone.settings import Settings, Suite, expand
 READY = """
 Ekiben is ready at {url}
 
-  log in   bentoml cloud login --endpoint {url} --api-token {token}
+  log in   bentoml cloud login --endpoint {url} --api-token {token}{also}
   data     {data}
 """
 
@@ -78,7 +78,7 @@ async def _announce(settings: Settings, suite: Suite, stop: asyncio.Event) -> No
     def missing() -> str:
         """What is not ready yet; empty when all of it is."""
         try:
-            with urllib.request.urlopen(f"{here}/readyz", timeout=2):
+            with direct.open(f"{here}/readyz", timeout=2):
                 return ""
         except urllib.error.HTTPError as exc:
             with contextlib.suppress(ValueError, OSError):
@@ -88,13 +88,16 @@ async def _announce(settings: Settings, suite: Suite, stop: asyncio.Event) -> No
         except OSError as exc:
             return f"{here} does not answer: {getattr(exc, 'reason', exc)}"
 
+    # Whatever http_proxy says, nobody else leads to a port of this machine.
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     loop = asyncio.get_running_loop()
     told = loop.time()
     while not stop.is_set():
         why = await asyncio.to_thread(missing)
         if not why:
             token = _token(suite.registry.admin_token_file)
-            print(READY.format(url=url, token=token, data=settings.data), flush=True)
+            also = _also(url, suite.registry.admin_token_file)
+            print(READY.format(url=url, token=token, also=also, data=settings.data), flush=True)
             return
         if loop.time() - told > _PATIENCE_S:
             told = loop.time()
@@ -113,6 +116,13 @@ def _token(file: Path | None, environment: Mapping[str, str] = os.environ) -> st
     if environment.get("KUBERNETES_SERVICE_HOST"):  # Who reads a pod's log is elsewhere. Its host name is its own.
         read = f"kubectl exec {_namespace()}{socket.gethostname()} -- {read}"
     return f'"$({read})"'
+
+
+def _also(url: str, file: Path | None, environment: Mapping[str, str] = os.environ) -> str:
+    """How the `ekiben` command logs in, where it may read the token's file."""
+    if file is None or environment.get("KUBERNETES_SERVICE_HOST"):
+        return ""
+    return f"\n           ekiben login {url} --token-file {shlex.quote(str(file))}"
 
 
 def _namespace() -> str:

@@ -104,13 +104,20 @@ def _announced(platform: Platform) -> str:
 
 
 def test_a_log_tells_where_the_admins_token_is_and_not_what_it_is(tmp_path: Path) -> None:
-    """And it is told that all is ready where nobody here reaches the public URL, as behind an Ingress."""
-    env = {"EKIBEN_DEPLOYER_PUBLIC_URL": "https://ekiben.invalid", "KUBERNETES_SERVICE_HOST": ""}
+    """And it is told that all is ready where nobody here reaches the public URL, as behind an Ingress, nor what
+    `http_proxy` names."""
+    proxies = dict.fromkeys(("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY"), "http://127.0.0.1:1")
+    env = {
+        "EKIBEN_DEPLOYER_PUBLIC_URL": "https://ekiben.invalid",
+        "KUBERNETES_SERVICE_HOST": "",
+        "no_proxy": "",
+    } | proxies
     platform = Platform(tmp_path / "data", env=env)
     try:
         platform.start()
         wait_for("the announcement", lambda: "Ekiben is ready at https://ekiben.invalid" in platform.output)
         assert f"$(cat {platform.data}/admin-token)" in platform.output
+        assert f"ekiben login https://ekiben.invalid --token-file {platform.data}/admin-token" in platform.output
         assert platform.token not in platform.output
     finally:
         platform.close()
