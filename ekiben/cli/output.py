@@ -21,6 +21,7 @@ Column = tuple[str, Callable[[Any], str]]
 """A heading, and what an item has under it."""
 
 _STEERING = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069]")
+_SHORT = 12
 _COLOURS = {
     "RUNNING": "green",
     "READY": "green",
@@ -102,10 +103,17 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         from rich.text import Text
 
         drawn = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
-        for heading in headings:
-            drawn.add_column(heading, overflow="ellipsis", no_wrap=True)
+        for index, heading in enumerate(headings):
+            longest = max(len(line[index]) for line in (headings, *rows))
+            # What is long gives way: half of a number, of a state or of an age says nothing.
+            drawn.add_column(Text(heading, no_wrap=True, overflow="ellipsis"), no_wrap=longest <= _SHORT)
         for row in rows:
-            drawn.add_row(*(Text(cell, style=_COLOURS.get(cell.split(" ")[0], "")) for cell in row))
+            drawn.add_row(
+                *(
+                    Text(cell, style=_COLOURS.get(cell.split(" ")[0], ""), no_wrap=True, overflow="ellipsis")
+                    for cell in row
+                )
+            )
         Console(highlight=False).print(drawn)
         return
     lines = [list(headings), *(list(row) for row in rows)]
