@@ -101,5 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except Exception as error:
         from ekiben.cli.failures import report
 
-        sys.exit(report(error, options))
+        code = report(error, options)
+        try:
+            sys.stdout.flush()
+        except OSError:  # what is printed to is full: it was told, and the interpreter would tell it again at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code if isinstance(code, int) else 0)

@@ -7,13 +7,11 @@ import click
 from ekiben import names
 from ekiben.cli import short
 from ekiben.cli.groups import NounGroup
-from ekiben.cli.options import TIME, confirm, limit_option, output_option, yes_option
+from ekiben.cli.options import KIND, TIME, confirm, limit_option, output_option, yes_option
 from ekiben.cli.output import collect, last, moment, print_item, print_items, said, tag, visible
 from ekiben.cli.session import run
 from ekiben.client import Client
 from ekiben.registry.v1 import aliases_pb2 as pb
-
-KIND = click.Choice(["models", "bentos"])
 
 
 def _alias(name: str) -> str:

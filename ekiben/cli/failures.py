@@ -8,6 +8,27 @@ import click
 from ekiben import errors
 
 _REFUSED = ("failed to connect", "connection refused", "no such file", "name resolution", "dns", "connection reset")
+_NO_NAME = ("errors resolving", "lookup failed", "name or service not known", "nodename nor servname")
+_LISTS = {
+    "MODEL_NOT_FOUND": "models list",
+    "BENTO_NOT_FOUND": "bentos list",
+    "MODEL_REPOSITORY_NOT_FOUND": "repositories list models",
+    "BENTO_REPOSITORY_NOT_FOUND": "repositories list bentos",
+    "ALIAS_NOT_FOUND": "aliases list",
+    "BUILD_NOT_FOUND": "builds list",
+    "IMAGE_NOT_FOUND": "images list",
+    "DEPLOYMENT_NOT_FOUND": "deployments list",
+    "REVISION_NOT_FOUND": "deployments revisions NAME",
+    "REPLICA_NOT_FOUND": "deployments replicas NAME",
+    "TRACE_NOT_FOUND": "traces list",
+    "USER_NOT_FOUND": "users list",
+    "API_TOKEN_NOT_FOUND": "tokens list",
+    "SECRET_NOT_FOUND": "secrets list",
+    "DELETED_VERSION_NOT_FOUND": "models|bentos list --deleted",
+}
+"""The command that shows what there is, where something of a name is not."""
+_CHANGES = {"SECRET_EXISTS": "secrets update", "USER_EXISTS": "users update"}
+"""The command that changes what is there already."""
 
 
 def report(error: Exception, options: Mapping[str, object]) -> int:
@@ -29,6 +50,21 @@ def explain(error: Exception, endpoint: str) -> tuple[str, str]:
     """`(what happened, what to do)`, the second perhaps empty because the first says so already."""
     said = str(error)
     match error:
+        case errors.Unavailable() if "WRONG_VERSION_NUMBER" in said:
+            return (
+                f"{endpoint} answers, but does not speak TLS.",
+                f"Perhaps it is http://{endpoint.removeprefix('https://')}; TLS is for the proxy before a server.",
+            )
+        case errors.Unavailable() if any(word in said.lower() for word in _NO_NAME):
+            return (
+                f"The host of {endpoint} is not known: no name server has it.",
+                "Is it misspelt? Another server is named by --endpoint, EKIBEN_ENDPOINT or `ekiben login`.",
+            )
+        case errors.EkibenError() if "http2 header with status" in said:
+            return (
+                f"{endpoint} is no Ekiben, or a proxy before it passes no gRPC on ({said.rpartition(' ')[2]}).",
+                "Name the address that `ekiben up` prints, not that of a deployment; a proxy must pass HTTP/2 on.",
+            )
         case errors.Unavailable() if "CERTIFICATE_VERIFY_FAILED" in said or "handshak" in said.lower():
             return (
                 f"The certificate of {endpoint} is not trusted.",
@@ -47,6 +83,10 @@ def explain(error: Exception, endpoint: str) -> tuple[str, str]:
             known = error.request_id and error.request_id not in said
             shown = f" Its log knows more: request id {error.request_id}." if known else ""
             return (said or "The server failed.") + shown, ""
+        case errors.NotFound() if "`" not in said and (command := _LISTS.get(error.reason)):
+            return said, f"`ekiben {command}` shows which there are."
+        case errors.AlreadyExists() if command := _CHANGES.get(error.reason):
+            return said, f"`ekiben {command}` changes it."
         case errors.EkibenError():
             return said, ""
         case OSError():

@@ -1,6 +1,7 @@
 """How commands are found and how help is drawn."""
 
 import difflib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -22,6 +23,9 @@ class Entry:
 
     def load(self) -> click.Command:
         """Import the module; the command is its attribute of the same name."""
+        if self.name != "up":  # what becomes the servers keeps gRPC's own log lines
+            # They would stand between ours. It reads this when whichever of a command's modules imports it first.
+            os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         module = import_module(f"ekiben.cli.{self.module or self.name}")
         command = getattr(module, self.name.replace("-", "_"))
         assert isinstance(command, click.Command)

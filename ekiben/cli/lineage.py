@@ -33,6 +33,10 @@ async def lineage(client: Client, resource: str, live: bool, output: str) -> Non
     ekiben lineage predictions/PREDICTION                 # which model gave this answer?
     """
     graph = await _find(client, resource, live_only=live)
+    if len(graph.nodes) == 1 and graph.name.startswith("deployments/") and "/revisions/" not in graph.name:
+        await client.deployments.get(
+            graph.name
+        )  # A deployment runs something: this one was never there, or all is over.
     if output in ("json", "yaml"):
         click.echo(dump(as_data(graph), output))
     elif output == "name":

@@ -61,7 +61,21 @@ class PairType(click.ParamType):  # type: ignore[type-arg]
         return key, text
 
 
-DURATION, TIME, PAIR = DurationType(), TimeType(), PairType()
+class KindType(click.Choice[str]):
+    """`models` or `bentos`; the singular means the same."""
+
+    name = "kind"
+
+    def __init__(self) -> None:
+        super().__init__(["models", "bentos"])
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The plural, whichever was written."""
+        plural = f"{value}s"
+        return super().convert(plural if plural in self.choices else value, param, ctx)
+
+
+DURATION, TIME, PAIR, KIND = DurationType(), TimeType(), PairType(), KindType()
 
 
 def connection_options(function: F) -> F:

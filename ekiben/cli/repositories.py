@@ -7,12 +7,10 @@ import click
 from ekiben.cli import deletions, short
 from ekiben.cli.changes import change_options, changed, shown
 from ekiben.cli.groups import NounGroup
-from ekiben.cli.options import confirm, limit_option, output_option, yes_option
+from ekiben.cli.options import KIND, confirm, limit_option, output_option, yes_option
 from ekiben.cli.output import age, collect, last, moment, pairs, print_item, print_items, said, tag
 from ekiben.cli.session import run
 from ekiben.client import Client
-
-KIND = click.Choice(["models", "bentos"])
 
 
 def _latest(repository: Any) -> str:

@@ -3,7 +3,6 @@
 import asyncio
 import functools
 import inspect
-import os
 import secrets
 from collections.abc import Awaitable, Callable, Container, Coroutine
 from typing import Any
@@ -11,10 +10,6 @@ from typing import Any
 import click
 
 from ekiben.cli.options import hidden_connection_options
-
-# gRPC's own log lines would stand between ours; it reads this when it is imported.
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-
 from ekiben.client import Client, where
 
 

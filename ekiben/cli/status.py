@@ -1,7 +1,7 @@
 """`ekiben status`: whether the server is ready, and which part of it is not."""
 
 import json
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from http.client import NOT_FOUND, HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,7 +12,7 @@ from ekiben.cli.output import coloured, dump
 from ekiben.cli.session import take_options
 from ekiben.client import where
 from ekiben.endpoints import Endpoint
-from ekiben.errors import Unavailable
+from ekiben.errors import FailedPrecondition, Unavailable
 
 _WAIT_S = 10.0
 
@@ -29,6 +29,12 @@ def status(ctx: click.Context, /, output: str, **arguments: Any) -> int:
     code, body = _get(Endpoint.parse(found.endpoint).url + "/readyz")
     ready = code == 200
     answer = _parsed(body)
+    if (ready and "ready" not in answer) or code == NOT_FOUND:
+        raise FailedPrecondition(
+            f"{found.endpoint} is no Ekiben, though something answers there. Name the address that `ekiben up` prints, "
+            "not that of a deployment.",
+            reason="NO_EKIBEN",
+        )
     if output in ("json", "yaml"):
         click.echo(dump({"endpoint": found.endpoint, "ready": ready, **answer}, output))
     else:

@@ -237,8 +237,11 @@ class Deployments:
             domain.refuse([("replicas", f"must be from 1 to {domain.MAX_REPLICAS}")])
         manifest = latest.bentos[MAIN].parsed()
         service = service or manifest.entry
-        if service not in {one.name for one in manifest.services}:
-            domain.refuse([("service", f"{service!r} is no service of {latest.bentos[MAIN].name}")])
+        known = [one.name for one in manifest.services]
+        if service not in known:
+            domain.refuse(
+                [("service", f"{service!r} is none of {latest.bentos[MAIN].name}, which has {', '.join(known)}")]
+            )
         scalings = messages.scaling(before.scaling)
         scaling.scale(scalings.setdefault(service, pb.Scaling()), count)
         return await self._write(before, replace(before, scaling=messages.scaling_json(scalings)), latest)

@@ -171,7 +171,8 @@ class CallInterceptor(aio.ServerInterceptor):  # type: ignore[type-arg]
         if need == Role.ROLE_UNSPECIFIED or principal.role < need:
             needed, has = identity.role_name(need), identity.role_name(principal.role)
             raise PermissionDenied(
-                f"{call.method} needs {needed}; {principal.user or 'the caller'} has {has}."
+                f"{call.method} needs {needed}, and this token of {principal.user or 'nobody'} has {has}. "
+                "Use one that may, or ask an admin for it."
                 if need
                 else f"{call.method} is open to nobody.",
                 reason="ROLE_TOO_LOW",
