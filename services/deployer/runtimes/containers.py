@@ -133,7 +133,7 @@ class ContainerStarter:
         programs = folders.own / "programs"
         programs.mkdir(exist_ok=True)
         programs.chmod(0o755)
-        for program in (serving.LAUNCHER, serving.INSIDE):
+        for program in (serving.LAUNCHER, serving.WORKER, serving.INSIDE):
             shutil.copyfile(program, programs / program.name)
             (programs / program.name).chmod(0o644)
         mounts = [

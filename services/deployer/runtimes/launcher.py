@@ -14,6 +14,7 @@ supervisor opens:
 As the first process of a container it ends when nobody reads what it prints: then its shim was killed. And its status
 says where the kernel ended a process for its memory: the control group that knows it is gone with the container.
 A dependency's own `envs` are put in, which BentoML does only when it starts the whole bento itself.
+Workers are started by `worker.py`, beside this file. Calls to other services keep their connections.
 
 Standard library only, and Python 3.7: bentos bring old environments.
 """
@@ -21,16 +22,22 @@ Standard library only, and Python 3.7: bentos bring old environments.
 # mypy: ignore-errors
 # ruff: noqa: PTH118, UP031, SIM105
 
+import importlib.util
+import json
 import os
 import select
 import sys
 import threading
+from pathlib import Path
 
 CHECK_DELAY_S = 1.0
 YOUNG_S = 30.0
 OUT_OF_MEMORY = 247
 """Status of a container whose memory was not enough. Others have no meaning of their own above 192."""
 API_SERVER = "_bento_api_server"
+WORKER = str(Path(__file__).resolve().with_name("worker.py"))
+FOR_EVER = {"max_requests": 2**31 - 1, "max_age": float(2**31 - 1)}
+"""Settings of connections to a service."""
 
 
 def patch_supervisor(socket_path, control):
@@ -58,6 +65,9 @@ def patch_supervisor(socket_path, control):
     def watcher_init(self, *args, **kwargs):
         kwargs["respawn"] = int(kwargs.get("numprocesses") or 1) > 1
         kwargs["graceful_timeout"] = 86400
+        arguments = kwargs.get("args")
+        if isinstance(arguments, list) and arguments[0] == "-m":
+            kwargs["args"] = [WORKER, *arguments[1:]]
         open_watcher(self, *args, **kwargs)
 
     def reap_process(self, pid, *args, **kwargs):
@@ -96,6 +106,29 @@ def patch_environments(service_name):
     loader.load = loaded
 
 
+def keep_connections(arguments):
+    """Have calls to other services keep their connections, by BentoML's configuration.
+
+    BentoML 1.4.31 and later end all connections to a service at each hundredth call and every five minutes, and with
+    them the calls that are on them: issue 5540 of BentoML. The gateway, to which they lead, shares calls out itself.
+    """
+    marked = (place for place, word in enumerate(arguments) if word == "--depends")
+    services = [arguments[place + 1].partition("=")[0] for place in marked]
+    spec = importlib.util.find_spec("_bentoml_sdk")
+    if not services or spec is None or not spec.origin:
+        return
+    try:  # Read, not imported, which would take in the configuration. One without the setting does not start with it.
+        known = "runner_connection:" in Path(spec.origin).with_name("service").joinpath("config.py").read_text()
+    except OSError:
+        return
+    if known:
+        overrides = json.loads(os.environ.get("BENTOML_CONFIG_OVERRIDES") or "{}")
+        for service in services:
+            config = overrides.setdefault("services", {}).setdefault(service, {})
+            config["runner_connection"] = dict(FOR_EVER, **config.get("runner_connection", {}))
+        os.environ["BENTOML_CONFIG_OVERRIDES"] = json.dumps(overrides)
+
+
 def end_with_the_reader():
     """End the container once nobody reads its output; the kernel ends the other processes with the first."""
     poll = select.poll()
@@ -123,6 +156,7 @@ def main(argv):
         sys.argv = ["bentoml", "serve", *arguments]
         cli()
         return
+    keep_connections(arguments)
     name = arguments[arguments.index("--service-name") + 1] if "--service-name" in arguments else ""
     try:
         patch_environments(name)

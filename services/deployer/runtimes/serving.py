@@ -12,6 +12,8 @@ from ekiben.errors import InvalidArgument
 from services.deployer.runtimes import SetSpec
 
 LAUNCHER = Path(__file__).with_name("launcher.py")
+WORKER = Path(__file__).with_name("worker.py")
+"""Which the launcher looks for beside itself."""
 INSIDE = Path(__file__).with_name("inside.py")
 USER = 1034
 """User and group of a bento's image."""
