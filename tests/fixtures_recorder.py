@@ -201,6 +201,7 @@ def prediction(number: int = 0, **changes: Any) -> Prediction:
         "deployment": "deployments/iris",
         "start_time_us": NOW_US + number * 1_000_000,
         "latency_us": 1500,
+        "first_byte_us": 1200,
         "status": 200,
         "trace_id": f"{number + 1:032x}",
         "revision": "deployments/iris/revisions/1",

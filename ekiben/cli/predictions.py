@@ -136,7 +136,7 @@ def _fields(found: pb.Prediction) -> list[tuple[str, str]]:
         ("Request", visible(f"{found.method} {found.path} ({found.protocol})")),
         ("Status", f"{found.status or 'none: the caller left'}"),
         ("Flags", found.response_flags),
-        ("Latency", duration(found.latency)),
+        ("Latency", _latency(found)),
         ("Deployment", f"{last(found.deployment)}, revision {last(found.revision)}, target {found.target}"),
         ("Bento", tag(found.bento)),
         ("Models", " ".join(tag(name) for name in found.models)),
@@ -145,6 +145,11 @@ def _fields(found: pb.Prediction) -> list[tuple[str, str]]:
         ("Caller", found.peer),
         ("Trace", f"{found.trace_id}   (ekiben traces show {found.trace_id})" if found.trace_id else ""),
     ]
+
+
+def _latency(found: pb.Prediction) -> str:
+    first = f", first byte after {duration(found.time_to_first_byte)}" if found.HasField("time_to_first_byte") else ""
+    return f"{duration(found.latency)}{first}"
 
 
 def _print_payload(title: str, payload: pb.Payload) -> None:

@@ -304,6 +304,8 @@ def _capture_log(path: Path) -> Resource:
                     "id": "%REQ(X-REQUEST-ID)%",
                     "start": "%START_TIME(%s.%6f)%",
                     "us": "%COMMON_DURATION(DS_RX_BEG:DS_TX_END:us)%",
+                    "rx": "%COMMON_DURATION(DS_RX_BEG:DS_RX_END:us)%",
+                    "fb": "%COMMON_DURATION(DS_RX_BEG:DS_TX_BEG:us)%",
                     "ms": "%DURATION%",
                     "method": "%REQ(:METHOD)%",
                     "host": "%REQ(:AUTHORITY)%",

@@ -36,6 +36,8 @@ def prediction_from_line(line: bytes) -> pb.Prediction:
         parts = zip(("qh", "q0", "sh", "s0"), headers.split("|"), strict=True)
         kept.update({key: part or None for key, part in parts})
     micros = fields.get("us")
+    # A direction whose last byte never came was cut off: the caller left, or the replica ended.
+    asked, answered = fields.get("rx", 0) is not None, micros is not None or not _number(fields.get("status"))
     prediction = pb.Prediction(
         name=f"predictions/{fields['id']}",
         **facts,
@@ -48,14 +50,16 @@ def prediction_from_line(line: bytes) -> pb.Prediction:
         response_flags=_text(fields.get("flags")),
         trace_id=_trace_id(fields),
         peer=_text(fields.get("peer")),
-        request=_payload(kept, "q", _number(fields.get("received")), _text(fields.get("host"))),
-        response=_payload(kept, "s", _number(fields.get("sent"))),
+        request=_payload(kept, "q", _number(fields.get("received")), _text(fields.get("host")), whole=asked),
+        response=_payload(kept, "s", _number(fields.get("sent")), whole=answered),
     )
     seconds, _, fraction = str(fields.get("start") or "0").partition(".")
     prediction.start_time.seconds = int(seconds)
     prediction.start_time.nanos = int(fraction.ljust(9, "0")[:9])
     # Without a last byte (the caller left) only the milliseconds of the whole request are known.
     prediction.latency.FromMicroseconds(_number(micros) if micros is not None else _number(fields.get("ms")) * 1000)
+    if (first := fields.get("fb")) is not None:  # Else there was no answer.
+        prediction.time_to_first_byte.FromMicroseconds(_number(first))
     return prediction
 
 
@@ -65,8 +69,8 @@ def redacted_path(path: str) -> str:
     return _SECRET_PARAMETER.sub(r"\1[redacted]", path) if "?" in path else path
 
 
-def _payload(kept: Mapping[str, Any], side: str, size: int, host: str = "") -> pb.Payload:
-    """One direction: `q` for the request, `s` for the response. `size` counts what passed."""
+def _payload(kept: Mapping[str, Any], side: str, size: int, host: str = "", *, whole: bool) -> pb.Payload:
+    """One direction: `q` for the request, `s` for the response. `size` counts what passed, of the `whole` or not."""
     headers = _headers(kept.get(f"{side}h") or "", host)
     pieces, number = [], 0
     while (segment := kept.get(f"{side}{number}")) is not None:
@@ -78,7 +82,7 @@ def _payload(kept: Mapping[str, Any], side: str, size: int, host: str = "") -> p
         headers=headers,
         body=body,
         body_size_bytes=size,
-        truncated=len(body) < size,
+        truncated=len(body) < size or not whole,
         content_type=headers.get("content-type", ""),
     )
 

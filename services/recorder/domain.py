@@ -53,7 +53,10 @@ class MonitorEntry:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One captured request with its response. `id` is the gateway's request id; resource names are kept as text."""
+    """One captured request with its response. `id` is the gateway's request id; resource names are kept as text.
+
+    `first_byte_us`: from the request's first byte to the response's first; None where there was no response.
+    """
 
     id: str
     organization: str
@@ -75,6 +78,7 @@ class Prediction:
     peer: str = ""
     request: Payload = field(default_factory=Payload)
     response: Payload = field(default_factory=Payload)
+    first_byte_us: int | None = None
     monitor_entries: Sequence[MonitorEntry] = ()
 
 

@@ -44,6 +44,8 @@ def prediction_to_proto(prediction: domain.Prediction, *, bodies: bool) -> pb.Pr
         peer=prediction.peer,
         organization=f"organizations/{prediction.organization}",
     )
+    if prediction.first_byte_us is not None:
+        message.time_to_first_byte.CopyFrom(duration(prediction.first_byte_us * 1000))
     message.monitor_entries.extend(map(monitor_entry_to_proto, prediction.monitor_entries))
     return message
 
@@ -72,7 +74,7 @@ def prediction_from_proto(message: pb.Prediction, *, organization: str, index: i
         organization=organization_of(message.organization) or organization,
         deployment=deployment,
         start_time_us=microseconds(message.start_time),
-        latency_us=max(0, message.latency.seconds * 1_000_000 + message.latency.nanos // 1000),
+        latency_us=_microseconds_of(message.latency),
         status=message.status,
         trace_id=_trace_id(message.trace_id),
         revision=_short(message.revision),
@@ -86,6 +88,9 @@ def prediction_from_proto(message: pb.Prediction, *, organization: str, index: i
         protocol=_short(message.protocol)[:63],
         response_flags=_short(message.response_flags),
         peer=_short(message.peer),
+        first_byte_us=(
+            _microseconds_of(message.time_to_first_byte) if message.HasField("time_to_first_byte") else None
+        ),
         request=_payload_from_proto(message.request),
         response=_payload_from_proto(message.response),
     )
@@ -215,6 +220,10 @@ def duration(length_ns: int) -> Duration:
 def microseconds(time: Timestamp) -> int:
     """A timestamp as microseconds since the epoch; a part of one is cut off."""
     return _clamp(time.seconds * 1_000_000 + time.nanos // 1000)
+
+
+def _microseconds_of(length: Duration) -> int:
+    return max(0, length.seconds * 1_000_000 + length.nanos // 1000)
 
 
 def _payload_from_proto(message: pb.Payload) -> domain.Payload:

@@ -114,7 +114,7 @@ async def test_a_prediction_is_kept_whole_and_soon(
     assert kept.peer == "127.0.0.1"
     assert kept.response_flags == ""
     assert abs(kept.start_time.ToNanoseconds() / 1e9 - began) < 1
-    assert 0 < kept.latency.ToMicroseconds() < 1_000_000
+    assert 0 < kept.time_to_first_byte.ToMicroseconds() <= kept.latency.ToMicroseconds() < 1_000_000
     assert kept.request.body == b'{"a": 1}'
     assert kept.request.body_size_bytes == 8
     assert not kept.request.truncated
@@ -225,6 +225,31 @@ async def test_a_stream_is_not_held_back_and_a_caller_who_leaves_is_kept_with_wh
     assert kept.response.body.count(b"data: ") >= 9
     assert "DC" in kept.response_flags or "DR" in kept.response_flags
     assert kept.latency.ToMicroseconds() >= 400_000
+    assert kept.time_to_first_byte.ToMicroseconds() < 400_000
+    assert (kept.request.truncated, kept.response.truncated) == (False, True)
+
+
+@pytest.mark.parametrize("sized", [True, False], ids=["content length", "chunked"])
+async def test_a_request_whose_caller_leaves_in_its_middle_is_kept_as_cut_off(
+    plane: Plane, recorder: Recorder, sized: bool
+) -> None:
+    came = asyncio.Event()
+
+    async def wait(request: web.Request) -> web.Response:
+        await request.content.readany()
+        came.set()
+        return web.Response(body=await request.read())
+
+    async with serve(wait) as address, sending(plane, recorder):
+        await plane.deployer.publish(route("iris", address))
+        _, writer = await asyncio.open_connection("127.0.0.1", plane.settings.port)
+        how, part = ("content-length: 100", "0123") if sized else ("transfer-encoding: chunked", "4\r\n0123\r\n")
+        writer.write(f"POST /x HTTP/1.1\r\nhost: {plane.host('iris')['Host']}\r\n{how}\r\n\r\n{part}".encode())
+        await asyncio.wait_for(came.wait(), 30)
+        writer.close()
+        (kept,) = await recorder.wait_for(1)
+    assert (kept.status, kept.request.truncated, kept.response.truncated) == (0, True, False)
+    assert not kept.HasField("time_to_first_byte")
 
 
 async def test_http2_is_kept_too(plane: Plane, recorder: Recorder) -> None:

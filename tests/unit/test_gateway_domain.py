@@ -109,6 +109,23 @@ def test_a_line_without_a_replica_or_a_response_is_a_prediction_all_the_same() -
     assert (prediction.status, prediction.response_flags, prediction.response.body) == (0, "DC", b"")
 
 
+def test_what_was_cut_off_is_told_from_what_is_whole() -> None:
+    whole = {"id": "1", "status": 200, "received": 2, "sent": 2, "rx": 10, "fb": 2000, "us": 3000}
+    whole |= {"qh": encoded(b"x:1"), "q0": encoded(b"ab"), "sh": encoded(b"x:1"), "s0": encoded(b"cd")}
+
+    def cut(**fields: object) -> tuple[bool, bool]:
+        prediction = prediction_from_line(json.dumps(whole | fields).encode())
+        return prediction.request.truncated, prediction.response.truncated
+
+    assert cut() == (False, False)
+    assert cut(rx=None) == (True, False)  # Answered before the whole had come.
+    assert cut(us=None) == (False, True)  # The caller left in the answer, or the replica ended.
+    assert cut(rx=None, us=None, status=0) == (True, False)
+    kept = prediction_from_line(json.dumps(whole).encode())
+    assert kept.time_to_first_byte.ToMicroseconds() == 2000
+    assert not prediction_from_line(json.dumps(whole | {"fb": None}).encode()).HasField("time_to_first_byte")
+
+
 @pytest.mark.parametrize(
     ("path", "kept"),
     [

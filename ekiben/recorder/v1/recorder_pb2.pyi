@@ -47,6 +47,7 @@ class Prediction(_message.Message):
     MONITOR_ENTRIES_FIELD_NUMBER: _builtins.int
     PEER_FIELD_NUMBER: _builtins.int
     ORGANIZATION_FIELD_NUMBER: _builtins.int
+    TIME_TO_FIRST_BYTE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Identifier. `predictions/{prediction}`: the request id that the gateway gave."""
     deployment: _builtins.str
@@ -101,6 +102,10 @@ class Prediction(_message.Message):
     def monitor_entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___MonitorEntry]:
         """Output only. What `bentoml.monitor()` logged during the same trace."""
 
+    @_builtins.property
+    def time_to_first_byte(self) -> _duration_pb2.Duration:
+        """Output only. From the request's first byte to the response's first; unset where there was no response."""
+
     def __init__(
         self,
         *,
@@ -125,10 +130,11 @@ class Prediction(_message.Message):
         monitor_entries: _abc.Iterable[Global___MonitorEntry] | None = ...,
         peer: _builtins.str = ...,
         organization: _builtins.str = ...,
+        time_to_first_byte: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["latency", b"latency", "request", b"request", "response", b"response", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["latency", b"latency", "request", b"request", "response", b"response", "start_time", b"start_time", "time_to_first_byte", b"time_to_first_byte"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_token", b"api_token", "bento", b"bento", "deployment", b"deployment", "latency", b"latency", "method", b"method", "models", b"models", "monitor_entries", b"monitor_entries", "name", b"name", "organization", b"organization", "path", b"path", "peer", b"peer", "protocol", b"protocol", "replica", b"replica", "request", b"request", "response", b"response", "response_flags", b"response_flags", "revision", b"revision", "start_time", b"start_time", "status", b"status", "target", b"target", "trace_id", b"trace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_token", b"api_token", "bento", b"bento", "deployment", b"deployment", "latency", b"latency", "method", b"method", "models", b"models", "monitor_entries", b"monitor_entries", "name", b"name", "organization", b"organization", "path", b"path", "peer", b"peer", "protocol", b"protocol", "replica", b"replica", "request", b"request", "response", b"response", "response_flags", b"response_flags", "revision", b"revision", "start_time", b"start_time", "status", b"status", "target", b"target", "time_to_first_byte", b"time_to_first_byte", "trace_id", b"trace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -169,9 +175,11 @@ class Payload(_message.Message):
     body: _builtins.bytes
     """Output only. The first bytes of the body, as they passed."""
     body_size_bytes: _builtins.int
-    """Output only. How long the whole body was, in bytes."""
+    """Output only. How long the whole body was, in bytes; of one that was cut off, how much of it passed."""
     truncated: _builtins.bool
-    """Output only. True where `body` is not the whole."""
+    """Output only. True where `body` is not the whole: it is longer than what is kept, or the caller or the replica ended
+    before its end.
+    """
     content_type: _builtins.str
     """Output only. Media type."""
     text: _builtins.str

@@ -279,6 +279,7 @@ def _row(sequence: int, prediction: Prediction) -> dict[str, Any]:
         "response_content_type": response.content_type,
         "response_size_bytes": response.body_size_bytes,
         "response_truncated": response.truncated,
+        "first_byte_us": prediction.first_byte_us,
     }
 
 
@@ -304,6 +305,7 @@ def _prediction(row: SqlRow[Any], entries: Sequence[MonitorEntry] = ()) -> Predi
         deployment=row.deployment,
         start_time_us=row.start_time_us,
         latency_us=row.latency_us,
+        first_byte_us=row.first_byte_us,
         status=row.status,
         trace_id=row.trace_id,
         revision=row.revision,

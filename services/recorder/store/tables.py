@@ -55,6 +55,7 @@ predictions = Table(
     Column("response_content_type", Text, nullable=False),
     Column("response_size_bytes", BigInteger, nullable=False),
     Column("response_truncated", Boolean, nullable=False),
+    Column("first_byte_us", BigInteger),
     UniqueConstraint("organization", "prediction"),
     Index("ix_predictions_time", "organization", "start_time_us", "sequence"),
     Index("ix_predictions_status", "organization", "status", "start_time_us", "sequence"),
