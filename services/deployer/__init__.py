@@ -16,7 +16,7 @@ sockets in a folder that only the suite's user may enter.
     status        pure: what is observed to a state and conditions in words
     runtimes/     the port Runtime: process.py (this machine), kubernetes/ (pods), several.py (many as one)
     store         tables and queries
-    deployments   use cases
+    deployments   use cases; templates: what callers send, checked; filters, ports, acceptance: parts of theirs
     routes        the route table, its version, who follows it
     clusters      clusters that somebody added, and their runtimes; kubeconfigs: what of theirs is kept
     ownership     which deployer has the cluster, where there are several

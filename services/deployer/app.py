@@ -51,6 +51,7 @@ from services.deployer.servicer import (
 )
 from services.deployer.settings import Settings
 from services.deployer.store import Store, TerminalStore
+from services.deployer.templates import Templates
 from services.deployer.terminal_servicer import TerminalsServicer
 from services.deployer.terminals import Terminals
 from services.deployer.uses import Uses
@@ -140,18 +141,17 @@ async def open_deployer(settings: Settings, peers: Peers, *, clock: Clock = SYST
             store, runtime, builds, vault, uses, ownership, changes, settings, instance_types, clock, addresses
         )
         several.renewed = reconciler.ask_anew
+        bentos, models = registry_pb2_grpc.BentosStub(peers.registry), registry_pb2_grpc.ModelsStub(peers.registry)
+        templates = Templates(bentos, models, vault, settings, instance_types)
         deployments = Deployments(
             store,
-            registry_pb2_grpc.BentosStub(peers.registry),
-            registry_pb2_grpc.ModelsStub(peers.registry),
-            vault,
+            templates,
             uses,
             settings,
             clock,
             reconciler.wake,
             addresses,
             runtime.check_exposure,
-            instance_types,
             Acceptance(runtime, instance_types, settings.metric_names, settings.drain_s),
         )
 

@@ -4,7 +4,6 @@ import contextlib
 import logging
 import re
 import secrets
-import socket
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
@@ -18,17 +17,16 @@ from ekiben.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
-    ResourceExhausted,
     Unavailable,
 )
-from ekiben.identity.v1 import identity_pb2
-from ekiben.registry.v1 import registry_pb2
-from services.deployer import domain, messages, pods, prebuilt, scaling
+from services.deployer import domain, messages, ports, scaling
 from services.deployer.addresses import Addresses
-from services.deployer.domain import MAIN, Bento, BentoManifest, Deployment, Revision, Status
+from services.deployer.domain import MAIN, Bento, Deployment, Revision, Status
+from services.deployer.filters import filter_of
 from services.deployer.runtimes.exposures import Exposed
 from services.deployer.settings import Settings
 from services.deployer.store import Store
+from services.deployer.templates import Templates
 from services.deployer.uses import Uses
 from services.kernel import telemetry, updates
 from services.kernel.clock import Clock
@@ -51,9 +49,6 @@ CHANGEABLE = (
     "access_authorization",
     "exposure",
 )
-MAX_BODY_BYTES = 1 << 20
-MAX_FILTER_CHARS = 4096
-"""Each word is held against each deployment."""
 ATTEMPTS = 5
 """How often a create looks for another port, or another name made up by the server."""
 
@@ -65,23 +60,19 @@ class Deployments:
     def __init__(
         self,
         store: Store,
-        bentos: Any,
-        models: Any,
-        vault: Any,
+        templates: Templates,
         uses: Uses,
         settings: Settings,
         clock: Clock,
         changed: Callable[[str], None],
         addresses: Addresses,
         check_exposure: Callable[[Exposed], Awaitable[None]],
-        instance_types: Mapping[str, domain.InstanceType],
         accept: Callable[[Deployment, Revision], Awaitable[None]],
     ) -> None:
         """`check_exposure` asks the cluster whether it would take it."""
         self._store, self._settings, self._clock, self._changed = store, settings, clock, changed
         self._addresses, self._check_exposure = addresses, check_exposure
-        self._bentos, self._models, self._vault, self._uses = bentos, models, vault, uses
-        self._instance_types, self._accept = instance_types, accept
+        self._templates, self._uses, self._accept = templates, uses, accept
 
     # Reading
 
@@ -94,7 +85,7 @@ class Deployments:
 
     async def search(self, organization: str, filter: str) -> Sequence[Deployment]:
         """Deployments that match, newest first."""
-        wanted = _filter(filter)
+        wanted = filter_of(filter)
         return [one for one in await self._store.list_deployments(organization) if wanted(one)]
 
     async def latest(self, deployment: Deployment) -> Revision:
@@ -122,7 +113,7 @@ class Deployments:
         """Write a new deployment with its first revision."""
         given = names.Deployment.parse(sent.name).deployment if sent.name else ""
         cluster, namespace = await self._where(sent)
-        template, bentos = await self._checked(sent)
+        template, bentos = await self._templates.resolve(sent)
         exposure = sent.exposure if sent.HasField("exposure") else None
         if given and await self._store.get_deployment(caller.organization, given) is not None:
             raise _taken(given)
@@ -143,7 +134,7 @@ class Deployments:
                 latest_revision=1,
                 terminated=False,
                 deleting=False,
-                port=await self._free_port(),
+                port=await ports.free_port(self._settings, self._store),
                 build="",
                 traceparent=telemetry.current_traceparent(),
                 creator=caller.user,
@@ -183,14 +174,11 @@ class Deployments:
         wanted.CopyFrom(current)
         for path in sorted(paths):
             _copy(sent, wanted, path)
-        if not any(path.startswith("template") or path == "scaling" for path in paths):
-            template, bentos = messages.template(latest.template), latest.bentos
-            domain.refuse(self._violations(wanted))
-        elif any(path.startswith("template") for path in paths):
-            template, bentos = await self._checked(wanted, lenient="scaling" not in paths)
+        if any(path.startswith("template") for path in paths):
+            template, bentos = await self._templates.resolve(wanted, lenient="scaling" not in paths)
         else:
             template, bentos = messages.template(latest.template), latest.bentos
-            domain.refuse(self._violations(wanted) + _services(wanted, bentos[MAIN].parsed(), lenient=False))
+            self._templates.check(wanted, bentos[MAIN].parsed() if "scaling" in paths else None)
         text = messages.template_json(template)
         new = None
         if text != latest.template or _digests(bentos) != _digests(latest.bentos):
@@ -226,7 +214,7 @@ class Deployments:
                 f"{name} has no earlier revision to go back to.", reason="NO_EARLIER_REVISION", deployment=name
             )
         old = await self._revision(before, number)
-        await self._check_secrets(messages.template(old.template))
+        await self._templates.check_secrets(messages.template(old.template))
         new = replace(self._next(before, old.template, old.bentos, caller), rolled_back_to=number)
         return await self._write(before, before, latest, new)
 
@@ -330,87 +318,6 @@ class Deployments:
             raise NotFound(f"{name} does not exist.", reason="REVISION_NOT_FOUND", revision=name)
         return found
 
-    async def _checked(self, sent: pb.Deployment, *, lenient: bool = False) -> tuple[pb.Template, dict[str, Bento]]:
-        """The template with its bentos resolved, and these. Raises for anything that is wrong."""
-        template = pb.Template()
-        template.CopyFrom(sent.template)
-        if not template.bento:
-            domain.refuse([("deployment.template.bento", "is required")])
-        domain.refuse(self._violations(sent))
-        bentos = {MAIN: await self._resolve(template.bento)}
-        template.bento = bentos[MAIN].name
-        found = _services(sent, bentos[MAIN].parsed(), lenient=lenient)
-        for target in template.canary.versions:
-            version = template.canary.versions[target]
-            bentos[target] = await self._resolve(version.bento)
-            version.bento = bentos[target].name
-            path, manifest = f"deployment.template.canary.versions[{target}]", bentos[target].parsed()
-            found += _unknown(f"{path}.services", version.services, manifest)
-            found += _unknown(f"{path}.scaling", version.scaling, manifest)
-        domain.refuse(found, reason="SERVICE_UNKNOWN")
-        await self._check_secrets(template)
-        await prebuilt.settle(template, self._runtime_in(sent.cluster), self._settings.model_delivery)
-        return template, bentos
-
-    async def _check_secrets(self, template: pb.Template) -> None:
-        """Raises for a secret that is not there, or is another organization's."""
-        wanted = [*template.secrets, *(s for v in template.canary.versions.values() for s in v.secrets)]
-        for secret in dict.fromkeys(wanted):
-            names.Secret.parse(secret)
-            await self._vault.GetSecret(identity_pb2.GetSecretRequest(name=secret))
-
-    def _violations(self, sent: pb.Deployment) -> list[tuple[str, str]]:
-        found: list[tuple[str, str]] = []
-        for key, value in sent.labels.items():
-            if not 0 < len(key) <= 128 or len(value) > 1024:
-                found.append((f"deployment.labels[{key[:32]}]", "keys have 1 to 128 characters, values at most 1024"))
-        template = sent.template
-        found += self._template_violations("deployment.template", template.envs, template.services)
-        canary = template.canary
-        if canary.route_type not in domain.ROUTE_TYPES:
-            found.append(("deployment.template.canary.route_type", "must be random, header or query"))
-        if canary.route_type in ("header", "query") and not canary.route_by:
-            found.append(("deployment.template.canary.route_by", f"is required for {canary.route_type}"))
-        share = 0
-        for target, version in canary.versions.items():
-            path = f"deployment.template.canary.versions[{target}]"
-            if target == MAIN or not re.fullmatch(r"[A-Za-z0-9]([-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?", target):
-                found.append((path, f"{target!r} cannot be the name of a version"))
-            if not version.bento:
-                found.append((f"{path}.bento", "is required"))
-            if not 0 <= version.weight_percent <= 100:
-                found.append((f"{path}.weight_percent", "must be from 0 to 100"))
-            share += max(0, version.weight_percent)
-            found += self._template_violations(path, version.envs, version.services)
-            found += self._scaling_violations(f"{path}.scaling", version.scaling, sent.cluster)
-        if share > 100:
-            found.append(("deployment.template.canary.versions", f"the weights add up to {share}, more than 100"))
-        found += self._scaling_violations("deployment.scaling", sent.scaling, sent.cluster)
-        capture = sent.capture
-        if capture.HasField("sample_percent") and not 0 <= capture.sample_percent <= 100:
-            found.append(("deployment.capture.sample_percent", "must be from 0 to 100"))
-        if capture.HasField("max_body_bytes") and not 0 <= capture.max_body_bytes <= MAX_BODY_BYTES:
-            found.append(("deployment.capture.max_body_bytes", f"must be from 0 to {MAX_BODY_BYTES}"))
-        return found
-
-    def _template_violations(self, path: str, envs: Any, services: Any) -> list[tuple[str, str]]:
-        found = domain.check_envs(f"{path}.envs", (env.name for env in envs))
-        for name, service in services.items():
-            here = f"{path}.services[{name}]"
-            found += domain.check_envs(f"{here}.envs", (env.name for env in service.envs))
-            found += domain.check_strategy(f"{here}.deployment_strategy", service.deployment_strategy)
-            found += pods.violations(f"{here}.pod", service.pod)
-            kind = service.instance_type
-            if kind and kind not in self._instance_types:
-                known = ", ".join(self._instance_types)
-                raise InvalidArgument(
-                    f"There is no instance type {kind!r}; these there are: {known}.",
-                    reason="INSTANCE_TYPE_UNKNOWN",
-                    violations=[(f"{here}.instance_type", f"must be one of {known}")],
-                    instance_type=kind,
-                )
-        return found
-
     async def _check_exposed(self, deployment: Deployment) -> None:
         """Raises for an exposure that the platform or its cluster would not take."""
         self._addresses.check_name(deployment)
@@ -428,71 +335,6 @@ class Deployments:
         if exposed is not None:
             with contextlib.suppress(Unavailable):  # What comes of it is seen later.
                 await self._check_exposure(exposed)
-
-    def _runtime_in(self, cluster: str) -> str:
-        """The runtime of `clusters/{cluster}`; empty for the default one."""
-        here = cluster in ("", f"clusters/{domain.DEFAULT_CLUSTER}")
-        return self._settings.runtime if here else "kubernetes"
-
-    def _scaling_violations(
-        self, path: str, by_service: Mapping[str, pb.Scaling], cluster: str
-    ) -> list[tuple[str, str]]:
-        found = []
-        runtime = self._runtime_in(cluster)
-        for service, one in by_service.items():
-            field = f"{path}[{service}]"
-            least = one.min_replicas if one.HasField("min_replicas") else None
-            found += domain.check_scaling(field, least, one.max_replicas if one.HasField("max_replicas") else None)
-            found += scaling.violations(field, one, runtime=runtime, scales=runtime == "kubernetes")
-        return found
-
-    async def _resolve(self, name: str) -> Bento:
-        names.Bento.parse(name)
-        bento = await self._bentos.GetBento(registry_pb2.GetBentoRequest(name=name))
-        if bento.content.state != registry_pb2.Content.READY:
-            raise FailedPrecondition(
-                f"{bento.name} has no content yet; push it first.", reason="BENTO_NOT_UPLOADED", bento=bento.name
-            )
-        models = []
-        for model in bento.models:
-            found = await self._models.GetModel(registry_pb2.GetModelRequest(name=model))
-            if found.content.state == registry_pb2.Content.EXTERNAL:
-                continue  # A hub has it, and BentoML fetches it itself.
-            if found.content.state != registry_pb2.Content.READY:
-                raise FailedPrecondition(
-                    f"{model}, which {bento.name} needs, has no content yet; push it first.",
-                    reason="MODEL_NOT_UPLOADED",
-                    model=model,
-                    bento=bento.name,
-                )
-            models.append((found.name, found.content.digest))
-        resolved = Bento(bento.name, bento.content.digest, bento.manifest, tuple(models))
-        resolved.parsed()
-        return resolved
-
-    async def _free_port(self) -> int:
-        if not self._settings.has_ports:
-            return 0
-        first, last = self._settings.ports
-        taken = await self._store.ports()
-        for port in range(first, last + 1):
-            if port not in taken and _bindable(self._settings.host, port):
-                return port
-        raise ResourceExhausted(
-            f"No port from {first} to {last} is free; delete a deployment or widen the range.",
-            reason="PORTS_EXHAUSTED",
-            port_range=self._settings.port_range,
-        )
-
-
-def _bindable(host: str, port: int) -> bool:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
 
 
 def _copy(source: pb.Deployment, target: pb.Deployment, path: str) -> None:
@@ -514,47 +356,11 @@ def _digests(bentos: Mapping[str, Bento]) -> dict[str, object]:
     return {target: (bento.name, bento.digest, bento.models) for target, bento in bentos.items()}
 
 
-def _services(sent: pb.Deployment, manifest: BentoManifest, *, lenient: bool) -> list[tuple[str, str]]:
-    found = _unknown("deployment.template.services", sent.template.services, manifest)
-    if not lenient:
-        found += _unknown("deployment.scaling", sent.scaling, manifest)
-    return found
-
-
-def _unknown(path: str, services: Any, manifest: BentoManifest) -> list[tuple[str, str]]:
-    if manifest.legacy:
-        return []  # Its runners, which a client may name, are no services of their own here.
-    known = [service.name for service in manifest.services]
-    return [
-        (f"{path}[{name}]", f"the bento has the services {', '.join(known)}") for name in services if name not in known
-    ]
-
-
 def _made_up(bento: str) -> str:
     slug = re.sub(r"[^a-z0-9]+", "-", bento.split("/")[1].lower()).strip("-")[:50].rstrip("-")
     if not slug or not slug[0].isalpha():
         slug = f"bento-{slug}".rstrip("-")
     return f"{slug}-{secrets.token_hex(2)}"
-
-
-def _filter(text: str) -> Callable[[Deployment], bool]:
-    if len(text) > MAX_FILTER_CHARS:
-        raise InvalidArgument(
-            f"The filter has {len(text):,} characters, more than {MAX_FILTER_CHARS:,}.",
-            reason="FILTER_INVALID",
-            violations=[("filter", f"at most {MAX_FILTER_CHARS:,} characters")],
-        )
-    tests: list[Callable[[Deployment], bool]] = []
-    for word in text.split():
-        kind, _, value = word.partition(":")
-        if kind == "label" and value:
-            key, equals, wanted = value.partition("=")
-            tests.append(lambda d, k=key, e=equals, w=wanted: k in d.labels and (not e or d.labels[k] == w))  # type: ignore[misc]
-        elif word == "is:dev":
-            tests.append(lambda d: d.dev)
-        else:
-            tests.append(lambda d, w=word: w.lower() in d.name)  # type: ignore[misc]
-    return lambda deployment: all(test(deployment) for test in tests)
 
 
 def _missing(name: str) -> NotFound:
