@@ -6,7 +6,6 @@ starts says of those that its former run had open that they are lost; what ran i
 """
 
 import asyncio
-import contextlib
 import logging
 import secrets
 from collections.abc import AsyncIterator, Sequence
@@ -24,10 +23,10 @@ from ekiben.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from services.deployer.casts import Cast
 from services.deployer.deployments import Deployments
 from services.deployer.domain import MAIN, Terminal
 from services.deployer.reconciler import Reconciler
+from services.deployer.recordings import Recording
 from services.deployer.runtimes import Phase, Runtime, SetStatus
 from services.deployer.runtimes.sessions import STDOUT, ExecSpec, Session
 from services.deployer.settings import Settings
@@ -38,9 +37,6 @@ from services.kernel.identity import Principal
 log = logging.getLogger(__name__)
 
 ATTACH_WITHIN = timedelta(minutes=1)
-FLUSH_S = 1.0
-"""So much of a recording is lost with a deployer that is killed."""
-FLUSH_CHARS = 64 << 10
 LONGEST_COMMAND = 64 << 10
 LONGEST_INPUT = 64 << 10
 SWEEP_S = 600.0
@@ -268,7 +264,7 @@ class Terminals:
         outputs: "asyncio.Queue[Output | BaseException]",
     ) -> None:
         exit = Exit(255, "CLIENT_LEFT")
-        recording = _Recording(self._store, terminal, self._settings.terminal_recording_max_bytes, self._clock)
+        recording = Recording(self._store, terminal, self._settings.terminal_recording_max_bytes, self._clock)
         try:
             exit = await self._session(terminal, size, inputs, outputs, recording)
         except asyncio.CancelledError:
@@ -285,7 +281,7 @@ class Terminals:
             await asyncio.shield(self._close(terminal, recording, exit))
         await outputs.put(exit)
 
-    async def _close(self, terminal: Terminal, recording: "_Recording", exit: Exit) -> None:
+    async def _close(self, terminal: Terminal, recording: Recording, exit: Exit) -> None:
         """Write how it ended. Never raises: the caller waits to hear it, and what is not written is swept as lost."""
         code = exit.exit_code if exit.reason == "EXITED" else None
         recording.mark(exit.reason if code is None else f"{exit.reason} {code}")
@@ -302,7 +298,7 @@ class Terminals:
         size: tuple[int, int],
         inputs: AsyncIterator[Input],
         outputs: "asyncio.Queue[Output | BaseException]",
-        recording: "_Recording",
+        recording: Recording,
     ) -> Exit:
         spec = ExecSpec(
             terminal.deployment_uid,
@@ -344,79 +340,8 @@ class Terminals:
         return Exit(session.exit_code, "EXITED")
 
 
-class _Recording:
-    """An asciicast as it is written."""
-
-    def __init__(self, store: TerminalStore, terminal: Terminal, max_bytes: int, clock: Clock) -> None:
-        self._store, self._terminal, self._clock = store, terminal, clock
-        self._room = max_bytes
-        self._cast, self._lines, self._chars, self._number, self._began = Cast(), list[str](), 0, 0, 0.0
-        self._full = asyncio.Event()
-        self._writing = asyncio.Lock()
-        self.begun = False
-
-    def begin(self, size: tuple[int, int]) -> None:
-        self.begun, self._began = True, self._clock.monotonic()
-        terminal = self._terminal
-        title = f"{terminal.deployment} {terminal.replica} {terminal.user}"
-        self._add(Cast.header(terminal.command, title, int(self._clock.now().timestamp()), *size))
-
-    def output(self, data: bytes) -> None:
-        self._add(self._cast.output(self._at(), data))
-
-    def input(self, data: bytes) -> None:
-        self._add(self._cast.input(self._at(), data))
-
-    def resize(self, columns: int, rows: int) -> None:
-        self._add(self._cast.resize(self._at(), columns, rows))
-
-    def mark(self, text: str) -> None:
-        if self.begun:
-            self._room = 1000  # For this there is always room.
-            self._add(self._cast.marker(self._at(), text))
-
-    async def keep(self) -> None:
-        """Write what has come, again and again."""
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(FLUSH_S):
-                    await self._full.wait()
-            await self.flush()
-
-    async def flush(self) -> None:
-        """Write what has come. Raises what the store raises: then the terminal ends."""
-        # Whoever is cancelled here leaves the piece to be written all the same, before the next one.
-        await asyncio.shield(asyncio.ensure_future(self._write()))
-
-    async def _write(self) -> None:
-        async with self._writing:
-            if not self._lines:
-                return
-            text, self._lines, self._chars = "".join(self._lines), [], 0
-            self._full.clear()
-            await self._store.append(self._terminal.id, self._number, text)
-            self._number += 1
-
-    def _at(self) -> float:
-        return self._clock.monotonic() - self._began
-
-    def _add(self, line: str) -> None:
-        if not line:
-            return
-        self._room -= len(line.encode())
-        if self._room < 0:
-            raise ResourceExhausted(
-                "The recording is full, and what is not recorded is not done; open another terminal.",
-                reason="RECORDING_FULL",
-            )
-        self._lines.append(line)
-        self._chars += len(line)
-        if self._chars > FLUSH_CHARS:
-            self._full.set()
-
-
 async def _typed(
-    inputs: AsyncIterator[Input], session: Session, recording: _Recording, clock: Clock, *, tty: bool
+    inputs: AsyncIterator[Input], session: Session, recording: Recording, clock: Clock, *, tty: bool
 ) -> None:
     """Pass on what the caller does. The end of a TTY's input is said until the command has ended: one Ctrl-D ends but
     the line that was begun, and whoever takes the TTY over meanwhile, as shells do, throws it away."""
