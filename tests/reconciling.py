@@ -1,7 +1,6 @@
 """A reconciler with many deployments, real rows in SQLite, and a runtime in memory whose replicas answer at once."""
 
 import asyncio
-import json
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
@@ -13,10 +12,9 @@ import sqlalchemy as sa
 
 from ekiben.deployer.v1 import deployer_pb2 as pb
 from ekiben.deployer.v1 import images_pb2
-from services.deployer import messages
 from services.deployer.addresses import Addresses
 from services.deployer.builds import Builds, Output
-from services.deployer.domain import DEFAULT_CLUSTER, Bento, Deployment, Revision, Status
+from services.deployer.domain import DEFAULT_CLUSTER, Deployment
 from services.deployer.ownership import Ownership
 from services.deployer.reconciler import Reconciler
 from services.deployer.runtimes import Phase, ReplicaStatus, SetSpec, SetStatus
@@ -28,9 +26,9 @@ from services.kernel.clock import ManualClock
 from services.kernel.db import Database, open_database
 from services.kernel.settings import DatabaseSettings
 from services.kernel.watches import Topic
+from tests.deployment_rows import BENTO, a_deployment, a_revision
 
-MANIFEST = json.dumps({"entry_service": "Entry", "services": [{"name": "Entry"}]})
-IMAGE = f"docker://registry.test/entry@sha256:{'ab' * 32}"
+IMAGE = f"docker://registry.test/iris@sha256:{'ab' * 32}"
 GATEWAY = "gateway"
 
 
@@ -130,37 +128,12 @@ class Bench:
 
     async def add(self, name: str, *, replicas: int = 1, cluster: str = DEFAULT_CLUSTER) -> Deployment:
         """A new deployment, as the API writes one."""
-        uid = f"uid-{name}"
-        template = pb.Template(
-            bento="bentoRepositories/entry/bentos/v1", image=images_pb2.PrebuiltImage(reference=IMAGE)
-        )
-        bentos = {"main": Bento(template.bento, f"sha256:{'cd' * 32}", MANIFEST)}
-        now = self.clock.now()
-        revision = Revision(uid, 1, f"revision-{name}", messages.template_json(template), bentos, "users/admin", now)
-        made = Deployment(
-            name=name,
-            uid=uid,
-            organization="organizations/default",
-            labels={},
-            cluster=cluster,
-            scaling=messages.scaling_json({"Entry": pb.Scaling(min_replicas=replicas)}),
-            capture="",
-            access_authorization=False,
-            dev=False,
-            generation=1,
-            latest_revision=1,
-            terminated=False,
-            deleting=False,
-            port=0,
-            build="",
-            traceparent="",
-            creator="users/admin",
-            create_time=now,
-            update_time=now,
-            status=Status("DEPLOYING"),
-        )
+        template = pb.Template(bento=BENTO, image=images_pb2.PrebuiltImage(reference=IMAGE))
+        scaling, now = {"Iris": pb.Scaling(min_replicas=replicas)}, self.clock.now()
+        made = a_deployment(name, cluster=cluster, scaling=scaling, create_time=now, update_time=now)
+        revision = replace(a_revision(made, template), create_time=now)
         assert await self.store.add_deployment(made, revision)
-        self.reconciler.wake(uid)
+        self.reconciler.wake(made.uid)
         return made
 
     async def change(self, name: str, **values: Any) -> None:

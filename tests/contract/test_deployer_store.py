@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
 
@@ -13,8 +13,7 @@ from services.deployer.ownership import Ownership
 from services.deployer.store import Store, metadata
 from services.kernel.clock import ManualClock
 from services.kernel.db import open_database
-
-NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+from tests.deployment_rows import NOW, a_deployment, a_revision
 
 
 @pytest.fixture
@@ -27,33 +26,12 @@ async def store(database_url: str) -> AsyncIterator[Store]:
 
 
 def deployment(name: str, port: int = 0) -> Deployment:
-    return Deployment(
-        name=name,
-        uid=f"uid-{name}",
-        organization="organizations/default",
-        labels={"a": "b"},
-        cluster="default",
-        scaling="{}",
-        capture="",
-        access_authorization=False,
-        dev=False,
-        generation=1,
-        latest_revision=1,
-        terminated=False,
-        deleting=False,
-        port=port,
-        build="",
-        traceparent="",
-        creator="users/admin",
-        create_time=NOW,
-        update_time=NOW,
-        status=Status("DEPLOYING"),
-    )
+    return a_deployment(name, port=port, labels={"a": "b"})
 
 
 def revision(of: Deployment, number: int = 1) -> Revision:
     bento = Bento("bentoRepositories/b/bentos/v", "sha256:00", "{}", (("modelRepositories/m/models/v", "sha256:11"),))
-    return Revision(of.uid, number, f"revision-{of.uid}-{number}", "{}", {"main": bento}, "users/admin", NOW)
+    return a_revision(of, number=number, bento=bento)
 
 
 async def test_what_is_written_is_read(store: Store) -> None:

@@ -1,7 +1,6 @@
 """Under which names a deployment is reached, and which exposures are refused."""
 
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ from services.deployer.domain import Condition, Deployment, Status
 from services.deployer.runtimes.exposures import Exposed, Tls
 from services.deployer.settings import Settings
 from services.kernel.settings import SettingsError
+from tests.deployment_rows import a_deployment
 
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
 WHERE = {"database_url": "sqlite+aiosqlite:///x", "data_dir": Path("/d"), "run_dir": Path("/r")}
 
 
@@ -33,8 +32,7 @@ def exposure(**fields: Any) -> exposure_pb2.Exposure:
 def deployment(*, led: bool | None = True, port: int = 7500, **fields: Any) -> Deployment:
     conditions = (Condition("Exposed", led, "X"),)
     text = messages.exposure_json(exposure(**fields)) if fields else ""
-    values = ("iris", "u", "organizations/x", {}, "default", "", "", False, False, 1, 1, False, False, port, "", "", "")
-    return Deployment(*values, NOW, NOW, Status("RUNNING", conditions), text)
+    return a_deployment(port=port, status=Status("RUNNING", conditions), exposure=text)
 
 
 def test_urls_are_https_where_it_is_and_lead_once_the_cluster_says_so() -> None:
@@ -70,7 +68,9 @@ def test_a_name_is_short_enough_for_the_host_by_which_alone_it_is_reached() -> N
 def test_what_the_settings_expose_a_deployment_may_leave() -> None:
     addresses = Addresses(settings(exposure='{"kind": "INGRESS", "tls": {"clusterIssuer": "acme"}}', domain="m.org"))
     exposed = addresses.exposed(deployment())
-    assert exposed == Exposed("deployments/iris", "u", "INGRESS", "iris-default.m.org", tls=Tls(cluster_issuer="acme"))
+    assert exposed == Exposed(
+        "deployments/iris", "uid-iris", "INGRESS", "iris-default.m.org", tls=Tls(cluster_issuer="acme")
+    )
     assert addresses.exposed(deployment(kind="NONE")) is None
     own = addresses.exposed(deployment(kind="INGRESS", host="iris.org"))
     assert own is not None and (own.host, own.tls) == ("iris.org", None)

@@ -23,7 +23,7 @@ async def until_settled(bench: Bench) -> None:
 
 
 def scaled(replicas: int) -> dict[str, str]:
-    return {"scaling": messages.scaling_json({"Entry": pb.Scaling(min_replicas=replicas)})}
+    return {"scaling": messages.scaling_json({"Iris": pb.Scaling(min_replicas=replicas)})}
 
 
 def endpoints(bench: Bench) -> dict[str, int]:

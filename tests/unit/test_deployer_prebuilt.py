@@ -12,7 +12,7 @@ from services.deployer import prebuilt, specs
 from services.deployer.builds import Builds, Output, Way
 from services.kernel.clock import ManualClock
 from services.kernel.identity import Principal
-from tests.unit.test_deployer_specs import manifest, revision
+from tests.deployment_rows import a_deployment, a_revision
 
 DIGEST = f"sha256:{'ab' * 32}"
 
@@ -37,7 +37,7 @@ async def test_a_digest_is_taken_at_its_word_and_kept_as_it_is(given: str, kept:
     await prebuilt.settle(one, "kubernetes")
     assert one.image.reference == kept
     await prebuilt.settle(one, "kubernetes")
-    assert one.image.reference == kept and specs.versions_of(revision(one, manifest()))[0].image == kept
+    assert one.image.reference == kept and specs.versions_of(a_revision(a_deployment(), one))[0].image == kept
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,9 @@ async def test_a_canary_has_an_image_of_its_own_and_models_as_the_deployment_has
     one.canary.versions["next"].image.reference = f"h.example/next@{DIGEST}"
     one.canary.versions["small"].weight_percent = 10
     await prebuilt.settle(one, "kubernetes")
-    found = {each.target: (each.image, each.models_apart) for each in specs.versions_of(revision(one, manifest()))}
+    found = {
+        each.target: (each.image, each.models_apart) for each in specs.versions_of(a_revision(a_deployment(), one))
+    }
     assert found == {"main": ("", True), "next": (f"docker://h.example/next@{DIGEST}", False), "small": ("", True)}
 
 

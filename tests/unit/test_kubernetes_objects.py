@@ -14,30 +14,9 @@ from services.deployer.runtimes.kubernetes.pod import command, pod_of
 from services.deployer.runtimes.kubernetes.pods import replica_of
 from services.deployer.runtimes.kubernetes.sameness import digest_of
 from services.deployer.runtimes.kubernetes.telemetry import PodTelemetry
+from tests.kubernetes_sets import DIGEST, SPEC
 
-DIGEST = f"sha256:{'ab' * 32}"
 WHERE = Where("installation", "models", pull_secret="pull")
-SPEC = SetSpec(
-    key="abcdefgh23456789",
-    deployment="deployments/iris",
-    deployment_uid="3f0a",
-    revision=3,
-    target="main",
-    service="Iris_Classifier",
-    entry=True,
-    legacy=False,
-    bento="bentoRepositories/iris/bentos/v1",
-    bento_digest=DIGEST,
-    models=(),
-    environment="",
-    image="docker://registry.example.com/default/iris:v1",
-    image_digest=DIGEST,
-    envs={"GREETING": "hello"},
-    dependencies=(("Scorer", "zyxwvuts76543210"),),
-    cpu_millicores=500,
-    memory_bytes=1 << 30,
-    drain_s=30,
-)
 
 
 def made(spec: SetSpec, kind: str, replicas: int = 2) -> dict[str, Any]:

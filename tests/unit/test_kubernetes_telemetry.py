@@ -14,7 +14,7 @@ import pytest
 from services.deployer.runtimes.kubernetes import objects, telemetry
 from services.deployer.runtimes.kubernetes.names import Where
 from services.deployer.runtimes.kubernetes.telemetry import PodTelemetry
-from tests.unit.test_kubernetes_objects import SPEC
+from tests.kubernetes_sets import SPEC
 
 PROGRAM = Path(telemetry.__file__).with_name("telling.py")
 

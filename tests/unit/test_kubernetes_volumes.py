@@ -10,7 +10,7 @@ from services.deployer.runtimes.kubernetes.pod import pod_of
 from services.deployer.runtimes.kubernetes.pulling import Logins, PullSecret
 from services.deployer.runtimes.kubernetes.volumes import explained
 from services.kernel.clock import ManualClock
-from tests.unit.test_kubernetes_objects import DIGEST, SPEC
+from tests.kubernetes_sets import DIGEST, SPEC
 
 WHERE = Where("installation", "models")
 MODELS = (("modelRepositories/weights/models/m1", "sha256:one"), ("modelRepositories/weights/models/m2", "sha256:two"))
