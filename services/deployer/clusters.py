@@ -19,6 +19,7 @@ from ekiben import names
 from ekiben.deployer.v1 import clusters_pb2
 from ekiben.deployer.v1 import deployer_pb2 as pb
 from ekiben.errors import Aborted, AlreadyExists, EkibenError, FailedPrecondition, NotFound
+from services.content.images.registry.names import is_host
 from services.content.sealing import Sealed, Sealing
 from services.deployer import domain, kubeconfigs
 from services.deployer.domain import Cluster
@@ -189,7 +190,7 @@ class Clusters:
         if "namespaces" in paths:
             after = replace(after, namespaces=_namespaces(sent.namespaces))
         if "pull_host" in paths:
-            if sent.pull_host and not re.fullmatch(r"[A-Za-z0-9.\[\]:-]{1,255}", sent.pull_host):
+            if sent.pull_host and not is_host(sent.pull_host):
                 domain.refuse([("cluster.pull_host", "must be HOST[:PORT]")])
             after = replace(after, pull_host=sent.pull_host)
         if "pull_secret" in paths:
@@ -197,9 +198,8 @@ class Clusters:
                 domain.refuse([("cluster.pull_secret", "must be the name of a Secret")])
             after = replace(after, pull_secret=sent.pull_secret)
         if "otlp_http_endpoint" in paths:
-            if sent.otlp_http_endpoint and not re.fullmatch(
-                r"https?://[A-Za-z0-9.\[\]:-]{1,255}/?", sent.otlp_http_endpoint
-            ):
+            scheme, _, host = sent.otlp_http_endpoint.partition("://")
+            if sent.otlp_http_endpoint and not (scheme in ("http", "https") and is_host(host.removesuffix("/"))):
                 domain.refuse([("cluster.otlp_http_endpoint", "must be http://HOST:PORT")])
             after = replace(after, otlp_http_endpoint=sent.otlp_http_endpoint)
         if "kubeconfig" in paths:

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from ekiben.deployer.v1 import deployer_pb2 as pb
+from ekiben.errors import InvalidArgument
 from services.content.sealing import Sealing
 from services.deployer.clusters import Clusters
 from services.deployer.domain import Cluster
@@ -16,7 +18,7 @@ from services.deployer.runtimes.kubernetes.api import open_api
 from services.deployer.runtimes.several import SeveralRuntimes
 from services.kernel.clock import ManualClock
 from services.kernel.settings import SettingsError
-from tests.unit.test_deployer_several import Place
+from tests.places import Place
 
 
 class Rows:
@@ -169,3 +171,13 @@ async def test_credentials_that_do_not_take_over_are_told_and_the_ones_before_se
         assert clusters.detail(rows.clusters[0]) == ""
     running.cancel()
     await asyncio.wait([running])
+
+
+@pytest.mark.parametrize("host", ["registry..example.com", ":::", "example.com:123456", "[::1", "a" * 300, "a.b/c"])
+async def test_a_host_that_is_none_is_refused(host: str, manual_clock: ManualClock) -> None:
+    clusters = Clusters(Rows(), no_key, SeveralRuntimes(Place("own")), manual_clock)  # type: ignore[arg-type]
+    for field, given in (("pull_host", host), ("otlp_http_endpoint", f"http://{host}")):
+        sent = pb.Cluster(name="clusters/there", **{field: given})  # type: ignore[arg-type]
+        with pytest.raises(InvalidArgument) as refused:
+            await clusters.create(sent)
+        assert refused.value.violations[0][0] == f"cluster.{field}"

@@ -12,6 +12,7 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _HOST = re.compile(r"(?:[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?")
 _PORT = re.compile(r"(?::([0-9]+))?$")
 _LAST_PORT = 65535
+_LONGEST_HOST = 253 + len(":65535")
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def parse(name: str) -> Location:
     if host == DOCKER_HUB and "/" not in repository:
         repository = f"library/{repository}"
     wrong = ""
-    if _HOST.fullmatch(host) is None or int(_PORT.findall(host)[0] or 0) > _LAST_PORT:
+    if not is_host(host):
         wrong = f"{host!r} is no host"
     elif _REPOSITORY.fullmatch(repository) is None or len(repository) > 255:
         wrong = f"{repository!r} is no repository (lower-case letters, digits and single . _ - between them)"
@@ -68,3 +69,10 @@ def parse(name: str) -> Location:
             image=f"docker://{name}",
         )
     return Location(host, repository, digest or tag)
+
+
+def is_host(text: str) -> bool:
+    """Whether it is `HOST[:PORT]`, where a host may be an IPv6 address in brackets."""
+    if len(text) > _LONGEST_HOST or _HOST.fullmatch(text) is None:
+        return False
+    return int(_PORT.findall(text)[0] or 0) <= _LAST_PORT
