@@ -52,6 +52,8 @@ class BentoFiles:
     """env/docker/Dockerfile, as the bento's BentoML rendered it."""
     constraints: str = ""
     """What the files say that `requirements` named by `-c`."""
+    has_python: bool = False
+    """Whether there is env/python, which commands find in BentoML's own images."""
 
 
 @dataclass(frozen=True)
@@ -256,6 +258,13 @@ def _index_options(options: Sequence[Option], notes: list[str]) -> list[Option]:
     for option in options:
         if option.name == "--index-url" and _USUAL_INDEX.fullmatch(option.value):
             continue
+        if option.name == "--find-links" and "://" not in option.value and not posixpath.isabs(option.value):
+            raise FailedPrecondition(
+                f"The bento's requirements look for packages in its folder {option.value!r}, and only addresses are "
+                "looked in. Name the archives in it instead, as ./wheels/NAME.whl.",
+                reason="REQUIREMENT_NOT_FOUND",
+                requirement=_line(option),
+            )
         if option.name in TO_UV or option.name in ("--pre", "--trusted-host"):
             kept.append(option)
         elif option.name in ("--requirement", "--constraint"):

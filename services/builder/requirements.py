@@ -20,6 +20,7 @@ _NAMED_URL = re.compile(
     r"^(?P<name>[A-Za-z0-9][-._A-Za-z0-9]*)\s*(?P<extras>\[[^\]]*\])?\s*@\s*(?P<url>\S+)(?P<rest>.*)$"
 )
 _ARCHIVE = re.compile(r"\.(whl|tar\.gz|tgz|zip|tar\.bz2)$")
+_PATH = re.compile(r"[^\s@;]+/[^\s@;]*")
 
 SHORT = {"-i": "--index-url", "-f": "--find-links", "-r": "--requirement", "-c": "--constraint", "-e": "--editable"}
 WITHOUT_VALUE = {"--no-index", "--pre", "--prefer-binary", "--require-hashes", "--no-cache-dir", "--no-deps", "--quiet"}
@@ -89,7 +90,15 @@ def logical_lines(text: str) -> Iterator[str]:
 
 def parse(text: str) -> list[Option | Requirement]:
     """Options and requirements in their order."""
-    return [parse_option(line) if line.startswith("-") else parse_requirement(line) for line in logical_lines(text)]
+    return [_parse_line(line) for line in logical_lines(text)]
+
+
+def _parse_line(line: str) -> Option | Requirement:
+    if not line.startswith("-"):
+        return parse_requirement(line)
+    option = parse_option(line)
+    # Nobody edits what an environment was made of: it has a copy.
+    return parse_requirement(option.value) if option.name == "--editable" else option
 
 
 def parse_option(line: str) -> Option:
@@ -126,6 +135,9 @@ def parse_requirement(line: str) -> Requirement:
     except InvalidRequirement:
         match = _NAMED_URL.match(text)  # `name @ ./path`, which uv takes and PEP 508 does not
         if match is None:
+            location, named = _without_extras(text)
+            if _PATH.fullmatch(location):  # `libs/own`: a folder, as for pip
+                return Requirement(text, location=location, extras=named, hashes=hashes)
             return Requirement(text, hashes=hashes)
         extras = tuple(part.strip() for part in (match["extras"] or "")[1:-1].split(",") if part.strip())
         return Requirement(text, canonicalize_name(match["name"]), "", match["url"], extras, "", hashes)
@@ -141,7 +153,7 @@ def parse_requirement(line: str) -> Requirement:
 
 
 def _without_extras(text: str) -> tuple[str, tuple[str, ...]]:
-    match = re.fullmatch(r"(.+?)\[([^\]]+)\]", text)
+    match = re.fullmatch(r"(.+?)\s*\[([^\]]+)\]", text)
     if match is None:
         return text, ()
     return match[1], tuple(part.strip() for part in match[2].split(","))

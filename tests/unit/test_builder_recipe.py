@@ -53,9 +53,15 @@ def test_the_usual_index_is_the_operator_s() -> None:
 
 def test_options_of_older_bentos_lie_in_their_manifest() -> None:
     recipe = make_recipe(
-        old("1.1.11", index_url="https://x/simple", extra_index_url=["https://y"], find_links="z", pip_args="--pre -U")
+        old(
+            "1.1.11",
+            index_url="https://x/simple",
+            extra_index_url=["https://y"],
+            find_links="https://z",
+            pip_args="--pre -U",
+        )
     )
-    assert recipe.options == ("--index-url https://x/simple", "--extra-index-url https://y", "--find-links z")
+    assert recipe.options == ("--index-url https://x/simple", "--extra-index-url https://y", "--find-links https://z")
     assert recipe.prerelease
     assert any("-U" in note for note in recipe.notes)
 
@@ -120,6 +126,23 @@ def test_archives_in_the_bento_are_used_and_others_are_named() -> None:
     assert "other-1" in caught.value.message
     with pytest.raises(FailedPrecondition):
         make_recipe(replace(files("../../etc/foo-1-py3-none-any.whl\n"), shipped=shipped))
+
+
+def test_what_is_installed_editable_is_in_the_environment_too() -> None:
+    given = replace(files("-e .\n--editable ./pkg[x]\n"), shipped={"src": "ab", "src/pkg": "cd"})
+    recipe = make_recipe(given)
+    assert recipe.requirements == ("shipped:src", "shipped:src/pkg[x]", "bentoml==1.4.39")
+    assert not recipe.notes
+    with pytest.raises(FailedPrecondition) as caught:
+        make_recipe(files("-e /home/me/pkg\n"))
+    assert caught.value.reason == "REQUIREMENT_NOT_FOUND"
+
+
+def test_a_folder_of_archives_is_refused_in_words() -> None:
+    with pytest.raises(FailedPrecondition) as caught:
+        make_recipe(files("--find-links ./wheels\nfoo\n"))
+    assert caught.value.reason == "REQUIREMENT_NOT_FOUND"
+    assert "./wheels/NAME.whl" in caught.value.message
 
 
 def test_wheels_of_older_bentos_are_installed_unnamed() -> None:
