@@ -65,7 +65,10 @@ def read(bento: Path) -> BentoFiles:
         raise _incomplete(f"its Dockerfile cannot be read: {exc}") from exc
     scripts = sorted(path.name for path in docker.glob("*") if path.name.startswith(("script__", "setup_script")))
     shipped = _shipped(bento)
-    return BentoFiles(manifest, requirements, version, shipped, tuple(scripts), dockerfile, "\n".join(constraints))
+    limits = "\n".join(constraints)
+    return BentoFiles(
+        manifest, requirements, version, shipped, tuple(scripts), dockerfile, limits, has_python=python.is_dir()
+    )
 
 
 def _with_files(

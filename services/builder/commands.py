@@ -98,7 +98,7 @@ def make_commands(files: BentoFiles, secrets: Sequence[str] = ()) -> Commands:
     if not commands_of(manifest):
         return NO_COMMANDS
     if isinstance(manifest.get("image"), Mapping):
-        return _of_spec_2(manifest, files.scripts, secrets)
+        return _of_spec_2(files, secrets)
     return _of_dockerfile(files.dockerfile, manifest.get("docker") or {}, secrets)
 
 
@@ -112,8 +112,8 @@ def secrets_of(manifest: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _of_spec_2(manifest: Mapping[str, Any], there: Sequence[str], secrets: Sequence[str]) -> Commands:
-    image = manifest["image"]
+def _of_spec_2(files: BentoFiles, secrets: Sequence[str]) -> Commands:
+    manifest, image = files.manifest, files.manifest["image"]
     before, after = (
         [str(each).strip() for each in image.get(name) or () if str(each).strip()]
         for name in ("commands", "post_commands")
@@ -125,13 +125,14 @@ def _of_spec_2(manifest: Mapping[str, Any], there: Sequence[str], secrets: Seque
     if any(re.search(r"\bapt(-get)? install\b", each) for each in after) and "apt-get update" not in " ".join(after):
         after = ["apt-get update", *after]  # the lists are in no layer
     for name in re.findall(r"\./env/docker/(script__\w+)", " ".join([*before, *after])):
-        if name not in there:
+        if name not in files.scripts:
             raise FailedPrecondition(
                 f"The bento runs a script that is not in it, env/docker/{name}. Some clients of 1.4 lose the file of "
                 "Image.run_script, and keep that of docker.setup_script in bentofile.yaml. Build the bento again.",
                 reason="BENTO_INCOMPLETE",
             )
-    included = [f"src/{str(name).strip('/')}" for name in image.get("build_include") or ()]
+    included = ["env/python"] if files.has_python else []
+    included += [f"src/{str(name).strip('/')}" for name in image.get("build_include") or ()]
     variables = _variables(manifest)
     in_venv = {**variables, "PATH": with_venv(variables["PATH"])} if "PATH" in variables else variables
     return Commands(_script(before, (), variables, secrets), _script(after, included, in_venv, secrets))

@@ -1,5 +1,6 @@
 """The two times that a bento's commands run: on the base, and on what was assembled."""
 
+import asyncio
 import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -62,7 +63,7 @@ class Runs:
         started = {key: value for key, value in final.items() if key != "Entrypoint"}
         started |= {"Env": envs, "User": below.get("User") or "root"}
         folders = dict(self._seen()) if self.commands.on_bento else {}
-        if re.search(r"\buv\b", " ".join(script.instructions)):
+        if await asyncio.to_thread(runs_uv, script, self._bento):
             folders["/usr/local/bin/uv"] = lambda: contextlib.nullcontext(Path(find_uv_bin()))
         what = "the bento's commands on its environment"
         layers, left = await self._run(on_top(image, (), started), store, script, what, folders)
@@ -90,3 +91,10 @@ class Runs:
         path = self._bento / name
         found = [path] if path.is_file() else [each for each in path.rglob("*") if not each.is_dir()]
         return [f"{BENTO_PATH.strip('/')}/{each.relative_to(self._bento).as_posix()}" for each in found]
+
+
+def runs_uv(script: Script, bento: Path) -> bool:
+    """Whether a script may run uv, which BentoML's images have once the environment is there. Blocks."""
+    files = [bento / name for name in script.files if name.startswith("env/docker/")]
+    texts = [path.read_text(errors="replace") for path in files if path.is_file()]
+    return any(re.search(r"\buv\b", each) for each in (*script.instructions, *texts))

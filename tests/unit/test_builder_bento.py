@@ -39,6 +39,13 @@ def test_a_manifest_that_would_fill_the_memory_is_refused(manifest: str, tmp_pat
     assert refused.value.reason == "BENTO_INCOMPLETE"
 
 
+def test_it_is_told_whether_commands_find_what_is_installed(tmp_path: Path) -> None:
+    bento_of(tmp_path, "bentoml_version: 1.4.39")
+    assert not bento.read(tmp_path).has_python
+    (tmp_path / "env" / "python").mkdir(parents=True)
+    assert bento.read(tmp_path).has_python
+
+
 def test_aliases_that_stand_for_little_are_read(tmp_path: Path) -> None:
     files = bento.read(bento_of(tmp_path, laughs(4)))
     assert len(files.manifest["docker"]["system_packages"]) == 9

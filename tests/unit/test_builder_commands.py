@@ -2,13 +2,16 @@
 
 import json
 import subprocess
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from ekiben.errors import FailedPrecondition
 from services.builder import containerfiles
-from services.builder.commands import make_commands, secrets_of
+from services.builder.commands import Script, make_commands, secrets_of
 from services.builder.recipe import BentoFiles
+from services.builder.runs import runs_uv
 
 HOME = "/root"
 """Of root, in an image."""
@@ -95,6 +98,23 @@ def test_commands_on_the_environment_find_its_scripts_and_the_lists_of_packages(
     assert commands.after.files == ("env/docker/script__0123456789abcdef",)
     assert f"COPY --chown=1034:1034 {script} {script}" in commands.after.instructions
     assert runs(commands.after)[0] == "RUN apt-get update"
+
+
+def test_commands_on_the_environment_find_what_it_was_made_of() -> None:
+    commands = make_commands(replace(of_image(["true"], ["wc -l env/python/requirements.txt"]), has_python=True))
+    assert commands.before is not None and commands.after is not None
+    assert commands.before.files == () and commands.after.files == ("env/python",)
+    assert "COPY --chown=1034:1034 ./env/python ./env/python" in commands.after.instructions
+
+
+def test_commands_and_scripts_on_the_environment_may_run_uv(tmp_path: Path) -> None:
+    script = tmp_path / "env" / "docker" / "script__0123456789abcdef"
+    script.parent.mkdir(parents=True)
+    files = ("env/docker/script__0123456789abcdef", "src/data")
+    for text, expected in (("uv pip install flash-attn", True), ("echo luv", False)):
+        script.write_text(f"#!/bin/sh\n{text}\n")
+        assert runs_uv(Script((), files=files), tmp_path) == expected
+    assert runs_uv(Script(("RUN uv --version",)), tmp_path)
 
 
 def test_secrets_reach_every_command_by_file_and_are_not_shown() -> None:
