@@ -40,6 +40,8 @@ _LAST_LINES = 20
 _STEP = re.compile(r"(?:\[\d+/\d+\] )?STEP \d+/\d+: (.*)")
 _NOISE = re.compile(r"subprocess exited with status \d+|time=\S+ level=.*")
 _EXIT = re.compile(r"exit status (\d+)")
+_NOT_IN_OVERLAYS = re.compile(r"[:,\\\"]")
+"""What options of a mount cannot hold."""
 _WAIT_S = 0.2
 _SWEEP_TIMEOUT_S = 20.0
 """A storage is swept within a second. A start does not wait for an engine that hangs."""
@@ -61,6 +63,14 @@ class BuildahEngine:
                 "machine. Install buildah (Debian, Ubuntu: apt-get install buildah; Fedora: dnf install buildah).",
                 reason="ENGINE_MISSING",
                 program="buildah",
+            )
+        if _NOT_IN_OVERLAYS.search(str(self._folder)):
+            raise FailedPrecondition(
+                f"The bento runs commands while its image is built, and buildah can keep no image below "
+                f"{self._folder}: no path of an overlay has a colon, a comma, a quote or a backslash. Name another "
+                "folder for the cache.",
+                reason="ENGINE_FAILED",
+                path=str(self._folder),
             )
         mine = here()
         for wanted in platforms:

@@ -91,10 +91,13 @@ async def _own(base: BaseImage, python: Python, remembered: Path) -> Compiler | 
             async with spooled(layer, base.store) as spool:
                 await asyncio.to_thread(_extract, spool, making, python)
         compiler = await asyncio.to_thread(_started, making, python)
-        known = {"version": compiler.version, "env": dict(compiler.env)} if compiler else {"version": "", "env": {}}
-        known["argv"] = list(compiler.argv) if compiler else []
-        text = json.dumps(known).replace(str(making), _HERE)
-        await asyncio.to_thread(write_whole, making / "compiler.json", text.encode())
+        compiler = compiler or Compiler((), "", {})
+        known = {
+            "version": compiler.version,
+            "env": {name: value.replace(str(making), _HERE) for name, value in compiler.env.items()},
+            "argv": [each.replace(str(making), _HERE) for each in compiler.argv],
+        }
+        await asyncio.to_thread(write_whole, making / "compiler.json", json.dumps(known).encode())
         with contextlib.suppress(*_UNUSABLE):  # another build was first
             return await asyncio.to_thread(_kept, folder)
         with contextlib.suppress(OSError):

@@ -95,8 +95,8 @@ async def test_a_cache_that_was_moved_has_its_interpreters_where_it_lies_now(
         assert Path(found.argv[0]).is_file() and Path(found.argv[-1]).is_file()
         return found
 
-    await find(tmp_path / "one")
-    (tmp_path / "one").rename(tmp_path / "two")
+    await find(tmp_path / 'caché "one"')
+    (tmp_path / 'caché "one"').rename(tmp_path / "two")
     await find(tmp_path / "two")
     assert len(begun) == 1
     (known,) = (tmp_path / "two").rglob("compiler.json")

@@ -375,6 +375,8 @@ def test_without_the_engine_or_for_another_platform_it_is_said_what_to_do(
 
     strange = replace(bench.base[1], config={**bench.base[1].config, "architecture": "s390x"})
     assert reason(bench.order("true", image=strange)).reason == "PLATFORM_NOT_EXECUTABLE"
+    with pytest.raises(FailedPrecondition, match="no path of an overlay has a colon"):
+        BuildahEngine(Path("/srv/a:b"), Programs(bench.folder, bench.folder / "r")).check()
     monkeypatch.setenv("PATH", "/nowhere")
     error = reason(bench.order("true"))
     assert error.reason == "ENGINE_MISSING" and "apt-get install buildah" in error.message
