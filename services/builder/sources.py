@@ -40,6 +40,7 @@ _VERSION = 1
 _AT = "/ekiben"
 _DEFAULTS = ("UV_DEFAULT_INDEX", "UV_INDEX_URL")
 _NEEDED = re.compile(r"UV_(DEFAULT_INDEX|INDEX.*|EXTRA_INDEX_URL|FIND_LINKS|INSECURE_HOST|HTTP_\w+|EXCLUDE_NEWER)")
+_CERTIFICATES = "/ekiben-certificates.pem"
 _SHIPPED = re.compile(r"shipped:([0-9a-f]{64}/\S+)")
 
 
@@ -110,9 +111,11 @@ class Sources:
             f"COPY . {_AT}/",
             f"RUN {containerfiles.with_secrets(self._command(missing), given)}",
         )
-        uv = {"/usr/local/bin/uv": lambda: contextlib.nullcontext(Path(find_uv_bin()))}
+        seen = {"/usr/local/bin/uv": lambda: contextlib.nullcontext(Path(find_uv_bin()))}
+        if (trusted := _certificates()) is not None:
+            seen[_CERTIFICATES] = lambda: contextlib.nullcontext(trusted)
         order = Order(
-            self.base.image, self.base.store, Script(instructions, files=(".",)), context, secrets, folders=uv
+            self.base.image, self.base.store, Script(instructions, files=(".",)), context, secrets, folders=seen
         )
         try:
             async with self.engine.run(order, self.work.say) as outcome:
@@ -164,7 +167,8 @@ class Sources:
             *("-r", f"{_AT}/requirements.txt"),
         ]
         venv = ["uv", "venv", "--quiet", "--cache-dir", f"{_AT}/cache", "--python", self.python, f"{_AT}/venv"]
-        return f"{shlex.join(venv)} && {shlex.join(arguments)}"
+        trusting = f"export SSL_CERT_FILE={_CERTIFICATES}; " if _certificates() is not None else ""
+        return f"{trusting}{shlex.join(venv)} && {shlex.join(arguments)}"
 
     def _compiler(self) -> list[str]:
         image = self.manifest.get("image")
@@ -177,6 +181,12 @@ class Sources:
         own = {name: value for name, value in os.environ.items() if _NEEDED.fullmatch(name)}
         found = {name: value for name, value in own.items() if not (named and name in _DEFAULTS)} | dict(self.work.env)
         return [Secret(name, found[name]) for name in sorted(found) if found[name]]
+
+
+def _certificates() -> Path | None:
+    """The authorities that uv trusts on this machine, where they are not uv's own: those of a company's proxy."""
+    named = os.environ.get("SSL_CERT_FILE", "")
+    return Path(named).absolute() if named and Path(named).is_file() else None
 
 
 def named_by(options: Sequence[str]) -> set[str]:

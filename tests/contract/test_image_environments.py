@@ -42,6 +42,7 @@ from services.content.images import Descriptor, Platform
 from services.content.images.layout import LayoutImageStore
 from services.kernel.clock import SYSTEM
 from tests.base_image import base_image
+from tests.certificates import certificates
 from tests.fixtures_builder import PackageIndex, bento_folder, index, wheel
 from tests.fixtures_kernel import until
 from tests.image_content import put_image
@@ -407,11 +408,12 @@ print("building with", sys.version)
 def build_wheel(folder, settings=None, metadata=None):
     if os.path.exists("/ekiben") and "{fail}":
         sys.exit("no header for {fail}")
+    trusted = "".join("# " + line for line in open(os.environ["SSL_CERT_FILE"]))
     tag = "cp%d%d-cp%d%d-linux_x86_64" % (sys.version_info[:2] * 2)
     info = "sourced-1.0.dist-info"
     name = "sourced-1.0-" + tag + ".whl"
     with zipfile.ZipFile(os.path.join(folder, name), "w") as file:
-        file.writestr("sourced/__init__.py", "built = %r" % sys.prefix)
+        file.writestr("sourced/__init__.py", "built = %r\\n%s" % (sys.prefix, trusted))
         file.writestr(info + "/METADATA", "Metadata-Version: 2.1\\nName: sourced\\nVersion: 1.0\\n")
         file.writestr(info + "/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: false\\nTag: %s\\n" % tag)
         file.writestr(info + "/RECORD", "sourced/__init__.py,,\\n")
@@ -421,11 +423,13 @@ def build_wheel(folder, settings=None, metadata=None):
 
 @pytest.mark.skipif(MACHINE != "x86_64", reason="the wheel is one of x86_64")
 async def test_a_named_package_is_built_from_source_in_the_base_and_only_once(
-    bench: Bench, index: PackageIndex, tmp_path: Path
+    bench: Bench, index: PackageIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if shutil.which("buildah") is None:
         pytest.skip("buildah is not installed (Debian: apt-get install buildah)")
     base = base_image()
+    certificates(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))  # what is trusted here is trusted there
     index.credentials = "me:hunter2-hunter2"
     private = {"UV_DEFAULT_INDEX": index.url.replace("http://", "http://me:hunter2-hunter2@")}
     index.add_source("sourced", "1.0", BACKEND.replace("{fail}", "zlib.h"))
@@ -440,6 +444,7 @@ async def test_a_named_package_is_built_from_source_in_the_base_and_only_once(
     site = "app/.venv/lib/python3.11/site-packages"
     module = (await bench.content(AMD64))[f"{site}/sourced/__init__.py"]
     assert isinstance(module, bytes) and module.startswith(b"built = '/ekiben/")
+    assert module.decode().endswith((tmp_path / "ca.pem").read_text().splitlines()[-1] + "\n")
     said = len(bench.lines)
     assert (await bench.build(folder, base, env=private)).digest == first.digest
     assert not [line for line in bench.lines[said:] if "from source" in line]
