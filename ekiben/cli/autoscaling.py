@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from ekiben.cli.options import DURATION
+from ekiben.cli.options import DEFAULT, DURATION, OrDefault
 from ekiben.deployer.v1 import autoscaling_pb2
 from ekiben.deployer.v1 import deployer_pb2 as pb
 
@@ -26,8 +26,8 @@ class ScalingFlags:
     scale: tuple[str, ...] = ()
     scale_policy: tuple[str, ...] = ()
     scale_by: tuple[str, ...] = ()
-    scale_up_window: float | None = None
-    scale_down_window: float | None = None
+    scale_up_window: float | str | None = None
+    scale_down_window: float | str | None = None
 
     @classmethod
     def take(cls, arguments: dict[str, Any]) -> "ScalingFlags":
@@ -41,21 +41,30 @@ NONE_GIVEN = ScalingFlags()
 def scaling_options(function: F) -> F:
     """The flags."""
     options = [
-        click.option("--scale", multiple=True, metavar="[SERVICE=]MIN-MAX", help="How few and how many replicas."),
+        click.option(
+            "--scale", multiple=True, metavar="[SERVICE=]MIN-MAX|default", help="How few and how many replicas."
+        ),
         click.option(
             "--scale-policy",
             multiple=True,
-            metavar="[SERVICE=]POLICY",
+            metavar="[SERVICE=]POLICY|default",
             help="Who scales between them: hpa, none, or external for an autoscaler of yours.",
         ),
         click.option(
             "--scale-by",
             multiple=True,
-            metavar="[SERVICE:]METRIC=TARGET",
+            metavar="[SERVICE:]METRIC=TARGET|default",
             help="What by: cpu=60%, memory=2Gi, pods/NAME=10, external/NAME=30. Replaces the metrics of before.",
         ),
-        click.option("--scale-up-window", type=DURATION, help="How long a higher use must last."),
-        click.option("--scale-down-window", type=DURATION, help="How long a lower use must last."),
+        *(
+            click.option(
+                f"--scale-{way}-window",
+                type=OrDefault(DURATION),
+                metavar="DURATION|default",
+                help=f"How long a {use} use must last.",
+            )
+            for way, use in (("up", "higher"), ("down", "lower"))
+        ),
     ]
     for option in reversed(options):
         function = option(function)
@@ -70,20 +79,26 @@ def apply(deployment: pb.Deployment, flags: ScalingFlags, split: Split, entry: s
     """
     for word in flags.scale:
         service, text = split(word, "--scale")
+        scaling = deployment.scaling[service]
+        if text == DEFAULT:
+            scaling.ClearField("min_replicas")
+            scaling.ClearField("max_replicas")
+            continue
         bounds = re.fullmatch(r"(\d+)-(\d+)", text)
         if bounds is None:
-            raise click.UsageError(f"--scale: {text!r} is not MIN-MAX.")
-        scaling = deployment.scaling[service]
+            raise click.UsageError(f"--scale: {text!r} is neither MIN-MAX nor {DEFAULT}.")
         scaling.min_replicas, scaling.max_replicas = int(bounds[1]), int(bounds[2])
     for word in flags.scale_policy:
         service, policy = split(word, "--scale-policy")
-        deployment.scaling[service].autoscaling.policy = policy
+        deployment.scaling[service].autoscaling.policy = "" if policy == DEFAULT else policy
     metrics: dict[str, list[autoscaling_pb2.ScalingMetric]] = {}
     for word in flags.scale_by:
         service, colon, text = word.partition(":")
         if colon:
             service, _ = split(f"{service}=", "--scale-by")
-        metrics.setdefault(service if colon else entry, []).append(_metric(text if colon else word))
+        found = metrics.setdefault(service if colon else entry, [])
+        if (text if colon else word) != DEFAULT:
+            found.append(_metric(text if colon else word))
     for service, found in metrics.items():
         del deployment.scaling[service].autoscaling.metrics[:]
         deployment.scaling[service].autoscaling.metrics.extend(found)
@@ -91,7 +106,19 @@ def apply(deployment: pb.Deployment, flags: ScalingFlags, split: Split, entry: s
         if window is not None:
             for service in _touched(flags, metrics, split) or [entry]:
                 rules = getattr(deployment.scaling[service].autoscaling, way)
-                rules.stabilization_window.FromTimedelta(timedelta(seconds=window))
+                if isinstance(window, str):
+                    rules.ClearField("stabilization_window")
+                else:
+                    rules.stabilization_window.FromTimedelta(timedelta(seconds=window))
+
+
+def tidy(scaling: pb.Scaling) -> None:
+    """Leave no empty messages behind: they are no setting."""
+    for way in ("scale_up", "scale_down"):
+        if not getattr(scaling.autoscaling, way).ListFields():
+            scaling.autoscaling.ClearField(way)
+    if not scaling.autoscaling.ListFields():
+        scaling.ClearField("autoscaling")
 
 
 def _touched(flags: ScalingFlags, metrics: Iterable[str], split: Split) -> list[str]:

@@ -2,6 +2,7 @@
 
 import click
 
+from ekiben.cli.options import DEFAULT
 from ekiben.deployer.v1 import deployer_pb2, images_pb2
 
 _DELIVERIES = {"layers": images_pb2.LAYERS, "image-volume": images_pb2.IMAGE_VOLUME}
@@ -12,11 +13,11 @@ OPTIONS = [
         "image_pull_secrets",
         multiple=True,
         metavar="NAME",
-        help="Kubernetes Secret with which nodes pull that image.",
+        help="Kubernetes Secret with which nodes pull that image; '' for none.",
     ),
     click.option(
         "--model-delivery",
-        type=click.Choice(list(_DELIVERIES)),
+        type=click.Choice([*_DELIVERIES, DEFAULT]),
         help="Whether models are in the image, or mounted by Kubernetes as images of their own.",
     ),
 ]
@@ -38,6 +39,6 @@ def apply(
     if pull_secrets:
         if not template.HasField("image"):
             raise click.UsageError("--image-pull-secret is for an image of --image.")
-        template.image.pull_secrets[:] = pull_secrets
+        template.image.pull_secrets[:] = filter(None, pull_secrets)
     if model_delivery:
-        template.model_delivery = _DELIVERIES[model_delivery]
+        template.model_delivery = _DELIVERIES.get(model_delivery, images_pb2.MODEL_DELIVERY_UNSPECIFIED)

@@ -200,7 +200,7 @@ async def create(
     help="YAML or JSON; flags win over it.",
 )
 @flag_options
-@click.option("--unset-env", "unset_envs", multiple=True, metavar="KEY", help="Remove an environment variable.")
+@click.option("--unset-env", "unset_envs", multiple=True, metavar="KEY", help="The same as --env KEY-.")
 @click.option("--dry-run", is_flag=True, help="Only check the request.")
 @wait_options
 @output_option
@@ -218,9 +218,12 @@ async def update(
 ) -> int:
     """Change a DEPLOYMENT. What changes its template rolls out a new revision; a terminated one starts again.
 
+    What was set is taken back by `KEY-` in place of KEY=VALUE, by `default` or by an empty value, as each option says.
+
     \b
     ekiben deployments update demo --bento summarizer:v2
-    ekiben deployments update demo --env LOG_LEVEL=info --unset-env DEBUG
+    ekiben deployments update demo --env LOG_LEVEL=info --env DEBUG-
+    ekiben deployments update demo --node-selector disk- --limit nvidia.com/gpu- --scale default
     """
     name = short.resource("deployments", deployment)
     now = await client.deployments.get(name)

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import click
 
-from ekiben.cli.options import PAIR
+from ekiben.cli.options import CHANGE, DEFAULT, change
 from ekiben.deployer.v1 import exposure_pb2
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -30,7 +30,7 @@ class ExposureFlags:
     expose_tls: bool | None = None
     expose_tls_secret: str | None = None
     expose_issuer: str | None = None
-    expose_annotations: tuple[tuple[str, str], ...] = ()
+    expose_annotations: tuple[tuple[str, str | None], ...] = ()
 
     @classmethod
     def take(cls, arguments: dict[str, Any]) -> "ExposureFlags":
@@ -44,8 +44,10 @@ NONE_GIVEN = ExposureFlags()
 def exposure_options(function: F) -> F:
     """The flags."""
     options = [
-        click.option("--expose", type=click.Choice(list(_KINDS)), help="How a Kubernetes cluster leads to it."),
-        click.option("--expose-host", metavar="HOST", help="Its host name there; NAME-NAMESPACE.DOMAIN by default."),
+        click.option("--expose", type=click.Choice([*_KINDS, DEFAULT]), help="How a Kubernetes cluster leads to it."),
+        click.option(
+            "--expose-host", metavar="HOST", help="Its host name there; NAME-NAMESPACE.DOMAIN by default, and for ''."
+        ),
         click.option("--expose-path", metavar="PATH", help="Let in only requests below this path."),
         click.option("--expose-class", metavar="NAME", help="Which class of Ingress; the cluster's default."),
         click.option(
@@ -53,7 +55,7 @@ def exposure_options(function: F) -> F:
             "expose_gateways",
             multiple=True,
             metavar="[NAMESPACE/]NAME[:LISTENER]",
-            help="Gateway that the HTTPRoute is attached to.",
+            help="Gateway that the HTTPRoute is attached to. '' for none.",
         ),
         click.option("--expose-tls/--no-expose-tls", default=None, help="Whether clients come by https."),
         click.option("--expose-tls-secret", metavar="NAME", help="Secret with the Ingress's certificate."),
@@ -61,9 +63,9 @@ def exposure_options(function: F) -> F:
         click.option(
             "--expose-annotation",
             "expose_annotations",
-            type=PAIR,
+            type=CHANGE,
             multiple=True,
-            metavar="KEY=VALUE",
+            metavar="KEY=VALUE|KEY-",
             help="Annotation of the Ingress or HTTPRoute.",
         ),
     ]
@@ -86,8 +88,8 @@ def apply(exposure: exposure_pb2.Exposure, flags: ExposureFlags) -> None:
         exposure.class_name = flags.expose_class
     if flags.expose_gateways:
         del exposure.gateways[:]
-        exposure.gateways.extend(_gateway(word) for word in flags.expose_gateways)
-    exposure.annotations.update(dict(flags.expose_annotations))
+        exposure.gateways.extend(_gateway(word) for word in flags.expose_gateways if word)
+    change(exposure.annotations, flags.expose_annotations)
     if flags.expose_tls is False:
         exposure.ClearField("tls")
     elif flags.expose_tls:

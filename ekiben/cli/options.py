@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable, MutableMapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -75,7 +75,52 @@ class KindType(click.Choice[str]):
         return super().convert(plural if plural in self.choices else value, param, ctx)
 
 
-DURATION, TIME, PAIR, KIND = DurationType(), TimeType(), PairType(), KindType()
+class ChangeType(click.ParamType):  # type: ignore[type-arg]
+    """`KEY=VALUE`, or `KEY-`, which takes it away: what kubectl's users write."""
+
+    name = "key=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str | None]:
+        """Key and value; None for none."""
+        if isinstance(value, tuple):
+            return value
+        key, equals, text = str(value).partition("=")
+        if key and equals:
+            return key, text
+        if (gone := taken_away(value)) is None:
+            self.fail(f"{value!r} is neither KEY=VALUE nor KEY-, which takes KEY away.", param, ctx)
+        return gone, None
+
+
+class OrDefault(click.ParamType):  # type: ignore[type-arg]
+    """What another type takes, or `default` to set it no more."""
+
+    def __init__(self, inner: click.ParamType) -> None:  # type: ignore[type-arg]
+        self.inner = inner
+        self.name = f"{inner.name}|{DEFAULT}"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """`DEFAULT`, or what the other type makes of it."""
+        return DEFAULT if value == DEFAULT else self.inner.convert(value, param, ctx)
+
+
+DEFAULT = "default"
+"""In place of a value: as if it had never been set."""
+DURATION, TIME, PAIR, CHANGE, KIND = DurationType(), TimeType(), PairType(), ChangeType(), KindType()
+
+
+def taken_away(word: str) -> str | None:
+    """`KEY` of `KEY-`; None for anything else. No name, label or header ends so."""
+    return word.removesuffix("-") if len(word) > 1 and word.endswith("-") and "=" not in word else None
+
+
+def change(values: MutableMapping[str, str], changes: Iterable[tuple[str, str | None]]) -> None:
+    """Set each key, or take it away where its value is None."""
+    for key, value in changes:
+        if value is None:
+            values.pop(key, None)
+        else:
+            values[key] = value
 
 
 def connection_options(function: F) -> F:

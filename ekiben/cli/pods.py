@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 from google.protobuf import json_format
 
-from ekiben.cli.options import PAIR
+from ekiben.cli.options import CHANGE, change
 from ekiben.deployer.v1 import deployer_pb2 as pb
 from ekiben.deployer.v1.pods_pb2 import PodSettings, Toleration
 from ekiben.errors import InvalidArgument
@@ -22,10 +22,10 @@ class PodFlags:
     """As click gives them; empty means not given."""
 
     pod_files: tuple[str, ...] = ()
-    node_selectors: tuple[tuple[str, str], ...] = ()
+    node_selectors: tuple[tuple[str, str | None], ...] = ()
     tolerations: tuple[str, ...] = ()
-    requests: tuple[tuple[str, str], ...] = ()
-    limits: tuple[tuple[str, str], ...] = ()
+    requests: tuple[tuple[str, str | None], ...] = ()
+    limits: tuple[tuple[str, str | None], ...] = ()
 
     @classmethod
     def take(cls, arguments: dict[str, Any]) -> "PodFlags":
@@ -44,37 +44,37 @@ def pod_options(function: F) -> F:
             "pod_files",
             multiple=True,
             metavar="[SERVICE=]FILE",
-            help="YAML or JSON with the pod settings of a service on a cluster; the entry service's.",
+            help="YAML or JSON with all pod settings of a service on a cluster; the entry service's. '' for none.",
         ),
         click.option(
             "--node-selector",
             "node_selectors",
-            type=PAIR,
+            type=CHANGE,
             multiple=True,
-            metavar="KEY=VALUE",
+            metavar="KEY=VALUE|KEY-",
             help="Label that the nodes of all services must have.",
         ),
         click.option(
             "--toleration",
             "tolerations",
             multiple=True,
-            metavar="KEY[=VALUE][:EFFECT]",
+            metavar="KEY[=VALUE][:EFFECT][-]",
             help="Taint of nodes that keeps no service out.",
         ),
         click.option(
             "--request",
             "requests",
-            type=PAIR,
+            type=CHANGE,
             multiple=True,
-            metavar="RESOURCE=AMOUNT",
+            metavar="RESOURCE=AMOUNT|RESOURCE-",
             help="What is set aside for a replica of the entry service, as cpu=500m.",
         ),
         click.option(
             "--limit",
             "limits",
-            type=PAIR,
+            type=CHANGE,
             multiple=True,
-            metavar="RESOURCE=AMOUNT",
+            metavar="RESOURCE=AMOUNT|RESOURCE-",
             help="What that replica cannot go beyond, as nvidia.com/gpu=1.",
         ),
     ]
@@ -89,17 +89,21 @@ def apply(template: pb.Template, flags: PodFlags, entry: str, names: tuple[str, 
         service, equals, file = word.partition("=")
         if equals and service not in names:
             raise click.UsageError(f"--pod: the bento has no service {service!r}; it has {', '.join(names)}.")
-        template.services[service if equals else entry].pod.CopyFrom(read(Path(file if equals else word)))
+        path = file if equals else word
+        template.services[service if equals else entry].pod.CopyFrom(read(Path(path)) if path else PodSettings())
     for service in names if flags.node_selectors or flags.tolerations else ():
         pod = template.services[service].pod
-        pod.node_selector.update(dict(flags.node_selectors))
+        change(pod.node_selector, flags.node_selectors)
         for word in flags.tolerations:
-            if (one := _toleration(word)) not in pod.tolerations:
+            gone = word.removesuffix("-") if word.endswith("-") else None
+            if (one := _toleration(gone or word)) in pod.tolerations and gone:
+                pod.tolerations.remove(one)
+            elif not gone and one not in pod.tolerations:
                 pod.tolerations.append(one)
     if flags.requests or flags.limits:
         resources = template.services[entry].pod.resources
-        resources.requests.update(dict(flags.requests))
-        resources.limits.update(dict(flags.limits))
+        change(resources.requests, flags.requests)
+        change(resources.limits, flags.limits)
 
 
 def with_amounts(data: Any) -> Any:

@@ -11,7 +11,7 @@ from google.protobuf import json_format
 from google.protobuf.struct_pb2 import Struct
 
 from ekiben.cli import autoscaling, delivery, exposures, pods, short
-from ekiben.cli.options import PAIR
+from ekiben.cli.options import CHANGE, DEFAULT, OrDefault, change, taken_away
 from ekiben.deployer.v1 import deployer_pb2 as pb
 from ekiben.errors import InvalidArgument
 from ekiben.registry.v1 import registry_pb2
@@ -26,17 +26,17 @@ WRITABLE = ("labels", "template", "scaling", "capture", "access_authorization", 
 class Flags:
     """The flags of create and update, as click gives them; None and empty mean not given."""
 
-    envs: tuple[tuple[str, str], ...] = ()
+    envs: tuple[tuple[str, str | None], ...] = ()
     unset_envs: tuple[str, ...] = ()
     secrets: tuple[str, ...] = ()
     replicas: tuple[str, ...] = ()
     instance_types: tuple[str, ...] = ()
-    overrides: tuple[tuple[str, str], ...] = ()
-    labels: tuple[tuple[str, str], ...] = ()
+    overrides: tuple[tuple[str, str | None], ...] = ()
+    labels: tuple[tuple[str, str | None], ...] = ()
     strategy: str | None = None
     capture: bool | None = None
-    capture_percent: float | None = None
-    capture_body_bytes: int | None = None
+    capture_percent: float | str | None = None
+    capture_body_bytes: int | str | None = None
     redact: tuple[str, ...] = ()
     access_authorization: bool | None = None
     image: str | None = None
@@ -59,29 +59,43 @@ def flag_options(function: F) -> F:
     """The flags that say what a deployment should be."""
     options = [
         click.option(
-            "-e", "--env", "envs", type=PAIR, multiple=True, metavar="KEY=VALUE", help="Environment variable."
+            "-e", "--env", "envs", type=CHANGE, multiple=True, metavar="KEY=VALUE|KEY-", help="Environment variable."
         ),
-        click.option("-s", "--secret", "secrets", multiple=True, metavar="SECRET", help="Secret that it gets."),
-        click.option("--replicas", multiple=True, metavar="[SERVICE=]N", help="How many replicas."),
-        click.option("--instance-type", "instance_types", multiple=True, metavar="[SERVICE=]TYPE", help="Size."),
+        click.option("-s", "--secret", "secrets", multiple=True, metavar="SECRET|SECRET-", help="Secret that it gets."),
+        click.option("--replicas", multiple=True, metavar="[SERVICE=]N|default", help="How many replicas."),
+        click.option(
+            "--instance-type", "instance_types", multiple=True, metavar="[SERVICE=]TYPE", help="Size; '' for none."
+        ),
         click.option(
             "--config-override",
             "overrides",
-            type=PAIR,
+            type=CHANGE,
             multiple=True,
-            metavar="SERVICE.KEY=VALUE",
+            metavar="SERVICE.KEY=VALUE|SERVICE.KEY-",
             help="BentoML service configuration, as in Summarizer.traffic.timeout=30.",
         ),
-        click.option("-l", "--label", "labels", type=PAIR, multiple=True, metavar="KEY=VALUE", help="Label."),
+        click.option("-l", "--label", "labels", type=CHANGE, multiple=True, metavar="KEY=VALUE|KEY-", help="Label."),
         click.option(
             "--strategy",
-            type=click.Choice(["RollingUpdate", "Recreate", "RampedSlowRollout", "BestEffortControlledRollout"]),
+            type=click.Choice(
+                ["RollingUpdate", "Recreate", "RampedSlowRollout", "BestEffortControlledRollout", DEFAULT]
+            ),
             help="How a new revision takes over.",
         ),
         click.option("--capture/--no-capture", default=None, help="Whether predictions are captured."),
-        click.option("--capture-percent", type=click.FloatRange(0, 100), help="Share of predictions that is captured."),
-        click.option("--capture-body-bytes", type=click.IntRange(0), help="How much of each body is kept."),
-        click.option("--redact", multiple=True, metavar="HEADER", help="Header whose value is not captured."),
+        click.option(
+            "--capture-percent",
+            type=OrDefault(click.FloatRange(0, 100)),
+            metavar="PERCENT|default",
+            help="Share of predictions that is captured.",
+        ),
+        click.option(
+            "--capture-body-bytes",
+            type=OrDefault(click.IntRange(0)),
+            metavar="BYTES|default",
+            help="How much of each body is kept.",
+        ),
+        click.option("--redact", multiple=True, metavar="HEADER|HEADER-", help="Header whose value is not captured."),
         click.option(
             "--access-authorization/--no-access-authorization",
             default=None,
@@ -174,35 +188,70 @@ def apply(deployment: pb.Deployment, flags: Flags, services: Services) -> list[s
     template = deployment.template
     _set_envs(template, dict(flags.envs), flags.unset_envs)
     for secret in flags.secrets:
-        name = short.resource("secrets", secret)
-        if name not in template.secrets:
+        gone = taken_away(secret)
+        name = short.resource("secrets", gone or secret)
+        if gone:
+            template.secrets[:] = [each for each in template.secrets if each != name]
+        elif name not in template.secrets:
             template.secrets.append(name)
     for word in flags.instance_types:
         service, kind = services.split(word, "--instance-type")
         template.services[service].instance_type = kind
     if flags.strategy:
         for service in services.names:
-            template.services[service].deployment_strategy = flags.strategy
+            template.services[service].deployment_strategy = "" if flags.strategy == DEFAULT else flags.strategy
     _set_overrides(template, flags.overrides, services)
     delivery.apply(template, flags.image, flags.image_pull_secrets, flags.model_delivery)
     for word in flags.replicas:
         service, count = services.split(word, "--replicas")
-        if not count.isdigit():
-            raise click.UsageError(f"--replicas: {count!r} is not a number.")
         scaling = deployment.scaling[service]
+        if count == DEFAULT:
+            scaling.ClearField("min_replicas")
+            scaling.ClearField("max_replicas")
+            continue
+        if not count.isdigit():
+            raise click.UsageError(f"--replicas: {count!r} is neither a number nor {DEFAULT}.")
         scaling.min_replicas = int(count)
         scaling.max_replicas = max(int(count), 1)
-    deployment.labels.update(dict(flags.labels))
+    change(deployment.labels, flags.labels)
     _set_capture(deployment.capture, flags)
-    if not before.HasField("capture") and deployment.capture == pb.CapturePolicy():
+    if deployment.capture == pb.CapturePolicy() and (
+        deployment.capture != before.capture or not before.HasField("capture")
+    ):
         deployment.ClearField("capture")
     autoscaling.apply(deployment, flags.scaling, services.split, services.entry)
     pods.apply(template, flags.pod, services.entry, services.names)
-    if flags.exposure != exposures.NONE_GIVEN:
+    if flags.exposure.expose == DEFAULT:
+        deployment.ClearField("exposure")
+    elif flags.exposure != exposures.NONE_GIVEN:
         exposures.apply(deployment.exposure, flags.exposure)
     if flags.access_authorization is not None:
         deployment.access_authorization = flags.access_authorization
+    _tidy(before, deployment)
     return changed_paths(before, deployment)
+
+
+def _tidy(before: pb.Deployment, after: pb.Deployment) -> None:
+    """Leave no empty messages behind that were not there: they would be another template, and another revision."""
+    for name in list(after.template.services):
+        service = after.template.services[name]
+        if service == before.template.services.get(name):
+            continue
+        if not service.pod.resources.ListFields():
+            service.pod.ClearField("resources")
+        if not service.pod.ListFields():
+            service.ClearField("pod")
+        if not service.config_overrides.fields:
+            service.ClearField("config_overrides")
+        if not service.ListFields():
+            del after.template.services[name]
+    for name in list(after.scaling):
+        scaling = after.scaling[name]
+        if scaling == before.scaling.get(name):
+            continue
+        autoscaling.tidy(scaling)
+        if not scaling.ListFields():
+            del after.scaling[name]
 
 
 def changed_paths(before: pb.Deployment, after: pb.Deployment) -> list[str]:
@@ -210,29 +259,38 @@ def changed_paths(before: pb.Deployment, after: pb.Deployment) -> list[str]:
     return [path for path in WRITABLE if getattr(before, path) != getattr(after, path)]
 
 
-def _set_envs(template: pb.Template, envs: Mapping[str, str], unset: Sequence[str]) -> None:
+def _set_envs(template: pb.Template, envs: Mapping[str, str | None], unset: Sequence[str]) -> None:
     kept = [env for env in template.envs if env.name not in envs and env.name not in unset]
-    added = [pb.EnvVar(name=name, value=value) for name, value in envs.items()]
+    added = [pb.EnvVar(name=name, value=value) for name, value in envs.items() if value is not None]
     del template.envs[:]
     template.envs.extend([*kept, *added])
 
 
-def _set_overrides(template: pb.Template, overrides: Sequence[tuple[str, str]], services: Services) -> None:
+def _set_overrides(template: pb.Template, overrides: Sequence[tuple[str, str | None]], services: Services) -> None:
     import yaml
 
     for path, text in overrides:
         service, dot, rest = path.partition(".")
         if not dot or not rest:
-            raise click.UsageError(f"--config-override: write SERVICE.KEY=VALUE, not {path}={text}.")
+            written = f"{path}-" if text is None else f"{path}={text}"
+            raise click.UsageError(f"--config-override: write SERVICE.KEY=VALUE or SERVICE.KEY-, not {written}.")
         struct: Struct = template.services[services.check(service, "--config-override")].config_overrides
         data = json_format.MessageToDict(struct)
         inner = data
         *above, key = rest.split(".")
+        outer = []
         for step in above:
+            outer.append((inner, step))
             inner = inner.setdefault(step, {})
             if not isinstance(inner, dict):
                 raise click.UsageError(f"--config-override: {path} is below something that is not a mapping.")
-        inner[key] = yaml.safe_load(text)
+        if text is not None:
+            inner[key] = yaml.safe_load(text)
+        else:
+            inner.pop(key, None)
+            for mapping, step in reversed(outer):
+                if not mapping[step]:
+                    del mapping[step]
         struct.Clear()
         struct.update(data)
 
@@ -240,10 +298,18 @@ def _set_overrides(template: pb.Template, overrides: Sequence[tuple[str, str]], 
 def _set_capture(capture: pb.CapturePolicy, flags: Flags) -> None:
     if flags.capture is not None:
         capture.disabled = not flags.capture
-    if flags.capture_percent is not None:
+    if isinstance(flags.capture_percent, str):
+        capture.ClearField("sample_percent")
+    elif flags.capture_percent is not None:
         capture.sample_percent = flags.capture_percent
-    if flags.capture_body_bytes is not None:
+    if isinstance(flags.capture_body_bytes, str):
+        capture.ClearField("max_body_bytes")
+    elif flags.capture_body_bytes is not None:
         capture.max_body_bytes = flags.capture_body_bytes
-    for header in flags.redact:
-        if header.lower() not in capture.redacted_headers:
-            capture.redacted_headers.append(header.lower())
+    for word in flags.redact:
+        gone = taken_away(word)
+        header = (gone or word).lower()
+        if gone is not None:
+            capture.redacted_headers[:] = [each for each in capture.redacted_headers if each.lower() != header]
+        elif header not in capture.redacted_headers:
+            capture.redacted_headers.append(header)
