@@ -20,6 +20,7 @@ from ekiben.client import Client
 from ekiben.deployer.v1 import deployer_pb2 as pb
 from ekiben.deployer.v1 import images_pb2
 from ekiben.deployments import serving
+from ekiben.registry.v1 import registry_pb2
 
 COLUMNS = [
     ("DEPLOYMENT", lambda d: last(d.name)),
@@ -57,6 +58,17 @@ def fields(deployment: pb.Deployment) -> list[tuple[str, str]]:
         ("Created", f"{moment(deployment.create_time)} by {last(deployment.creator)}"),
         ("Updated", moment(deployment.update_time)),
     ]
+
+
+async def _settle_bentos(client: Client, deployment: pb.Deployment, *, canaries: bool) -> registry_pb2.Bento:
+    """Make the bento of a deployment what it stands for now, and those of its canaries. Gives the former."""
+    template = deployment.template
+    found = await get_or_push(client, template.bento)
+    template.bento = found.name
+    for _, version in sorted(template.canary.versions.items()):
+        if canaries and version.bento:
+            version.bento = (await get_or_push(client, version.bento)).name
+    return found
 
 
 def _canary(canary: pb.Canary) -> str:
@@ -180,8 +192,7 @@ async def create(
         wanted.template.bento = short.bento(bento)
     if not wanted.template.bento:
         raise click.UsageError("Say which bento: `ekiben deployments create BENTO`, or name it in --file.")
-    found = await get_or_push(client, wanted.template.bento)
-    wanted.template.bento = found.name
+    found = await _settle_bentos(client, wanted, canaries=True)
     templates.apply(wanted, Flags.take(rest), Services.of(found))
     made = await client.deployments.create(wanted, validate_only=dry_run)
     if dry_run:
@@ -237,8 +248,7 @@ async def update(
             wanted.template.bento = now.template.bento
     if bento:
         wanted.template.bento = short.bento(bento)
-    found = await get_or_push(client, wanted.template.bento)
-    wanted.template.bento = found.name
+    found = await _settle_bentos(client, wanted, canaries=file is not None)
     templates.apply(wanted, Flags.take(rest), Services.of(found))
     paths = templates.changed_paths(now, wanted)
     if not paths and not now.terminated:

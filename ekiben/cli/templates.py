@@ -160,10 +160,11 @@ def read_file(path: Path) -> pb.Deployment:
         deployment = json_format.ParseDict(data, pb.Deployment())
     except (ValueError, AttributeError, yaml.YAMLError, json_format.ParseError) as error:
         raise InvalidArgument(f"{path}: {error}", reason="FILE_INVALID", path=str(path)) from error
-    template = deployment.template
-    if template.bento:
-        template.bento = short.bento(template.bento)
-    template.secrets[:] = [short.resource("secrets", secret) for secret in template.secrets]
+    parts: list[pb.Template | pb.CanaryVersion] = [deployment.template, *deployment.template.canary.versions.values()]
+    for part in parts:
+        if part.bento:
+            part.bento = short.bento(part.bento)
+        part.secrets[:] = [short.resource("secrets", secret) for secret in part.secrets]
     wanted = pb.Deployment(name=deployment.name, cluster=deployment.cluster, dev=deployment.dev)
     for field in WRITABLE:
         copy_field(field, deployment, wanted)

@@ -131,6 +131,24 @@ async def test_deployment_is_created_from_flags_and_followed_until_it_runs(platf
     assert sent.capture.sample_percent == 10 and not sent.capture.disabled
 
 
+async def test_a_canary_s_bento_is_what_its_short_name_stands_for(platform: Platform, tmp_path: Path) -> None:
+    ready_bento(platform)
+    file = tmp_path / "demo.yaml"
+    canary = "{versions: {next: {bento: 'summarizer:latest', weight_percent: 10, secrets: [hub]}}}"
+    file.write_text(f"{{name: demo, bento: summarizer, template: {{canary: {canary}}}}}")
+    for command in (("create",), ("update", "demo")):
+        ran = await ekiben(platform, "deployments", *command, "-f", str(file), "--no-wait", home=tmp_path)
+        assert ran.code == 0, ran.err
+    sent = platform.deployments.requests[0].deployment.template
+    version = sent.canary.versions["next"]
+    assert version.bento == sent.bento == "bentoRepositories/summarizer/bentos/v1"
+    assert list(version.secrets) == ["secrets/hub"]
+    assert len(platform.deployments.requests) == 1 and "so already" in ran.err
+    file.write_text(file.read_text().replace("summarizer:latest", "summarizer:nowhere"))
+    ran = await ekiben(platform, "deployments", "update", "demo", "-f", str(file), home=tmp_path)
+    assert ran.code == 1 and "nowhere" in ran.err and len(platform.deployments.requests) == 1
+
+
 async def test_deployment_whose_build_fails_prints_the_log_and_exits_1(platform: Platform, tmp_path: Path) -> None:
     ready_bento(platform)
     failed = builder_pb2.Build(name="builds/b", bento="bentoRepositories/summarizer/bentos/v1")
