@@ -21,7 +21,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from ekiben.builder.v1 import builder_pb2, builder_pb2_grpc
 from ekiben.deployer.v1 import deployer_pb2, deployer_pb2_grpc
-from ekiben.errors import AlreadyExists, FailedPrecondition, NotFound
+from ekiben.errors import AlreadyExists, FailedPrecondition, NotFound, Unavailable
 from ekiben.identity.v1 import identity_pb2, identity_pb2_grpc
 from ekiben.recorder.v1 import recorder_pb2, recorder_pb2_grpc
 from ekiben.registry.v1 import registry_pb2, registry_pb2_grpc
@@ -317,6 +317,7 @@ class Deployments(deployer_pb2_grpc.DeploymentsServicer):
         self.watches = 0
         self.requests: list[Any] = []
         self.traceparents: list[str] = []
+        self.log: list[deployer_pb2.LogLine] = []
 
     def _found(self, name: str) -> deployer_pb2.Deployment:
         if name not in self.deployments:
@@ -347,6 +348,14 @@ class Deployments(deployer_pb2_grpc.DeploymentsServicer):
         found = self._found(request.name)
         del self.deployments[request.name]
         return found
+
+    async def ReadLogs(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        self.requests.append(request)
+        if self.breaks:
+            self.breaks -= 1
+            raise Unavailable("The deployer restarts.", reason="RESTARTING")
+        for line in self.log:
+            yield line
 
     async def WatchDeployment(self, request: Any, context: Any) -> AsyncIterator[Any]:
         self.watches += 1

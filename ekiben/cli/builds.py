@@ -179,7 +179,7 @@ async def watch(client: Client, build: str, timeout: float, output: str) -> int:
 @builds.command()
 @click.argument("build")
 @click.option("-f", "--follow", "follow_", is_flag=True, help="Go on to its end.")
-@click.option("--tail", type=click.IntRange(0), default=0, help="Only the last so many lines.")
+@click.option("--tail", type=click.IntRange(0), default=0, help="Only the last so many lines; 0 is all.")
 @run
 async def logs(client: Client, build: str, follow_: bool, tail: int) -> None:
     """Print the log of a BUILD."""

@@ -1,5 +1,6 @@
 """`ekiben deployments`: bentos that are kept running and reachable."""
 
+import json
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from ekiben.cli.bentos import get_or_push
 from ekiben.cli.events import events
 from ekiben.cli.groups import NounGroup
 from ekiben.cli.options import DURATION, TIME, F, confirm, limit_option, output_option, yes_option
-from ekiben.cli.output import age, collect, last, moment, pairs, print_item, print_items, said, tag
+from ekiben.cli.output import age, as_data, collect, last, moment, pairs, print_item, print_items, said, tag
 from ekiben.cli.rollouts import follow, ready, state
 from ekiben.cli.session import run
 from ekiben.cli.templates import Flags, Services, flag_options
@@ -309,7 +310,7 @@ async def wait(client: Client, deployment: str, timeout: float, output: str) -> 
 @click.argument("deployment")
 @click.option("-f", "--follow", "follow_", is_flag=True, help="Go on with what comes.")
 @click.option("--service", default="", help="Only this service.")
-@click.option("--replica", default="", help="Only this replica.")
+@click.option("-r", "--replica", default="", help="Only this replica.")
 @click.option(
     "--tail", type=int, help="Only the last so many lines of each replica; 0 is none, -1 all. 100 without --since."
 )
@@ -317,6 +318,7 @@ async def wait(client: Client, deployment: str, timeout: float, output: str) -> 
 @click.option("-p", "--previous", is_flag=True, help="Only what was printed before the last start of each replica.")
 @click.option("--timestamps", is_flag=True, help="Print when each line was printed.")
 @click.option("--no-prefix", is_flag=True, help="Leave out which replica printed it.")
+@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", help="json: one object a line.")
 @run
 async def logs(
     client: Client,
@@ -329,14 +331,23 @@ async def logs(
     previous: bool,
     timestamps: bool,
     no_prefix: bool,
+    output: str,
 ) -> None:
-    """Print what the replicas of a DEPLOYMENT printed."""
+    """Print what the replicas of a DEPLOYMENT printed.
+
+    \b
+    ekiben deployments logs demo --since 10m
+    ekiben deployments logs demo --tail 0 --follow
+    """
     colours = ("cyan", "magenta", "blue", "yellow", "green")
     seen: dict[str, int] = {}
     name = short.resource("deployments", deployment)
     async for line in client.deployments.logs(
         name, service=service, replica=replica, follow=follow_, tail_lines=tail, since=since, previous=previous
     ):
+        if output == "json":
+            click.echo(json.dumps(as_data(line), ensure_ascii=False))
+            continue
         colour = colours[seen.setdefault(line.replica, len(seen)) % len(colours)]
         prefix = "" if no_prefix else click.style(line.replica, fg=colour) + " | "
         click.echo((f"{moment(line.time)} " if timestamps else "") + prefix + line.text)

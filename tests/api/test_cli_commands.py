@@ -149,6 +149,27 @@ async def test_a_canary_s_bento_is_what_its_short_name_stands_for(platform: Plat
     assert ran.code == 1 and "nowhere" in ran.err and len(platform.deployments.requests) == 1
 
 
+async def test_logs_ask_for_as_much_of_the_past_as_is_wanted_over_a_break_too(
+    platform: Platform, tmp_path: Path
+) -> None:
+    line = deployer_pb2.LogLine(replica="demo-a", service="Svc", text="hello")
+    line.time.FromSeconds(1_800_000_000)
+    platform.deployments.log = [line]
+    logs = ("deployments", "logs", "demo")
+    asked = platform.deployments.requests
+    assert (await ekiben(platform, *logs, home=tmp_path)).out == "demo-a | hello\n"
+    assert not asked[0].HasField("tail_lines") and not asked[0].HasField("since_time")
+    ran = await ekiben(platform, *logs, "--since", "2026-11-26T12:00:00Z", "-o", "json", home=tmp_path)
+    assert json.loads(ran.out)["text"] == "hello" and asked[1].since_time.seconds == 1_795_694_400
+    platform.deployments.breaks = 5  # The channel asks again by itself first.
+    ran = await ekiben(platform, *logs, "--tail", "0", "--follow", "--no-prefix", home=tmp_path)
+    assert ran.out == "hello\n", ran.err
+    first, again = asked[2], asked[-1]
+    assert (first.HasField("tail_lines"), first.tail_lines, first.HasField("since_time")) == (True, 0, False)
+    # What was printed while the deployer was away is asked for, and nothing older.
+    assert again.tail_lines > 0 and again.since_time.seconds > 1_700_000_000
+
+
 async def test_deployment_whose_build_fails_prints_the_log_and_exits_1(platform: Platform, tmp_path: Path) -> None:
     ready_bento(platform)
     failed = builder_pb2.Build(name="builds/b", bento="bentoRepositories/summarizer/bentos/v1")

@@ -33,6 +33,12 @@ def test_a_template_gives_the_whole_resource_name() -> None:
     assert template.match("/v1/modelRepositories/iris/models/v1/") is None
 
 
+def test_a_number_that_is_none_is_told_from_one_that_is_left_out() -> None:
+    asked = read("GET", "/v1/deployments/demo:logs", [("tailLines", "0"), ("sinceTime", "2026-11-26T12:00:00Z")])
+    assert asked.HasField("tail_lines") and asked.since_time.seconds == 1_795_694_400
+    assert not read("GET", "/v1/deployments/demo:logs").HasField("tail_lines")
+
+
 def test_a_custom_verb_is_no_part_of_an_id() -> None:
     assert set(TABLE.find("/v1/builds/b1:cancel")) == {"POST"}
     assert set(TABLE.find("/v1/builds/b1")) == {"GET"}
