@@ -43,9 +43,9 @@ def test_another_token_changes_the_secret_and_no_pod(tmp_path: Path) -> None:
     assert "otlp.token" not in secret(where)
     (tmp_path / "token").write_text("one\n")
     first = secret(where)["otlp.token"]
-    (tmp_path / "token").write_text("another")
+    (tmp_path / "token").write_text("the-new-token")
     assert secret(where)["otlp.token"] not in ("", first)
-    assert container(where) == before and "another" not in json.dumps(before)
+    assert container(where) == before and "the-new-token" not in json.dumps(before)
 
 
 def prepared(told: Any, *, can: tuple[str, ...], **env: str) -> dict[str, str]:
@@ -89,6 +89,25 @@ def test_an_image_without_exporters_and_a_pod_without_a_token_send_nothing(can: 
     env = prepared(told_to(SPEC), can=can, EKIBEN_OTLP_TOKEN=token)
     config = json.loads(env["BENTOML_CONFIG_OVERRIDES"])["services"]["Iris_Classifier"]
     assert config == {"monitoring": {"enabled": True, "type": "default", "options": {"log_path": "/tmp/ekiben"}}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "known"), [("runner_connection: Schema", True), ("workers: int", False), ("", False)]
+)
+def test_calls_to_other_services_keep_their_connections_where_bentoml_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schema: str, known: bool
+) -> None:
+    if schema:
+        (tmp_path / "_bentoml_sdk/service").mkdir(parents=True)
+        (tmp_path / "_bentoml_sdk/__init__.py").touch()
+        (tmp_path / "_bentoml_sdk/service/config.py").write_text(schema)
+    monkeypatch.syspath_prepend(tmp_path)
+    told = told_to(replace(SPEC, dependencies=(("Embedder", "key-of-it"), ("Ranker", "another"))))
+    own = {"services": {"Ranker": {"runner_connection": {"max_requests": 7, "max_age": 9.0}}}}
+    config = json.loads(prepared(told, can=(), BENTOML_CONFIG_OVERRIDES=json.dumps(own))["BENTOML_CONFIG_OVERRIDES"])
+    kept = {"runner_connection": {"max_requests": 2**31 - 1}}
+    assert config["services"].get("Embedder") == (kept if known else None)
+    assert config["services"]["Ranker"] == own["services"]["Ranker"]
 
 
 def test_a_bento_before_1_2_gets_a_configuration_file(tmp_path: Path) -> None:

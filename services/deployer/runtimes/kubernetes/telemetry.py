@@ -65,6 +65,7 @@ class PodTelemetry:
             "monitoring": {"enabled": True, "type": "otlp", "options": monitoring},
             "folder": FOLDER,
             **({"config": dict(spec.config)} if spec.legacy else {}),
+            **({"calls": [service for service, _ in spec.dependencies]} if spec.dependencies else {}),
         }
         key = {"name": secret, "key": TOKEN_KEY, "optional": True}
         more: list[dict[str, Any]] = [

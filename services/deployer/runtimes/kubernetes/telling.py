@@ -1,5 +1,8 @@
 """The first program of a replica whose pod sends spans and monitored values: sets them up, and becomes the server.
 
+It also has calls to other services keep their connections, which BentoML 1.4.31 and later end at each hundredth call
+with the calls that are on them (issue 5540 of BentoML). Not for ever: after five minutes new pods get calls too.
+
 Usage: `python -c TEXT COMMAND ARGUMENT…`, with EKIBEN_TELEMETRY as `telemetry.py` writes it, and perhaps
 EKIBEN_OTLP_TOKEN. What the image can send is seen here: BentoML fails when told to send what it has no exporter for.
 Without a token nothing is sent; what the user has set wins.
@@ -8,9 +11,10 @@ Standard library only, and Python 3.7: images bring old environments.
 """
 
 # mypy: ignore-errors
-# ruff: noqa: PTH103, PTH118
+# ruff: noqa: PTH103, PTH118, PTH120
 
 import importlib
+import importlib.util
 import json
 import os
 import sys
@@ -29,6 +33,16 @@ def there(names):
     try:
         return all(hasattr(importlib.import_module(module), name) for module, name in names)
     except Exception:  # It is broken: then it is as good as not there.
+        return False
+
+
+def counts_calls():
+    """Whether BentoML has the setting of how many calls a connection is for; another one does not start with it."""
+    try:
+        folder = os.path.dirname(importlib.util.find_spec("_bentoml_sdk").origin)
+        with open(os.path.join(folder, "service", "config.py"), encoding="utf-8") as file:
+            return "runner_connection:" in file.read()
+    except (AttributeError, ImportError, OSError, TypeError):
         return False
 
 
@@ -70,6 +84,8 @@ def prepare(env):
     if told["service"]:
         services = json.loads(env.get("BENTOML_CONFIG_OVERRIDES") or "{}").get("services", {})
         services[told["service"]] = merged(config, services.get(told["service"], {}))
+        for name in told.get("calls", ()) if counts_calls() else ():
+            services[name] = merged({"runner_connection": {"max_requests": 2**31 - 1}}, services.get(name, {}))
         env["BENTOML_CONFIG_OVERRIDES"] = json.dumps({"services": services})
         return
     # Before 1.2: its monitor takes an endpoint for the base of one, so that an option would give /v1/logs twice.
