@@ -9,7 +9,7 @@ from typing import Any
 
 from ekiben.errors import Aborted, EkibenError
 from services.deployer.runtimes.kubernetes.api import Api
-from services.deployer.runtimes.kubernetes.names import Object
+from services.deployer.runtimes.kubernetes.names import Object, label
 from services.kernel.clock import Clock
 
 log = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ class ByLabel:
             if not self._found[before]:
                 del self._found[before]
         if item is not None:
-            value = str((item["metadata"].get("labels") or {}).get(self._label) or "")
+            value = label(item, self._label)
             self._labelled[name] = value
             self._found.setdefault(value, {})[name] = item
             touched.add(value)

@@ -19,7 +19,7 @@ from services.deployer.runtimes.kubernetes import objects
 from services.deployer.runtimes.kubernetes.api import Api
 from services.deployer.runtimes.kubernetes.autoscaling import CONTROLLER, SCALED_BY, owners_of_replicas, targets
 from services.deployer.runtimes.kubernetes.caches import Cache
-from services.deployer.runtimes.kubernetes.names import APPLIED, FIELD_MANAGER, SET, Object, Where, name_of
+from services.deployer.runtimes.kubernetes.names import APPLIED, FIELD_MANAGER, SET, Object, Where, label, name_of
 from services.deployer.runtimes.kubernetes.sameness import digest_of, holds, print_of
 from services.deployer.runtimes.kubernetes.volumes import explained
 from services.deployer.runtimes.scaling import EXTERNAL
@@ -135,7 +135,7 @@ class Keeper:
             if not self._caches[kind].fault:
                 self.mend(_AWAY)
         elif kind in MADE:
-            key = str((item["metadata"].get("labels") or {}).get(SET) or "")
+            key = label(item, SET)
             if not key:  # Somebody took the label off: the name still says whose it is.
                 key = str(item["metadata"]["name"]).partition("-")[2]
             asked = self.asked.get(key)

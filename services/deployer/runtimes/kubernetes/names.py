@@ -46,6 +46,16 @@ def name_of(key: str) -> str:
     return f"ekiben-{key}"
 
 
+def object_name(item: Object) -> str:
+    """An object's name."""
+    return str(item["metadata"]["name"])
+
+
+def label(item: Object, key: str) -> str:
+    """A label of an object; empty for none."""
+    return str((item["metadata"].get("labels") or {}).get(key) or "")
+
+
 def labels_of(spec: SetSpec, where: Where) -> dict[str, str]:
     """Of all the objects of a set, its pods included."""
     return {

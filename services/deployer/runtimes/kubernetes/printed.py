@@ -10,7 +10,7 @@ from datetime import datetime
 from ekiben.errors import EkibenError
 from services.deployer.runtimes import Line
 from services.deployer.runtimes.kubernetes.api import Api
-from services.deployer.runtimes.kubernetes.names import CONTAINER, Object
+from services.deployer.runtimes.kubernetes.names import CONTAINER, Object, object_name
 from services.kernel.clock import Clock
 
 _NEW_PODS_S = 1.0
@@ -54,7 +54,7 @@ async def _past(
     restarted = any(each.get("restartCount") for each in containers)
     runs = [True] * bool(restarted) + [False] * (not only_previous)
     for previous in runs:
-        async for line in api.log(_name(pod), CONTAINER, tail=tail, since=since, previous=previous):
+        async for line in api.log(object_name(pod), CONTAINER, tail=tail, since=since, previous=previous):
             found.append(_line(pod, service, line))
     return found if tail < 0 else found[len(found) - min(len(found), tail) :]
 
@@ -73,8 +73,8 @@ async def _feed(
 
     async def follow(pod: Object, service: str) -> None:
         try:
-            after = seen.get(_name(pod), since)
-            async for raw in api.log(_name(pod), CONTAINER, tail=-1, since=after, follow=True):
+            after = seen.get(object_name(pod), since)
+            async for raw in api.log(object_name(pod), CONTAINER, tail=-1, since=after, follow=True):
                 line = _line(pod, service, raw)
                 last = seen.get(line.replica)
                 if (last is None or line.time > last) and (since is None or line.time >= since):
@@ -83,12 +83,12 @@ async def _feed(
         except EkibenError:
             pass  # It is followed anew from where it was.
         finally:
-            followed.discard(_name(pod))
+            followed.discard(object_name(pod))
 
     while True:
         for pod, service in pods():
-            if _name(pod) not in followed:
-                followed.add(_name(pod))
+            if object_name(pod) not in followed:
+                followed.add(object_name(pod))
                 tasks.create_task(follow(pod, service))
         await clock.sleep(_NEW_PODS_S)
 
@@ -97,8 +97,4 @@ def _line(pod: Object, service: str, raw: bytes) -> Line:
     stamp, _, text = raw.decode("utf-8", "replace").partition(" ")
     # Nanoseconds, of which Python keeps six digits.
     when = datetime.fromisoformat(f"{stamp[:26].rstrip('Z')}+00:00")
-    return Line(_name(pod), service, when, text)
-
-
-def _name(item: Object) -> str:
-    return str(item["metadata"]["name"])
+    return Line(object_name(pod), service, when, text)

@@ -9,7 +9,7 @@ gateways need to hear of it.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime
@@ -17,35 +17,22 @@ from pathlib import Path
 from typing import Any
 
 from ekiben.errors import EkibenError, NotFound, Unavailable
-from services.deployer.runtimes import Event, Line, ReplicaStatus, SetSpec, SetStatus
+from services.deployer.runtimes import Event, Line, SetSpec, SetStatus
 from services.deployer.runtimes.exposures import Exposed, ExposureStatus
 from services.deployer.runtimes.kubernetes import checking, events, objects, printed, terminal
 from services.deployer.runtimes.kubernetes.api import Api, open_api
-from services.deployer.runtimes.kubernetes.autoscaling import SCALED_BY, scaled_of
-from services.deployer.runtimes.kubernetes.caches import ByLabel, Cache
+from services.deployer.runtimes.kubernetes.caches import Cache
 from services.deployer.runtimes.kubernetes.events import Explainer
 from services.deployer.runtimes.kubernetes.exposing import Exposures
 from services.deployer.runtimes.kubernetes.keeping import MADE, Keeper
-from services.deployer.runtimes.kubernetes.names import (
-    INSTALLATION,
-    SET,
-    UID,
-    Object,
-    Where,
-    facts_of,
-    name_of,
-)
-from services.deployer.runtimes.kubernetes.pods import lost_of, not_made, overdue, replica_of
+from services.deployer.runtimes.kubernetes.names import INSTALLATION, SET, Object, Where, label, object_name
 from services.deployer.runtimes.kubernetes.pulling import Logins, PullSecret
-from services.deployer.runtimes.kubernetes.slices import endpoints_of, placed
-from services.deployer.runtimes.scaling import HPA
+from services.deployer.runtimes.kubernetes.seen import Seen
 from services.deployer.runtimes.sessions import ExecSpec, Session
 from services.kernel.clock import SYSTEM, Clock
 from services.kernel.watches import Signal
 
 _OBSERVED = ("Pod", "EndpointSlice")
-_SHOWN = ("Deployment", "Pod", "ServiceAccount", "EndpointSlice")
-"""What a set is seen by. The first three say what it is, each where those before it are not there."""
 _UNAWAITED = ("EndpointSlice", "HorizontalPodAutoscaler")
 """Nothing waits for these, which a role of before may not allow: without slices pods are as they say themselves."""
 _NO_LOGIN = "IMAGE_LOGIN_MISSING"
@@ -72,21 +59,12 @@ class KubernetesRuntime:
         self._changed = asyncio.Event()
         selector = f"{INSTALLATION}={where.installation}"
         self._caches: dict[str, Cache] = {}
-        self._by_set = {kind: ByLabel(SET) for kind in _SHOWN}
-        self._statuses: dict[str, SetStatus] = {}
-        """The sets, as they were seen last."""
-        self._stale: dict[str, None] = {}
-        """Keys of those of which something may be another since."""
-        self._leaving: set[str] = set()
-        """Keys of those with pods that leave: of these time tells whether they do."""
-        self._lost: tuple[tuple[str, str], ...] = ()
-        """What was wrong with watches at the last look."""
-        self._replicas: dict[str, tuple[Object, tuple[Object, ...], ReplicaStatus]] = {}
         self._keeper = Keeper(api, where, self._caches, self._touched, clock, self._check_login)
         for kind in (*_OBSERVED, *MADE):
             self._caches[kind] = Cache(api, kind, selector, self._heard, clock)
         self._awaited = [cache for kind, cache in self._caches.items() if kind not in _UNAWAITED]
         self._explainer, self._pods_moved = Explainer(api, clock), Signal()
+        self._seen = Seen(self._caches, self._keeper, self._explainer, clock)
         self._pulling: PullSecret | None = None
         self._pulled_moved = Signal()
         if pull_host and logins is not None and not where.pull_secret:
@@ -132,71 +110,7 @@ class KubernetesRuntime:
     async def observe(self) -> list[SetStatus]:
         """All sets. Those of which nothing is heard are the very same as the last time."""
         self._changed.clear()
-        faults = tuple((cache.reason, cache.fault) for cache in self._caches.values())
-        if faults != self._lost:  # Each set says so.
-            self._lost = faults
-            self._stale.update(dict.fromkeys((*self._statuses, *self._keeper.asked)))
-        stale, self._stale = {*self._stale, *self._leaving}, {}
-        for key in stale:
-            if (one := self._seen(key)) is None:
-                self._statuses.pop(key, None)
-                self._leaving.discard(key)
-            else:
-                self._statuses[key] = one
-        return list(self._statuses.values())
-
-    def _seen(self, key: str) -> SetStatus | None:
-        """A set, as far as anything of it is asked or there."""
-        if not key:
-            return None
-
-        def own(kind: str) -> list[Object]:
-            # A pod that somebody gave another label, to look into it, is of no set any more.
-            return [item for item in self._by_set[kind].of(key).values() if _name(item).startswith(name_of(key))]
-
-        asked = self._keeper.asked.get(key)
-        if asked is not None:
-            spec = asked.spec
-            which = (spec.deployment, spec.deployment_uid, spec.revision, spec.target, spec.service)
-            one = SetStatus(key, *which, asked.replicas)
-            if spec.autoscaling is not None:
-                scaler = self._caches["HorizontalPodAutoscaler"].objects.get(name_of(key))
-                told = scaled_of(scaler) if spec.autoscaling.policy == HPA else None
-                one = replace(one, autoscaled=True, scaled=told)
-        else:
-            items = [item for kind in _SHOWN[:3] for item in own(kind)]
-            found = next((seen for item in items if (seen := _status(item, key)) is not None), None)
-            if found is None:
-                return None
-            one = found
-            for item in self._by_set["Deployment"].of(key).values():
-                if key not in self._keeper.ending:
-                    lent = SCALED_BY in (item["metadata"].get("annotations") or {})
-                    one = replace(one, asked=int(item["spec"].get("replicas", 1)), autoscaled=lent)
-        place = endpoints_of(self._by_set["EndpointSlice"].of(key).values()).get(key)
-        pods, now = sorted(own("Pod"), key=_name), self._clock.now()
-        if any(pod["metadata"].get("deletionTimestamp") for pod in pods):
-            self._leaving.add(key)
-        else:
-            self._leaving.discard(key)
-        note, reason = self._faults(key)
-        return replace(
-            one,
-            replicas=tuple(placed(self._replica(pod, now), place) for pod in pods),
-            note=note,
-            reason=reason,
-            outlives=True,
-        )
-
-    def _replica(self, pod: Object, now: datetime) -> ReplicaStatus:
-        """The pod as a replica. Of thousands few are another than at the last look."""
-        name, said = _name(pod), self._explainer.of(pod)
-        known = self._replicas.get(name)
-        if known is None or known[0] is not pod or known[1] is not said:
-            if len(self._replicas) > 2 * len(self._caches["Pod"].objects) + 100:
-                self._replicas.clear()
-            known = self._replicas[name] = (pod, said, replica_of(pod, said))
-        return lost_of(known[2]) if overdue(pod, now) else known[2]
+        return self._seen.look()
 
     async def drain(self, grace_s: float) -> None:
         """Nothing: pods outlive the deployer."""
@@ -234,7 +148,7 @@ class KubernetesRuntime:
         """What pods printed, that of a container which ended before the last one included."""
 
         def pods() -> list[tuple[Object, str]]:
-            return list(self._pods(deployment_uid, service, replica))
+            return list(self._seen.pods(deployment_uid, service, replica))
 
         if replica and not pods():
             raise NotFound(
@@ -250,7 +164,7 @@ class KubernetesRuntime:
 
     async def events(self, deployment_uid: str, *, follow: bool = False) -> AsyncIterator[Event]:
         """What the cluster wrote down of the objects of its sets in the last hour, or for as long as it keeps that."""
-        async for one in events.of_deployment(self._api, lambda: self._sets_of(deployment_uid), follow=follow):
+        async for one in events.of_deployment(self._api, lambda: self._seen.sets_of(deployment_uid), follow=follow):
             yield one
 
     @asynccontextmanager
@@ -258,7 +172,7 @@ class KubernetesRuntime:
         """A command in a pod: in the bento's container, or in an ephemeral one beside it."""
 
         def pod_of() -> Object | None:
-            pods = self._pods(spec.deployment_uid, "", spec.replica)
+            pods = self._seen.pods(spec.deployment_uid, "", spec.replica)
             return next((pod for pod, _ in pods), None) if spec.replica else None
 
         async with terminal.run(self._api, spec, pod_of, self._clock) as session:
@@ -320,41 +234,20 @@ class KubernetesRuntime:
         if not self._pulling.serves(spec.organization):
             raise Unavailable(self._pulling.fault or "Nodes have no login yet.", reason=_NO_LOGIN)
 
-    def _faults(self, key: str) -> tuple[str, str]:
-        """Why the cluster does not have a set as it is wanted, in words; and the first reason for programs."""
-        asked, live = self._keeper.asked.get(key), self._caches["Deployment"].objects.get(name_of(key))
-        found = [(asked.reason, asked.fault)] if asked else []
-        found += [not_made(live)] if live else []
-        found += [(cache.reason, cache.fault) for cache in self._caches.values()]
-        told = [(reason, text) for reason, text in found if text]
-        return "; ".join(dict.fromkeys(text for _, text in told)), told[0][0] if told else ""
-
     def _touched(self, key: str) -> None:
         """Something of a set may be another than before."""
-        self._stale[key] = None
+        self._seen.touch(key)
         self._changed.set()
 
     def _heard(self, kind: str, item: Object | None) -> None:
         self._keeper.heard(kind, item)
         self._changed.set()
-        if item is not None and kind in _SHOWN:
-            self._sort(kind, _name(item))
-        if kind == "Deployment" or (kind == "Secret" and item is not None and not _label(item, SET)):
+        if item is not None:
+            self._seen.heard(kind, object_name(item))
+            if kind == "Pod":
+                self._pods_moved.notify()
+        if kind == "Deployment" or (kind == "Secret" and item is not None and not label(item, SET)):
             self._pulled_moved.notify()
-
-    def _sort(self, kind: str, name: str) -> None:
-        """Know whose an object is."""
-        live = self._caches[kind].objects.get(name)
-        touched = self._by_set[kind].heard(name, live)
-        self._stale.update(dict.fromkeys(touched))
-        if kind != "Pod":
-            return
-        for key in touched:
-            if live is not None and key == _label(live, SET):
-                self._explainer.heard(key, live)
-            else:
-                self._explainer.gone(key, name)
-        self._pods_moved.notify()
 
     async def _explain(self) -> None:
         """Ask for the events of pods in trouble; for ever."""
@@ -362,50 +255,6 @@ class KubernetesRuntime:
             for key in await self._explainer.turn():
                 self._touched(key)
             await self._pods_moved.wait(at_most_s=self._explainer.pause_s())
-
-    def _sets_of(self, deployment_uid: str) -> dict[str, SetStatus]:
-        """By key, as far as anything of them is there."""
-        found: dict[str, SetStatus] = {}
-        for cache in self._caches.values():
-            for item in cache.objects.values():
-                if _label(item, UID) == deployment_uid and (seen := _status(item, _label(item, SET))) is not None:
-                    found[seen.key] = seen
-        return found
-
-    # Logs
-
-    def _pods(self, deployment_uid: str, service: str, replica: str) -> Iterable[tuple[Object, str]]:
-        for pod in list(self._caches["Pod"].objects.values()):
-            seen = _status(pod, _label(pod, SET))
-            if seen is None or _label(pod, UID) != deployment_uid:
-                continue
-            if service in ("", seen.service) and replica in ("", _name(pod)):
-                yield pod, seen.service
-
-
-def _status(item: Object, key: str) -> SetStatus | None:
-    """What an object of a set says of the set; None for one that somebody else made with our labels."""
-    try:
-        facts = facts_of(item["metadata"].get("annotations") or {})
-        return SetStatus(
-            key,
-            str(facts["deployment"]),
-            str(facts["deployment_uid"]),
-            int(facts["revision"]),
-            str(facts["target"]),
-            str(facts["service"]),
-            0,
-        )
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def _label(item: Object, name: str) -> str:
-    return str((item["metadata"].get("labels") or {}).get(name) or "")
-
-
-def _name(item: Object) -> str:
-    return str(item["metadata"]["name"])
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from services.deployer.runtimes import Phase, ReplicaStatus
-from services.deployer.runtimes.kubernetes.names import SET, Object
+from services.deployer.runtimes.kubernetes.names import SET, Object, label
 
 Place = dict[str, "Endpoint"]
 """The endpoints of one set by the names of their pods."""
@@ -30,7 +30,7 @@ def endpoints_of(slices: Iterable[Object]) -> dict[str, Place]:
     """Endpoints by set. A set that is not in it has no slice: its Service is not there, or not yet."""
     found: dict[str, Place] = {}
     for each in slices:
-        key = str((each["metadata"].get("labels") or {}).get(SET) or "")
+        key = label(each, SET)
         place = found.setdefault(key, {})
         port = next((one.get("port") for one in each.get("ports") or () if one.get("name") == "http"), None)
         if port is None:
