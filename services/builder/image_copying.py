@@ -4,11 +4,11 @@
 """
 
 import argparse
-import asyncio
 import sys
 from collections.abc import Sequence
 
 from ekiben.errors import EkibenError
+from services.builder import stopping
 from services.content import open_images
 from services.content.images import Descriptor, Platform
 from services.content.images.copying import copy_image
@@ -46,9 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-attachments", action="store_true")
     given = parser.parse_args(arguments)
     try:
-        copied = asyncio.run(
+        copied = stopping.run(
             copy(given.source, given.target, platform=given.platform, attachments=not given.no_attachments)
         )
+    except stopping.Stopped:
+        print("Stopped. Nothing was tagged; what was copied so far is used by the next copy.", file=sys.stderr)
+        return stopping.STATUS
     except EkibenError as exc:
         print(f"Error: {exc.message}", file=sys.stderr)
         return 1

@@ -17,7 +17,7 @@ from pathlib import Path
 from ekiben import archives, localstore
 from ekiben.errors import EkibenError, FailedPrecondition, InvalidArgument
 from services.builder import bento as bentos
-from services.builder import image_builds, offline_caches
+from services.builder import image_builds, offline_caches, stopping
 from services.builder.assembler import Model
 from services.builder.attesting import Attestor
 from services.builder.buildah import BuildahEngine
@@ -230,7 +230,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         key = keys.load_private(given.sign_key, given.password_file) if given.sign_key else None
-        found = asyncio.run(work())
+        found = stopping.run(work())
+    except stopping.Stopped:
+        print("Stopped. Nothing was tagged; what was made so far is used by the next build.", file=sys.stderr)
+        return stopping.STATUS
     except EkibenError as exc:
         print(f"Error: {exc.message}", file=sys.stderr)
         return 1

@@ -41,6 +41,19 @@ async def test_it_holds_each_blob_once_and_both_tables_of_contents(tmp_path: Pat
     assert [each["digest"] for each in json.loads(files["index.json"])["manifests"]] == [str(image.digest)]
 
 
+async def test_what_others_that_were_killed_left_goes_and_what_is_written_stays(tmp_path: Path) -> None:
+    left, other = tmp_path / ".image.tar.0123456789ab.part", tmp_path / ".image.tar.mine.part"
+    for path in (left, other):
+        path.write_bytes(b"part")
+    async with open_archive(tmp_path / "image.tar") as first:
+        assert not left.exists() and other.exists()
+        async with open_archive(tmp_path / "image.tar") as second:
+            await put(second, "v2", b"second")
+        await put(first, "v1", b"first")
+    assert sorted(each.name for each in tmp_path.iterdir()) == [other.name, "image.tar"]
+    assert json.loads(content_of(tmp_path / "image.tar")["manifest.json"])
+
+
 async def test_what_breaks_off_within_leaves_no_trace_in_it(tmp_path: Path) -> None:
     async def broken() -> AsyncIterator[bytes]:
         yield bytes(3 << 20)

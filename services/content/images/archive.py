@@ -5,12 +5,16 @@
     manifest.json                 Docker's own table of contents
 
 Blobs go straight into a file beside, `.NAME.<random>.part`, one after the other, and the tag gives it its name: there
-is a whole archive or none. A process that is killed leaves the part, which nobody reads: remove it.
+is a whole archive or none. A process that is killed leaves the part, which nobody reads: whoever writes an archive of
+that name next takes it away, for it is locked no longer.
 Source: moby's image/tarexport; OCI image-spec 1.1, image-layout.md.
 """
 
 import asyncio
+import contextlib
 import errno
+import fcntl
+import glob
 import hashlib
 import io
 import os
@@ -213,11 +217,12 @@ async def open_archive(path: Path) -> AsyncIterator[ArchiveImageStore]:
         raise _not_writable(path, os.strerror(errno.EISDIR))
     if os.path.lexists(path) and not path.is_file():
         raise _not_writable(path, "It is no regular file")
-    part = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
     try:
-        file = io.FileIO(os.fspath(part), "x+b")
+        _sweep(path)
+        file = _begin(path)
     except OSError as exc:
         raise _not_writable(path, exc.strerror) from exc
+    part = Path(os.fsdecode(file.name))
     store = ArchiveImageStore(path, file)
     try:
         yield store
@@ -225,6 +230,31 @@ async def open_archive(path: Path) -> AsyncIterator[ArchiveImageStore]:
         file.close()
         if not store.whole:
             part.unlink(missing_ok=True)
+
+
+def _begin(path: Path) -> io.FileIO:
+    """A new file beside, locked for as long as it is written."""
+    while True:
+        file = io.FileIO(os.fspath(path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")), "x+b")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            swept = not os.path.lexists(file.name)
+        except BlockingIOError:
+            swept = True  # by somebody who has the lock
+        except OSError:
+            swept = False  # nobody has locks here
+        if not swept:
+            return file
+        file.close()
+
+
+def _sweep(path: Path) -> None:
+    """Take away what others that were killed left beside; what somebody writes is locked."""
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        if re.fullmatch(r"[0-9a-f]{12}\.part", part.name.removeprefix(f".{path.name}.")):
+            with contextlib.suppress(OSError), part.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                part.unlink()
 
 
 def _not_writable(path: Path, why: str | None) -> FailedPrecondition:
