@@ -57,7 +57,9 @@ class Addresses:
 
     def urls(self, deployment: Deployment) -> list[str]:
         """Where requests go, the one to use first: from outside, once the cluster says that it leads here."""
-        found = [f"http://{self._settings.host}:{deployment.port}"] if deployment.port else []
+        host = self._settings.host
+        authority = f"[{host}]" if ":" in host else host
+        found = [f"http://{authority}:{deployment.port}"] if deployment.port else []
         if not found or self._settings.domain != "localhost":
             found.append(self.by_name(deployment.name))
         if (exposed := self.exposed(deployment)) is not None:

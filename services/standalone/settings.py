@@ -85,6 +85,7 @@ def expand(settings: Settings, env: Mapping[str, str] = os.environ) -> Suite:
     otlp_port = _otlp_port(data / "otlp-port")
     suite, blobs, images = f"unix:{run}/suite.sock", f"unix:{run}/blobs.sock", f"unix:{run}/images.sock"
     shown_host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
+    authority = f"[{shown_host}]" if ":" in shown_host else shown_host
     server = {
         "service_token_file": service_token,
         "listen": suite,
@@ -115,7 +116,7 @@ def expand(settings: Settings, env: Mapping[str, str] = os.environ) -> Suite:
         "data_dir": data / "deployer",
         "run_dir": run / "d",
         "host": shown_host,
-        "public_url": f"http://{shown_host}:{port}",
+        "public_url": f"http://{authority}:{port}",
         "otlp_http_endpoint": f"http://127.0.0.1:{otlp_port}",
         "otlp_token_file": data / "otlp-token",
     }

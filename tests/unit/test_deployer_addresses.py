@@ -47,6 +47,7 @@ def test_urls_are_https_where_it_is_and_lead_once_the_cluster_says_so() -> None:
     assert addresses.urls(plain)[0] == "http://iris.example.com/v1"
     assert addresses.hosts(plain) == ["iris-default.models.example.com", "iris.example.com"]
     assert Addresses(settings()).urls(deployment()) == ["http://127.0.0.1:7500"]
+    assert Addresses(settings(host="::1")).urls(deployment()) == ["http://[::1]:7500"]
 
 
 def test_a_name_is_short_enough_for_the_host_by_which_alone_it_is_reached() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from services.standalone import app
+from services.standalone.settings import Settings, expand
 
 
 def words_of(said: str) -> list[str]:
@@ -32,3 +33,8 @@ def test_a_pods_log_says_how_the_token_is_had_from_elsewhere(tmp_path: Path, mon
     assert words_of(app._token(file, pod)) == ["kubectl", "exec", "ekiben-0", "--", "cat", str(file)]
     namespace.write_text("own\n")
     assert words_of(app._token(file, pod)) == ["kubectl", "exec", "-n", "own", "ekiben-0", "--", "cat", str(file)]
+
+
+@pytest.mark.parametrize(("host", "url"), [("::1", "http://[::1]:7400"), ("0.0.0.0", "http://127.0.0.1:7400")])
+def test_the_address_is_a_url_also_where_it_is_of_version_6(tmp_path: Path, host: str, url: str) -> None:
+    assert expand(Settings(data=tmp_path, host=host, port=7400), {}).deployer.public_url == url

@@ -16,7 +16,7 @@ from services.deployer.runtimes.serving import Telemetry, tracing
 
 TOKEN_KEY = "otlp.token"
 """In the set's Secret."""
-TELLING = Path(__file__).with_name("telling.py").read_text()
+TELLING = Path(__file__).with_name("telling.py").read_text(encoding="utf-8")
 FOLDER = "/tmp/ekiben"
 """Where a pod keeps what it monitors and cannot send."""
 
