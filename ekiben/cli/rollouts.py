@@ -1,5 +1,7 @@
 """How a deployment comes to run, shown step by step."""
 
+import asyncio
+
 import click
 
 from ekiben.cli import builds
@@ -30,15 +32,19 @@ async def follow(client: Client, name: str, timeout_s: float) -> pb.Deployment:
     """
     deployment = pb.Deployment(name=name)
     building = ""
-    with Steps() as steps:
-        async for deployment in client.deployments.follow(name, timeout_s=timeout_s):
-            if deployment.state == pb.Deployment.BUILDING and deployment.build and deployment.build != building:
-                building = deployment.build
-                await _show_build(client, building, steps, timeout_s)
-            steps.now(describe(deployment))
-        if serving(deployment):
-            where = f" at {deployment.urls[0]}" if deployment.urls else ""
-            steps.done(f"{last(name)} runs {tag(deployment.template.bento)}{where}")
+    try:
+        with Steps() as steps:
+            async for deployment in client.deployments.follow(name, timeout_s=timeout_s):
+                if deployment.state == pb.Deployment.BUILDING and deployment.build and deployment.build != building:
+                    building = deployment.build
+                    await _show_build(client, building, steps, timeout_s)
+                steps.now(describe(deployment))
+            if serving(deployment):
+                where = f" at {deployment.urls[0]}" if deployment.urls else ""
+                steps.done(f"{last(name)} runs {tag(deployment.template.bento)}{where}")
+    except asyncio.CancelledError:
+        said(f"{last(name)} goes on without you: `ekiben deployments wait {last(name)}` follows it again.")
+        raise
     if not serving(deployment):
         await print_failure(client, deployment)
     return deployment

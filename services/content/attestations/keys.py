@@ -101,7 +101,9 @@ def read_private(pem: bytes, password: bytes = b"", *, name: str = "The key") ->
         except TypeError as exc:  # encrypted without a password, or the other way round
             if password:
                 return read_private(pem, name=name)
-            raise _password(name, "is encrypted: give its password") from exc
+            raise _password(
+                name, "is encrypted: give its password, in the file of --password-file or of the password's setting"
+            ) from exc
         except (ValueError, UnsupportedAlgorithm) as exc:
             if "ENCRYPTED" in text:
                 raise _password(name, "does not open with this password") from exc
