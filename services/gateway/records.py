@@ -15,6 +15,7 @@ from ekiben.recorder.v1 import recorder_pb2 as pb
 from services.gateway.messages import read_facts
 
 _NONE = "-"
+_SWITCHED = 101
 _SECRET_PARAMETER = re.compile(
     r"([?&;](?:[a-z0-9]+[-_])*(?:api[-_]?key|token|password|passwd|pwd|secret|signature|sig|credential)=)[^&;#]*",
     re.IGNORECASE,
@@ -36,8 +37,11 @@ def prediction_from_line(line: bytes) -> pb.Prediction:
         parts = zip(("qh", "q0", "sh", "s0"), headers.split("|"), strict=True)
         kept.update({key: part or None for key, part in parts})
     micros = fields.get("us")
-    # A direction whose last byte never came was cut off: the caller left, or the replica ended.
-    asked, answered = fields.get("rx", 0) is not None, micros is not None or not _number(fields.get("status"))
+    status = _number(fields.get("status"))
+    # A direction whose last byte never came was cut off: the caller left, or the replica ended. A connection that
+    # became another protocol's has no other end.
+    asked = fields.get("rx", 0) is not None or status == _SWITCHED
+    answered = micros is not None or status in (0, _SWITCHED)
     prediction = pb.Prediction(
         name=f"predictions/{fields['id']}",
         **facts,
@@ -46,7 +50,7 @@ def prediction_from_line(line: bytes) -> pb.Prediction:
         method=fields.get("method") or "",
         path=redacted_path(fields.get("path") or ""),
         protocol=_text(fields.get("protocol")),
-        status=_number(fields.get("status")),
+        status=status,
         response_flags=_text(fields.get("flags")),
         trace_id=_trace_id(fields),
         peer=_text(fields.get("peer")),

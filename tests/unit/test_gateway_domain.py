@@ -121,6 +121,7 @@ def test_what_was_cut_off_is_told_from_what_is_whole() -> None:
     assert cut(rx=None) == (True, False)  # Answered before the whole had come.
     assert cut(us=None) == (False, True)  # The caller left in the answer, or the replica ended.
     assert cut(rx=None, us=None, status=0) == (True, False)
+    assert cut(rx=None, us=None, status=101) == (False, False)  # A WebSocket: it ends with its connection.
     kept = prediction_from_line(json.dumps(whole).encode())
     assert kept.time_to_first_byte.ToMicroseconds() == 2000
     assert not prediction_from_line(json.dumps(whole | {"fb": None}).encode()).HasField("time_to_first_byte")
