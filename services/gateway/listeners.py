@@ -44,6 +44,10 @@ SPANS_AT_ONCE = 1024
 """Most spans that a worker sends at a time, one for each request. Of more the rest is dropped and counted: the recorder
 needs a tenth of a millisecond of a core for each, which a rush of predictions must not lose to their traces."""
 
+SPANS_WAIT_S = 20
+"""So long spans wait for a recorder that is away: longer than it takes to start again. Replicas' wait as long. A second
+of 1,000 requests is 1 MiB."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -370,7 +374,12 @@ def _tracing(plan: Plan) -> Resource:
                 },
                 "grpc_service": {
                     "envoy_grpc": {"cluster_name": plan.trace_cluster},
-                    "timeout": "5s",
+                    "timeout": f"{SPANS_WAIT_S}s",
+                    "retry_policy": {
+                        "retry_on": "connect-failure,reset-before-request,unavailable",
+                        "num_retries": 10 * SPANS_WAIT_S,
+                        "retry_back_off": {"base_interval": "0.1s", "max_interval": "1s"},
+                    },
                     "initial_metadata": [{"key": "authorization", "value": f"Bearer {plan.service_token}"}],
                 },
             },

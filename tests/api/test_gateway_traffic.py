@@ -454,6 +454,54 @@ async def test_spans_go_to_the_recorder_with_the_token_and_replicas_continue_the
     assert len(traces[0]) == 32
 
 
+async def test_spans_wait_for_a_recorder_that_is_away_or_cannot_take_them(
+    gateway_settings: Settings, client: aiohttp.ClientSession
+) -> None:
+    from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as otlp
+    from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as otlp_grpc
+
+    traces: list[str] = []
+    refused = asyncio.Event()
+
+    class Receiver(otlp_grpc.TraceServiceServicer):
+        async def Export(self, request: otlp.ExportTraceServiceRequest, context: Any) -> Any:
+            if not refused.is_set():
+                refused.set()
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "The database is away.")
+            scopes = (scope for resource in request.resource_spans for scope in resource.scope_spans)
+            traces.extend(span.trace_id.hex() for scope in scopes for span in scope.spans)
+            return otlp.ExportTraceServiceResponse()
+
+    gateway_settings.run_dir.mkdir(exist_ok=True)
+    address = f"unix:{gateway_settings.run_dir / 'suite.sock'}"
+    peer = messages.Peer("recorder", address, http2=True)
+    server = grpc.aio.server()
+    otlp_grpc.add_TraceServiceServicer_to_server(Receiver(), server)
+    async with serve(echo) as replica, open_plane(gateway_settings, peer, trace_cluster="recorder") as plane:
+        await plane.deployer.publish(route("iris", replica))
+        asked = [f"{number:032x}" for number in range(1, 6)]
+        for trace in asked:
+            headers = {**plane.host("iris"), "traceparent": f"00-{trace}-{'cd' * 8}-01"}
+            async with client.post(plane.url + "/x", headers=headers) as answer:
+                assert answer.status == 200
+
+        async def tried() -> bool:
+            counters = await plane.envoy.admin.counters(r"^cluster\.recorder\.upstream_cx_connect_fail$")
+            return any(counters.values())
+
+        async with asyncio.timeout(30):
+            while not await tried():  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        server.add_insecure_port(address)
+        await server.start()
+        try:
+            await until(lambda: len(traces) >= len(asked), 30)
+        finally:
+            await server.stop(0)
+    assert refused.is_set()
+    assert sorted(traces) == asked
+
+
 def resident(pid: int) -> int:
     """Bytes of memory that a process has."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
