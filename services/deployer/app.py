@@ -130,12 +130,13 @@ async def open_deployer(settings: Settings, peers: Peers, *, clock: Clock = SYST
             await ownership.look()
         changes = News(database, clock)
         uses = Uses(store, lineage_pb2_grpc.LineageStub(peers.registry), clock)
+        gate = _gate(settings, clock)
         builds = Builds(
             builder_pb2_grpc.BuildsStub(peers.builder),
             images_pb2_grpc.ImagesStub(peers.builder),
             Output.ENVIRONMENT if settings.runtime == "process" else Output.IMAGE,
             clock,
-            _gate(settings, clock),
+            gate,
         )
         reconciler = Reconciler(
             store, runtime, builds, vault, uses, ownership, changes, settings, instance_types, clock, addresses
@@ -155,7 +156,7 @@ async def open_deployer(settings: Settings, peers: Peers, *, clock: Clock = SYST
             Acceptance(runtime, instance_types, settings.metric_names, settings.drain_s),
         )
 
-        terminals = Terminals(TerminalStore(database), deployments, reconciler, runtime, settings, owner, clock)
+        terminals = Terminals(TerminalStore(database), deployments, reconciler, runtime, settings, owner, clock, gate)
 
         async def ready() -> None:
             await database.ping()

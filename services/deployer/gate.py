@@ -38,6 +38,11 @@ class Gate:
         self._policy, self._keys, self._clock = policy, trusted, clock
         self._identities = [Identity.parse(each) for each in identities]
 
+    @property
+    def enforces(self) -> bool:
+        """Whether an image whose signature does not count is refused."""
+        return self._policy == "enforce"
+
     async def look(self, image: str, digest: str, mounted: Sequence[str] = ()) -> Condition | None:
         """What is to be said of an image that is to be run: whose signature counts, or why none does.
 

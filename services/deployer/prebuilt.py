@@ -35,7 +35,7 @@ async def settle(template: pb.Template, runtime: str, delivery: str = "layers") 
     _check_delivery(template, runtime)
     for path, image in given:
         _check(path, image, runtime)
-        image.reference = await _pinned(image.reference)
+        image.reference = await pinned(image.reference)
 
 
 def _check_delivery(template: pb.Template, runtime: str) -> None:
@@ -73,8 +73,13 @@ def _check(path: str, image: images_pb2.PrebuiltImage, runtime: str) -> None:
     domain.refuse([(f"{path}.pull_secrets", f"{name!r} cannot be the name of a Secret") for name in wrong])
 
 
-async def _pinned(reference: str) -> str:
-    """`docker://HOST/REPOSITORY[:TAG]@DIGEST`."""
+async def pinned(reference: str) -> str:
+    """`docker://HOST/REPOSITORY[:TAG]@DIGEST`.
+
+    Raises:
+        InvalidArgument: no reference of an image in a registry (IMAGE_NAME_INVALID).
+        EkibenError: the registry cannot be asked, or has no such image (IMAGE_NOT_FOUND).
+    """
     name = reference.removeprefix("docker://")
     if name.partition(":")[0] in ("oci", "docker-archive"):
         raise InvalidArgument(

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from ekiben import names
@@ -23,8 +23,10 @@ from ekiben.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from services.deployer import prebuilt
 from services.deployer.deployments import Deployments
 from services.deployer.domain import MAIN, Terminal
+from services.deployer.gate import Gate
 from services.deployer.reconciler import Reconciler
 from services.deployer.recordings import Recording
 from services.deployer.runtimes import Phase, Runtime, SetStatus
@@ -89,9 +91,10 @@ class Terminals:
         settings: Settings,
         owner: str,
         clock: Clock,
+        gate: Gate | None = None,
     ) -> None:
         self._store, self._deployments, self._reconciler, self._runtime = store, deployments, reconciler, runtime
-        self._settings, self._owner, self._clock = settings, owner, clock
+        self._settings, self._owner, self._clock, self._gate = settings, owner, clock, gate
 
     async def create(
         self,
@@ -109,11 +112,12 @@ class Terminals:
         Raises:
             PermissionDenied: terminals are for administrators (ROLE_TOO_LOW).
             FailedPrecondition: they are off (TERMINALS_OFF), no replica runs (REPLICA_NOT_RUNNING), or only signed
-                images may run, and nobody looks at this one (IMAGE_NOT_SIGNED).
+                images may run, and this one may not (reasons as `Gate.look`).
             NotFound: no such replica (REPLICA_NOT_FOUND).
+            EkibenError: only signed images may run, and this one's registry cannot be asked, or does not have it.
         """
         self._allowed(caller)
-        self._signed(image)
+        image = await self._trusted(image)
         if sum(len(word.encode()) + 1 for word in command) > LONGEST_COMMAND or any("\0" in word for word in command):
             raise InvalidArgument(
                 "The command must have at most 64 KiB, and no zero bytes.",
@@ -192,9 +196,10 @@ class Terminals:
         """
         self._allowed(caller)
         terminal = await self.get(caller, name)
-        self._signed(terminal.debug_image)  # It may be from before a start with another policy.
         if terminal.user != caller.user:
             raise PermissionDenied(f"{name} is somebody else's.", reason="TERMINAL_FOREIGN")
+        # It may be from before a start with another policy, or with other keys.
+        terminal = replace(terminal, debug_image=await self._trusted(terminal.debug_image))
         late = self._clock.now() > terminal.create_time + ATTACH_WITHIN
         self._reconciler.ownership.check()
         if late or not await self._store.open(terminal.id, self._owner):
@@ -247,14 +252,16 @@ class Terminals:
                 "Only administrators may open terminals here; EKIBEN_DEPLOYER_TERMINALS says so.", reason="ROLE_TOO_LOW"
             )
 
-    def _signed(self, image: str) -> None:
-        if image and self._settings.image_policy == "enforce":
-            raise FailedPrecondition(
-                f"Nobody looks at signatures of {image}, and this platform runs signed images only (image_policy is "
-                "enforce). `ekiben deployments exec` runs a command in the replica's own image.",
-                reason="IMAGE_NOT_SIGNED",
-                image=image,
-            )
+    async def _trusted(self, image: str) -> str:
+        """The image to put beside a replica; where only signed ones may run, by the digest that was looked at."""
+        if not image or self._gate is None or not self._gate.enforces:
+            return image
+        found = await prebuilt.pinned(image)
+        named, _, digest = found.partition("@")
+        await self._gate.look(found, digest)
+        # Not every engine takes a tag and a digest at once.
+        host, _, repository = named.removeprefix("docker://").partition("/")
+        return f"{host}/{repository.partition(':')[0]}@{digest}"
 
     async def _run(
         self,
