@@ -20,7 +20,7 @@ from ekiben.registry.v1 import registry_pb2
 from ekiben.registry.v1.registry_pb2_grpc import ModelsStub
 from services.builder.platforms import here
 from services.content.images.layout import LayoutImageStore
-from tests.faults.test_builder_kills import Process, created, ended
+from tests.builder_kills import Process, created, ended
 from tests.fixtures_builder import PackageIndex, Registry, bento_folder, index, registry, running_builder
 from tests.small_base import small_base
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ekiben.builder.v1 import builder_pb2 as pb
-from tests.faults.test_builder_kills import Process, created, ended
+from tests.builder_kills import Process, created, ended
 from tests.fixtures_builder import PackageIndex, Registry, bento_folder, index, registry, running_builder
 from tests.fixtures_kernel import until
 from tests.postgres import PostgresServer

@@ -20,20 +20,20 @@ from services.registry.collector import Collector
 from services.registry.domain import Draft, Garbage, GarbageKind, Kind
 from services.registry.store import audit as audit_rows
 from services.registry.store import blobs as held
-from tests.faults.test_registry_crashes import (
+from tests.postgres import PostgresServer
+from tests.registry_crashes import (
     ME,
     NAME,
     ONE,
     TWO,
     Crash,
     Parts,
+    die_before,
     failpoint,
     opened,
     parts_of,
     send,
 )
-from tests.faults.test_s3_crashes import die_before
-from tests.postgres import PostgresServer
 from tests.s3 import S3Server
 
 WEEK = timedelta(days=7)

@@ -19,7 +19,7 @@ from services.registry.lineage import Lineage
 from services.registry.store import catalog as catalog_rows
 from services.registry.store import deletions as rows
 from services.registry.store import uses as use_rows
-from tests.faults.test_registry_crashes import (
+from tests.registry_crashes import (
     ME,
     NAME,
     ONE,

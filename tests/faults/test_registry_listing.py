@@ -19,8 +19,8 @@ from services.registry.domain import Draft, Kind
 from services.registry.files import Files
 from services.registry.lister import Lister
 from services.registry.store import files as rows
-from tests.faults.test_registry_crashes import ME, NAME, Crash, Parts, failpoint, opened
 from tests.fixtures_registry import model_archive
+from tests.registry_crashes import ME, NAME, Crash, Parts, failpoint, opened
 
 COUNT = 20
 

@@ -12,18 +12,19 @@ from urllib.parse import urlsplit
 import pytest
 
 from services.content.blobs.s3 import S3BlobStore
-from services.content.blobs.s3.bucket import Bucket, open_bucket
+from services.content.blobs.s3.bucket import open_bucket
 from services.content.blobs.s3.location import Location
 from services.kernel.clock import ManualClock
 from services.kernel.db import open_database
 from services.registry.app import MIGRATIONS
 from services.registry.domain import ContentState, Draft, Kind
-from tests.faults.test_registry_crashes import (
+from tests.registry_crashes import (
     ME,
     ONE,
     TWO,
     Crash,
     Parts,
+    die_before,
     no_name_dangles,
     only_named_blobs_are_left,
     parts_of,
@@ -31,33 +32,6 @@ from tests.faults.test_registry_crashes import (
     send,
 )
 from tests.s3 import S3Server
-
-WRITES = ("put", "put_once", "delete", "start", "stream_part", "complete", "abort")
-
-
-def die_before(monkeypatch: pytest.MonkeyPatch, count: int) -> Callable[[], bool]:
-    """Let the process be killed before its `count`-th request that writes; gives a function that says whether it was.
-
-    Nothing is written afterwards either, whatever cleans up on the way out.
-    """
-    seen = 0
-
-    def killed() -> bool:
-        return seen >= count
-
-    def deadly(real: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-        async def request(*args: Any, **kwargs: Any) -> Any:
-            nonlocal seen
-            seen += 1
-            if seen >= count:
-                raise Crash(real.__name__)
-            return await real(*args, **kwargs)
-
-        return request
-
-    for name in WRITES:
-        monkeypatch.setattr(Bucket, name, deadly(getattr(Bucket, name)))
-    return killed
 
 
 def no_orphans(client: Any, blobs_url: str) -> None:
