@@ -1,5 +1,6 @@
 """What is said when a command fails: one line saying what, and what to do next."""
 
+import errno
 import traceback
 from collections.abc import Mapping
 
@@ -35,6 +36,8 @@ def report(error: Exception, options: Mapping[str, object]) -> int:
     """Print an error to stderr and return the exit code; with `--debug` its traceback too."""
     if options.get("debug"):
         click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+    while isinstance(error, ExceptionGroup):  # several that went side by side: the first one ended the others
+        error = error.exceptions[0]
     what, hint = explain(error, str(options.get("connected_to") or "the server"))
     click.echo(click.style("Error: ", fg="red", bold=True) + what, err=True)
     if isinstance(error, errors.EkibenError):
@@ -91,6 +94,7 @@ def explain(error: Exception, endpoint: str) -> tuple[str, str]:
             return said, ""
         case OSError():
             named = f"{error.filename}: " if error.filename else ""
-            return f"{named}{error.strerror or said}", ""
+            full = error.errno == errno.ENOSPC
+            return f"{named}{error.strerror or said}", "Make room there, then run the command again." if full else ""
         case _:
             return f"{type(error).__name__}: {said}", "This is a bug; --debug shows where."

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import json
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -197,13 +198,27 @@ class _Run:
         return 1 if done.failures else 0
 
 
+_PLACES = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOENT, errno.ENOTDIR})
+"""What is wrong with a place that somebody named, and not with us."""
+
+
 @contextlib.contextmanager
 def _told() -> Iterator[None]:
-    """An error of ours ends the process with its sentence."""
+    """An error of ours ends the process with its sentence; so does a folder that cannot be written to or is full."""
     try:
         yield
     except EkibenError as exc:
         raise NotStarted(exc.message) from exc
+    except (OSError, ExceptionGroup) as exc:
+        found: BaseException = exc
+        while isinstance(found, ExceptionGroup):
+            found = found.exceptions[0]
+        if not isinstance(found, OSError) or found.errno not in _PLACES:
+            raise
+        named = f"{found.filename}: " if found.filename else ""
+        raise NotStarted(
+            f"{named}{found.strerror}. Name a place with room that this user may write to, then run the command again."
+        ) from exc
 
 
 async def _main(arguments: argparse.Namespace) -> int:

@@ -20,7 +20,7 @@ from services.kernel.peers import open_peers
 from services.recorder.app import open_recorder
 from services.registry.app import open_registry
 from services.standalone import reserve
-from services.standalone.lock import locked
+from services.standalone.lock import locked, unusable
 from services.standalone.settings import Settings, Suite, expand
 
 READY = """
@@ -44,7 +44,10 @@ async def run(settings: Settings) -> None:
     os.umask(0o077)  # as `serve` does, but before the first folder is made
     with locked(settings.data):
         reserve.release(settings.data)
-        suite = expand(settings)
+        try:
+            suite = expand(settings)
+        except OSError as exc:
+            raise unusable(settings.data, exc) from exc
         stop = asyncio.Event()
 
         async def started() -> None:

@@ -7,6 +7,7 @@ setting of every service can be had in standalone too.
 import contextlib
 import hashlib
 import os
+import pwd
 import re
 import secrets
 import socket
@@ -181,6 +182,12 @@ def _run_dir(data: Path) -> Path:
         digest = hashlib.sha256(os.fsencode(data)).hexdigest()[:12]
         run = Path(tempfile.gettempdir()) / f"ekiben-{os.getuid()}-{digest}"
     run.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if run.parent == data and run.stat().st_uid != os.getuid():
+        with contextlib.suppress(KeyError):
+            owner = pwd.getpwuid(run.stat().st_uid).pw_name
+            raise SettingsError(
+                [f"The data directory {data} is {owner}'s. Start it as that user, or name another with --data."]
+            )
     if run.is_symlink() or run.stat().st_uid != os.getuid():
         raise SettingsError(
             [f"The folder {run} belongs to somebody else; remove it, or set TMPDIR to a folder of yours."]

@@ -1,5 +1,6 @@
 """What a command says when it fails: what happened, and what to do."""
 
+import errno
 import functools
 import http.server
 import os
@@ -121,4 +122,11 @@ def test_a_full_disk_behind_the_output_is_told_once() -> None:
             text=True,
             env=os.environ,
         )
-    assert (done.returncode, done.stderr) == (1, "Error: No space left on device\n")
+    told = "Error: No space left on device\nMake room there, then run the command again.\n"
+    assert (done.returncode, done.stderr) == (1, told)
+
+
+def test_what_failed_among_several_at_once_is_told_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/mnt/x")
+    assert failures.report(ExceptionGroup("unhandled errors in a TaskGroup", [full]), {}) == 1
+    assert capsys.readouterr().err.startswith("Error: /mnt/x: No space left on device\n")
