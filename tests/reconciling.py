@@ -39,7 +39,8 @@ class MemoryRuntime:
         self.sets: dict[str, SetStatus] = {}
         self.applied: list[str] = []
         """Keys, in the order of the calls."""
-        self.exposed: list[Sequence[Exposed] | None] = []
+        self.exposed: list[Sequence[Exposed]] = []
+        self.stood_by = 0
         self.known = True
         """Whether it has told all that is there."""
         self.silent: set[str] = set()
@@ -98,8 +99,11 @@ class MemoryRuntime:
 
     async def forget(self, deployment_uid: str) -> None: ...
 
-    async def expose(self, wanted: Sequence[Exposed] | None) -> None:
+    async def expose(self, wanted: Sequence[Exposed]) -> None:
         self.exposed.append(wanted)
+
+    async def stand_by(self) -> None:
+        self.stood_by += 1
 
 
 class Lineage:

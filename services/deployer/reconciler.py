@@ -152,6 +152,7 @@ class Reconciler:
                     await self._traffic.withdraw(ids, self._clock)
         await self._runtime.release(ids)
         await self._runtime.drain(self._settings.shutdown_drain_s)
+        await self._runtime.stand_by()
         await self.ownership.release()
 
     async def _listen(self) -> None:
@@ -191,7 +192,7 @@ class Reconciler:
         self.routes.close()
         observed = await self._runtime.observe()
         self._observed.take(observed)
-        await self._runtime.expose(None)
+        await self._runtime.stand_by()
         ending = [one for one in observed if not one.outlives]
         await self._rolling.end(ending)
         await self._runtime.release([replica.replica for one in ending for replica in one.replicas])

@@ -113,7 +113,7 @@ async def test_a_deployer_that_starts_anew_writes_nothing_and_sweeps_what_a_kill
     assert len(before) == 3
     async with running(cluster, where) as runtime:
         # Another deployer has the cluster, then this one.
-        await runtime.expose(None)
+        await runtime.stand_by()
         await until(says(runtime, PLAIN, "EXPOSING"), "the cluster is known", 30)
         await runtime.expose([PLAIN])
         await until(says(runtime, PLAIN, "INGRESS_WITHOUT_ADDRESS"), "it is taken over", 30)

@@ -5,10 +5,11 @@ The pods are too large for any node, so that they stay pending: all here is betw
 
 import asyncio
 import os
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import pytest
 from services.deployer.runtimes import Phase, SetStatus
 from services.deployer.runtimes.kubernetes.keeping import MADE
 from services.deployer.runtimes.kubernetes.names import INSTALLATION, Where, name_of
+from services.deployer.runtimes.kubernetes.pulling import Login, Logins
 from services.deployer.runtimes.kubernetes.runtime import KubernetesRuntime, open_kubernetes_runtime
 from services.kernel.clock import SystemClock
 from tests.api_proxy import ApiProxy, api_proxy
@@ -304,6 +306,60 @@ async def test_a_deployer_killed_after_any_write_is_taken_over(cluster: Cluster,
                     return not await runtime.observe() and not await asyncio.to_thread(objects_of, cluster, where)
 
                 await until(nothing, "it is gone", 60)
+
+
+async def test_one_that_stands_by_writes_nothing_and_one_that_had_it_all_lets_go_of_it(
+    cluster: Cluster, where: Where, tmp_path: Path
+) -> None:
+    """Two deployers in one namespace, as two pods of the chart's: each knows of all that the other one makes."""
+    host = "images.example.com:5000"
+    spec = a_set(image=f"{host}/default/iris:1", organization="default")
+
+    async def issue(organization: str, lifetime: timedelta) -> Login:
+        return Login(organization, datetime.now(UTC) + lifetime)
+
+    async with AsyncExitStack() as stack:
+        proxies, runtimes = [], []
+        for name in ("one", "two"):
+            (folder := tmp_path / name).mkdir()
+            proxies.append(await stack.enter_async_context(api_proxy(cluster.kubeconfig, folder)))
+            opening = open_kubernetes_runtime(proxies[-1].kubeconfig, "", where, pull_host=host, logins=Logins(issue))
+            runtimes.append(await stack.enter_async_context(opening))
+            await asyncio.wait_for(runtimes[-1].filled(), 30)
+        (one, two), (ones, twos) = runtimes, proxies
+
+        def written(proxy: ApiProxy, since: Counter[str]) -> set[str]:
+            return {name for name in proxy.calls() - since if not name.startswith(("list ", "get "))}
+
+        async def sees_pod() -> bool:
+            return [len(each.replicas) for each in await two.observe()] == [1]
+
+        await two.stand_by()
+        await one.apply(spec, 1)
+        await until(sees_pod, "the other one sees what is made", 60)
+        assert {"apply secrets", "apply deployments"} <= written(ones, Counter())
+        assert not written(twos, Counter())
+
+        await one.stand_by()
+        before = ones.calls()
+        await two.apply(spec, 1)
+        await asyncio.wait_for(two.settled(), 30)
+        uid = objects_of(cluster, where, ("service",))
+        await asyncio.to_thread(cluster.kubectl, "delete", "service", name_of(spec.key), "-n", where.namespace)
+
+        async def back() -> bool:
+            now = await asyncio.to_thread(objects_of, cluster, where, ("service",))
+            return bool(now) and now != uid
+
+        await until(back, "it is back", 60)
+        await two.scale(spec.key, 0)
+
+        async def swept() -> bool:
+            return not await asyncio.to_thread(objects_of, cluster, where, ("deployment", "secret"))
+
+        await until(swept, "all is gone, the login too", 60)
+        assert {"apply services", "delete deployments", "delete secrets"} <= written(twos, Counter())
+        assert not written(ones, before)
 
 
 async def test_a_namespace_that_somebody_deleted_is_filled_once_it_is_there_again(

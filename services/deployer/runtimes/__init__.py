@@ -251,9 +251,13 @@ class Runtime(Protocol):
         """Raises InvalidArgument or FailedPrecondition, in the cluster's words, for one that it would not take."""
         ...
 
-    async def expose(self, wanted: Sequence[Exposed] | None) -> None:
-        """These host names, and no others, should lead to the gateway; None leaves them alone, as another deployer's.
-        Returns at once, see `exposure`."""
+    async def expose(self, wanted: Sequence[Exposed]) -> None:
+        """These host names, and no others, should lead to the gateway. Returns at once, see `exposure`."""
+        ...
+
+    async def stand_by(self) -> None:
+        """Another deployer has what outlives this one: forget what was asked of it, and leave it alone. Whoever has
+        it asks for all of it anew. Said again and again."""
         ...
 
     def exposure(self, wanted: Exposed) -> ExposureStatus:

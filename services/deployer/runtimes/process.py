@@ -163,8 +163,11 @@ class ProcessRuntime:
     async def check_exposure(self, wanted: Exposed) -> None:
         """Nothing: nobody exposes what runs on one machine, see Addresses."""
 
-    async def expose(self, wanted: Sequence[Exposed] | None) -> None:
+    async def expose(self, wanted: Sequence[Exposed]) -> None:
         """Nothing."""
+
+    async def stand_by(self) -> None:
+        """Nothing: replicas are this machine's, and ended one by one."""
 
     def exposure(self, wanted: Exposed) -> ExposureStatus:
         """Never there."""

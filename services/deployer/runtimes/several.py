@@ -136,9 +136,15 @@ class SeveralRuntimes:
         """See Runtime. The gateway is where the settings say, so that all ways to it are there."""
         await self._runtimes[OWN].check_exposure(wanted)
 
-    async def expose(self, wanted: Sequence[Exposed] | None) -> None:
+    async def expose(self, wanted: Sequence[Exposed]) -> None:
         """See Runtime."""
         await self._runtimes[OWN].expose(wanted)
+
+    async def stand_by(self) -> None:
+        """See Runtime."""
+        self._asked.clear()
+        for runtime in list(self._runtimes.values()):
+            await runtime.stand_by()
 
     def exposure(self, wanted: Exposed) -> ExposureStatus:
         """See Runtime."""

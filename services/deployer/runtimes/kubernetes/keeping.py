@@ -129,6 +129,13 @@ class Keeper:
             self.ending.setdefault(key, 0.0)
         self._look_at(key)
 
+    def forget(self) -> list[str]:
+        """Want nothing any more, and leave what there is alone. Gives the keys of what was wanted."""
+        keys = list(self.asked)
+        for known in (self.asked, self.ending, self._dirty):
+            known.clear()
+        return keys
+
     def heard(self, kind: str, item: Object | None) -> None:
         """A watch told of something, or is lost or there again."""
         if item is None:

@@ -109,6 +109,10 @@ class PullSecret:
             self._secrets.objects.pop(self.name, None)
             self._trusted.clear()
 
+    def forget(self) -> None:
+        """Leave the Secret to another process, and trust none of what it puts there later."""
+        self._trusted.clear()
+
     def due_s(self) -> float | None:
         """In how many seconds there is something to do; None while there is not."""
         if self._again_at:

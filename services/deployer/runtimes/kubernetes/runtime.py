@@ -59,6 +59,8 @@ class KubernetesRuntime:
         self._changed = asyncio.Event()
         selector = f"{INSTALLATION}={where.installation}"
         self._caches: dict[str, Cache] = {}
+        self._mine = False
+        """Whether this deployer is the one that asks."""
         self._keeper = Keeper(api, where, self._caches, self._touched, clock, self._check_login)
         for kind in (*_OBSERVED, *MADE):
             self._caches[kind] = Cache(api, kind, selector, self._heard, clock)
@@ -89,6 +91,7 @@ class KubernetesRuntime:
         """Make the set, or tell it its environment anew, and scale it."""
         if replicas == 0:
             return await self.scale(spec.key, 0)
+        self._mine = True
         self._touched(spec.key)
         try:
             spec = self._pulled(replace(spec, image=objects.image_of(spec, self._pull_host)))
@@ -98,6 +101,7 @@ class KubernetesRuntime:
 
     async def scale(self, key: str, replicas: int) -> None:
         """Tell a set how many replicas to have; at 0 all of it is deleted, and its pods drain."""
+        self._mine = True
         self._touched(key)
         if replicas == 0:
             self._keeper.end(key)
@@ -126,9 +130,19 @@ class KubernetesRuntime:
         """See Runtime."""
         await self._exposures.check(wanted)
 
-    async def expose(self, wanted: Sequence[Exposed] | None) -> None:
+    async def expose(self, wanted: Sequence[Exposed]) -> None:
         """See Runtime."""
+        self._mine = True
         self._exposures.want(wanted)
+
+    async def stand_by(self) -> None:
+        """See Runtime."""
+        self._mine = False
+        self._exposures.want(None)
+        for key in self._keeper.forget():
+            self._touched(key)
+        if self._pulling is not None:
+            self._pulling.forget()
 
     def exposure(self, wanted: Exposed) -> ExposureStatus:
         """See Runtime."""
@@ -220,7 +234,7 @@ class KubernetesRuntime:
             specs = [asked.spec for asked in self._keeper.asked.values()]
             organizations = {spec.organization for spec in specs if self._pulling.lent(spec)}
             await self._pulling.look(organizations)
-            if not self._keeper.asked and not self._caches["Deployment"].objects:
+            if self._mine and not self._keeper.asked and not self._caches["Deployment"].objects:
                 await self._pulling.remove()
             if any(self._pulling.serves(organization) for organization in organizations):
                 self._keeper.mend(_NO_LOGIN)
