@@ -97,6 +97,7 @@ def open_channel(
     metadata: Callable[[], Iterable[tuple[str, str]]] | None = None,
     observe: Callable[[str], CallObserver] | None = None,
     wait_for_ready: bool | None = None,
+    serving: str = "",
 ) -> aio.Channel:
     """A channel to `address`; it connects with its first call. Close it, or use it as an async context manager.
 
@@ -108,6 +109,8 @@ def open_channel(
         metadata: asked for more metadata at each call; a key that the call brings itself is left alone.
         observe: makes the observer of a call from its method; by default one that sends a `traceparent`.
         wait_for_ready: default of the calls: whether to wait, up to the deadline, for a server that is away.
+        serving: name of a service in grpc.health.v1. Of the addresses that the host has, calls go to those that say
+            they serve it; the others are connected to and asked, so that a change of theirs counts at once.
 
     Raises:
         InvalidArgument: the address has none of these forms (ADDRESS_INVALID), or a TLS file cannot be read.
@@ -123,7 +126,7 @@ def open_channel(
         return pairs
 
     settings = CallSettings(headers, observe or OwnTrace, timeout_s, wait_for_ready)
-    options = _options(target)
+    options = _options(target, serving)
     if tls is None and not over_tls:
         return RaisingChannel(aio.insecure_channel(target, options=options), settings)
     tls = tls or Tls()
@@ -180,36 +183,46 @@ def checked_token(token: str) -> str:
     raise Unauthenticated("The token holds characters that no API token does.", reason="TOKEN_INVALID")
 
 
-def _options(target: str) -> list[tuple[str, Any]]:
+def _options(target: str, serving: str) -> list[tuple[str, Any]]:
     options: list[tuple[str, Any]] = [
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_metadata_size", 32 << 10),
         ("grpc.absolute_max_metadata_size", 64 << 10),
         ("grpc.enable_retries", 1),
-        ("grpc.service_config", _service_config()),
+        ("grpc.service_config", json.dumps(_service_config() | _choice(serving))),
         # A server that restarts is back within a second or two; gRPC's own backoff goes up to two minutes.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 500),
         ("grpc.max_reconnect_backoff_ms", 2000),
-        # A watch may be silent for hours: find out within a minute that the other side is gone.
-        ("grpc.keepalive_time_ms", 30_000),
+        # A watch may be silent for hours: find out within a minute that the other side is gone; and about as soon as
+        # somebody else serves in its place, where that is so. (Servers of the suite take a ping every ten seconds.)
+        ("grpc.keepalive_time_ms", 15_000 if serving else 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.use_local_subchannel_pool", 1),
     ]
+    if serving:
+        # While none of the known addresses serves, another one may have come: by default gRPC asks again after 30 s.
+        options.append(("grpc.dns_min_time_between_resolutions_ms", 2000))
     host = target.rpartition(":")[0]
     if target.startswith("unix:") or host in ("localhost", "127.0.0.1", "[::1]"):
         options.append(("grpc.enable_http_proxy", 0))
     return options
 
 
-_config = ""
+def _choice(serving: str) -> dict[str, Any]:
+    """gRPC's service config for client-side health checks (its proposal A17), which `pick_first` does not make."""
+    if not serving:
+        return {}
+    return {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": serving}}
 
 
-def _service_config() -> str:
+_config: dict[str, Any] = {}
+
+
+def _service_config() -> dict[str, Any]:
     """gRPC's retry policy for every idempotent method of the suite's APIs."""
-    global _config
     if not _config:
         from ekiben.builder.v1 import builder_pb2, images_pb2
         from ekiben.deployer.v1 import deployer_pb2, events_pb2, terminals_pb2
@@ -237,7 +250,7 @@ def _service_config() -> str:
             for method in service.methods
             if method.name.startswith(_IDEMPOTENT)
         ]
-        _config = json.dumps({"methodConfig": [{"name": names, "retryPolicy": _RETRY}]})
+        _config["methodConfig"] = [{"name": names, "retryPolicy": _RETRY}]
     return _config
 
 

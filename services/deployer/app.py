@@ -158,10 +158,6 @@ async def open_deployer(settings: Settings, peers: Peers, *, clock: Clock = SYST
 
         terminals = Terminals(TerminalStore(database), deployments, reconciler, runtime, settings, owner, clock, gate)
 
-        async def ready() -> None:
-            await database.ping()
-            ownership.check()
-
         yield Component(
             "deployer",
             servicers=[
@@ -204,7 +200,8 @@ async def open_deployer(settings: Settings, peers: Peers, *, clock: Clock = SYST
                 partial(ownership.while_held, uses.run),
                 partial(clusters.run, open_cluster),
             ],
-            ready=ready,
+            ready=database.ping,
+            standby=ownership.standby,
             drain=reconciler.drain,
         )
 

@@ -45,6 +45,14 @@ class Ownership:
                 retry_after_s=self._lease_s,
             )
 
+    def standby(self) -> str:
+        """Why another deployer is to be called; empty where this one has the cluster."""
+        try:
+            self.check()
+        except Unavailable as exc:
+            return exc.message
+        return ""
+
     async def look(self) -> None:
         """Show a sign of life, or take the cluster where nobody has it."""
         if self._released:

@@ -24,7 +24,7 @@ from services.gateway.xds import Files
 from services.kernel.app import Component
 from services.kernel.clock import SYSTEM, Clock
 from services.kernel.identity import read_service_token
-from services.kernel.peers import Peers, RemoteAuthenticator
+from services.kernel.peers import CHOSEN_DEPLOYER, Peers, RemoteAuthenticator
 from services.kernel.settings import SettingsError
 from services.kernel.sites import serve_app
 
@@ -122,7 +122,7 @@ async def open_gateway(settings: Settings, peers: Peers, *, clock: Clock = SYSTE
 def suite(settings: Settings, peers: Peers) -> list[messages.Peer]:
     """The services as Envoy dials them: by the gateway's own settings, else as the peers do."""
     known = peers.settings
-    tls = {
+    tls: dict[str, Any] = {
         "ca_file": settings.tls_ca_file or known.tls_ca_file,
         "cert_file": settings.tls_cert_file or known.tls_cert_file,
         "key_file": settings.tls_key_file or known.tls_key_file,
@@ -131,7 +131,12 @@ def suite(settings: Settings, peers: Peers) -> list[messages.Peer]:
         name: getattr(settings, name) or getattr(known, name)
         for name in ("registry", "builder", "deployer", "recorder")
     }
-    found = [messages.Peer(name, address, http2=True, **tls) for name, address in addresses.items() if address]
+    serving = {"deployer": CHOSEN_DEPLOYER}
+    found = [
+        messages.Peer(name, address, http2=True, serving=serving.get(name, ""), **tls)
+        for name, address in addresses.items()
+        if address
+    ]
     if blobs := settings.blobs or known.blobs:
         found.append(messages.Peer(routes.BLOBS, blobs, http2=False, **tls))
     if images := settings.images or known.images:

@@ -30,6 +30,8 @@ MANY = 1 << 30
 REPLICA_IDLE_S = 4
 """Idle connections to replicas are closed after so long. BentoML's server (uvicorn) closes its own after 5 s, and
 a request sent into that moment would fail."""
+CHECK_S = 2
+"""How often each of several is asked whether it is the one to be called: within so long a takeover is known."""
 
 
 class Tables:
@@ -123,6 +125,8 @@ class Peer:
     """Roots for TLS; a Unix socket never has it."""
     cert_file: Path | None = None
     key_file: Path | None = None
+    serving: str = ""
+    """Of several at the address, those are called that say in grpc.health.v1 that they serve this; all where empty."""
 
 
 def address(text: str) -> Resource:
@@ -158,6 +162,8 @@ def peer_cluster(peer: Peer) -> Resource:
         },
         "typed_extension_protocol_options": _protocol(http2=peer.http2, idle_s=3600 if peer.http2 else 30),
     }
+    if peer.serving and not peer.address.startswith("unix:"):
+        cluster |= _chosen(peer.serving)
     if secure:
         host = urlsplit(peer.address if "://" in peer.address else f"//{peer.address}").hostname or ""
         by_address = _is_address(host)
@@ -182,6 +188,25 @@ def peer_cluster(peer: Peer) -> Resource:
             },
         }
     return cluster
+
+
+def _chosen(serving: str) -> Resource:
+    """Calls go to those that say they serve it. While none does they fail at once: never to all, as is Envoy's way."""
+    check: Resource = {
+        "timeout": f"{CHECK_S}s",
+        "interval": f"{CHECK_S}s",
+        # Without it those that nobody called for a while would be asked once a minute.
+        "no_traffic_interval": f"{CHECK_S}s",
+        "healthy_threshold": 1,
+        "unhealthy_threshold": 2,
+        "grpc_health_check": {"service_name": serving},
+    }
+    return {
+        "health_checks": [check],
+        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+        # A pod that is gone from the name is not asked any more: its address may be another's by then.
+        "ignore_health_on_host_removal": True,
+    }
 
 
 def _is_address(host: str) -> bool:

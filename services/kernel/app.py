@@ -28,6 +28,8 @@ S = TypeVar("S")
 
 # How often readiness is asked: seldom once a component was ready, often while somebody waits for the start.
 _READINESS_S, _STARTING_S = 1.0, 0.05
+# How often it is looked whether this process is the one to be called, which asks nobody anything.
+_CHOICE_S = 0.2
 
 
 async def _always_ready() -> None:
@@ -54,6 +56,9 @@ class Component:
     """Each runs until cancelled; one that raises or returns ends the process with its error."""
     ready: Callable[[], Awaitable[None]] = _always_ready
     """Raises an EkibenError whose sentence says why, while not ready."""
+    standby: Callable[[], str] | None = None
+    """Of a component that several processes have and one is called at a time: why this one is not, empty while it is.
+    Where there is none, any process will do."""
     authenticator: Authenticator | None = None
     """The registry's own; without one in the process the registry is asked, with a cache of five seconds."""
     auditor: Auditor | None = None
@@ -68,6 +73,9 @@ class Readiness:
         self._components = components
         self._health = health
         self.reasons: dict[str, str] = {component.name: "It is starting." for component in components}
+        """Why each is not ready to be called, empty when it is."""
+        self.faults = dict(self.reasons)
+        """The same, but one that stands by for another process has no fault."""
         self.stopping = False
 
     async def run(self) -> None:
@@ -75,6 +83,8 @@ class Readiness:
         async with asyncio.TaskGroup() as group:
             for component in self._components:
                 group.create_task(self._follow(component))
+                if component.standby is not None:
+                    group.create_task(self._choose(component.name, component.standby))
 
     async def _follow(self, component: Component) -> None:
         interval_s = _STARTING_S
@@ -86,9 +96,16 @@ class Readiness:
                 interval_s = _READINESS_S
             await asyncio.sleep(interval_s)
 
-    async def _tell(self, component: Component, reason: str) -> None:
+    async def _choose(self, component: str, standby: Callable[[], str]) -> None:
+        while True:
+            await self._health.choose(component, not standby())
+            await asyncio.sleep(_CHOICE_S)
+
+    async def _tell(self, component: Component, fault: str) -> None:
         if self.stopping:
             return
+        self.faults[component.name] = fault
+        reason = fault or (component.standby() if component.standby is not None else "")
         if bool(reason) != bool(self.reasons[component.name]):
             message = "component is not ready" if reason else "component is ready"
             log.info(message, extra={"component": component.name, **({"reason": reason} if reason else {})})
@@ -100,6 +117,7 @@ class Readiness:
         """Not ready from now on."""
         self.stopping = True
         self.reasons = {component.name: "It is stopping." for component in self._components}
+        self.faults = dict(self.reasons)
         await self._health.stop()
 
     async def _reason(self, component: Component) -> str:
@@ -183,7 +201,10 @@ async def serve(
         tokens = ServiceTokenAuthenticator(read_service_token(settings.service_token_file), authenticator)
         owners = {servicer.service: component.name for component in opened for servicer in component.servicers}
         interceptor = CallInterceptor(tokens, writer, owners)
-        health = Health({c.name: [servicer.service for servicer in c.servicers] for c in opened})
+        health = Health(
+            {c.name: [servicer.service for servicer in c.servicers] for c in opened},
+            chosen={c.name for c in opened if c.standby is not None},
+        )
         await health.start()
         server = build_server(interceptor, health, owners)
         for component in opened:
@@ -194,7 +215,8 @@ async def serve(
         stack.push_async_callback(_stop_server, server, interceptor, settings.grace_s)
         readiness = Readiness(opened, health)
         if settings.metrics_listen:
-            await stack.enter_async_context(monitoring.listen(settings.metrics_listen, lambda: readiness.reasons))
+            watched = monitoring.listen(settings.metrics_listen, lambda: readiness.reasons, lambda: readiness.faults)
+            await stack.enter_async_context(watched)
         log.info("listening", extra={"address": address, "components": ",".join(c.name for c in opened)})
         if listening is not None:
             listening(address)
@@ -209,6 +231,7 @@ async def serve(
             await readiness.stop()
             for component in reversed(opened):
                 await _drain(component)
+            await health.end()
             for task in running:
                 task.cancel()
         await spans.flush()

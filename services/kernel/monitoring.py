@@ -1,4 +1,8 @@
-"""The port for machines that watch: /metrics for Prometheus, /healthz and /readyz for a supervisor."""
+"""The port for machines that watch: /metrics for Prometheus, /healthz and /readyz for a supervisor.
+
+Of processes of which one is called at a time, /readyz is that of a load balancer, which is to find that one. A
+supervisor that starts and replaces them asks /readyz?standbyok=true, where one that stands by is well too.
+"""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -17,8 +21,12 @@ def render() -> bytes:
     return generate_latest(REGISTRY)
 
 
-def build_app(reasons: Callable[[], Mapping[str, str]]) -> "web.Application":
-    """The application; `reasons` gives for each component why it is not ready, empty when it is."""
+Reasons = Callable[[], Mapping[str, str]]
+
+
+def build_app(reasons: Reasons, faults: Reasons) -> "web.Application":
+    """The application; `reasons` gives for each component why it is not ready, empty when it is, and `faults` the same
+    without those that only stand by."""
     from aiohttp import web
 
     async def metrics(_request: web.Request) -> web.Response:
@@ -27,9 +35,10 @@ def build_app(reasons: Callable[[], Mapping[str, str]]) -> "web.Application":
     async def healthz(_request: web.Request) -> web.Response:
         return web.json_response({"status": "alive"})
 
-    async def readyz(_request: web.Request) -> web.Response:
+    async def readyz(request: web.Request) -> web.Response:
         components = {name: reason or "ready" for name, reason in reasons().items()}
-        ready = not any(reasons().values())
+        standby_ok = request.query.get("standbyok") == "true"
+        ready = not any((faults() if standby_ok else reasons()).values())
         return web.json_response({"ready": ready, "components": components}, status=200 if ready else 503)
 
     app = web.Application()
@@ -40,6 +49,6 @@ def build_app(reasons: Callable[[], Mapping[str, str]]) -> "web.Application":
     return app
 
 
-def listen(address: str, reasons: Callable[[], Mapping[str, str]]) -> AbstractAsyncContextManager[str]:
+def listen(address: str, reasons: Reasons, faults: Reasons) -> AbstractAsyncContextManager[str]:
     """Serve the application at `address` while inside; see `sites.serve_app`."""
-    return serve_app(build_app(reasons), address, setting="metrics_listen")
+    return serve_app(build_app(reasons, faults), address, setting="metrics_listen")

@@ -45,6 +45,9 @@ _KNOWN_S, _UNKNOWN_S = 5.0, 1.0
 _CACHE = 10_000
 _BUFFER, _BATCH = 20_000, 200
 
+CHOSEN_DEPLOYER = "ekiben.deployer.v1.Deployments"
+"""By this name in grpc.health.v1 a deployer says whether it is the one to be called."""
+
 
 class Peers:
     """Channels to the services of the suite, opened when first asked for."""
@@ -57,7 +60,7 @@ class Peers:
         self._tls = (
             Tls(settings.tls_ca_file, settings.tls_cert_file, settings.tls_key_file) if settings.tls_ca_file else None
         )
-        self._channels: dict[str, aio.Channel] = {}
+        self._channels: dict[tuple[str, str], aio.Channel] = {}
 
     @property
     def registry(self) -> aio.Channel:
@@ -71,8 +74,8 @@ class Peers:
 
     @property
     def deployer(self) -> aio.Channel:
-        """The deployer: ekiben.deployer.v1."""
-        return self._channel("deployer", self.settings.deployer)
+        """The deployer: ekiben.deployer.v1. Of several, the one that has the cluster."""
+        return self._channel("deployer", self.settings.deployer, CHOSEN_DEPLOYER)
 
     @property
     def recorder(self) -> aio.Channel:
@@ -90,19 +93,21 @@ class Peers:
         for channel in dict.fromkeys(channels):
             await channel.close(None)
 
-    def _channel(self, name: str, address: str) -> aio.Channel:
+    def _channel(self, name: str, address: str, serving: str = "") -> aio.Channel:
         if not address:
             raise FailedPrecondition(
                 f"No address of the {name} is set: set EKIBEN_PEERS_{name.upper()}.",
                 reason="PEER_NOT_SET",
                 peer=name,
             )
-        # Standalone gives all four the same address: one connection does for them.
-        channel = self._channels.get(address)
+        local = address.startswith("unix:")
+        key = (address, "" if local else serving)
+        # Standalone gives all four the same address, of a socket: one connection does for them.
+        channel = self._channels.get(key)
         if channel is None:
-            tls = None if address.startswith("unix:") else self._tls
-            channel = open_channel(address, tls=tls, metadata=self._metadata, observe=_ClientSpan)
-            self._channels[address] = channel
+            tls = None if local else self._tls
+            channel = open_channel(address, tls=tls, metadata=self._metadata, observe=_ClientSpan, serving=key[1])
+            self._channels[key] = channel
         return channel
 
     def _metadata(self) -> Iterable[tuple[str, str]]:

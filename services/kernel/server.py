@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import grpc
@@ -21,37 +21,58 @@ _MAX_PATH = 107
 
 
 class Health:
-    """What grpc.health.v1 says: for each component, for each of its services, and for the whole as ""."""
+    """What grpc.health.v1 says: for each component, for each of its services, and for the whole as "".
 
-    def __init__(self, services: Mapping[str, Iterable[str]]) -> None:
+    Services say what their component does, but those of `chosen` components, of which one process of several is to be
+    called: they say whether this is the one, and go on to say it while it ends, since it is called until another is.
+    """
+
+    def __init__(self, services: Mapping[str, Iterable[str]], chosen: Collection[str] = ()) -> None:
         self.servicer = _async.HealthServicer()
         self._services = {component: tuple(names) for component, names in services.items()}
+        self._chosen = chosen
         self._stopping = False
         self._last: dict[str, int] = {}
 
     async def start(self) -> None:
         """Say NOT_SERVING everywhere until told better."""
-        for component in self._services:
-            await self.set(component, False)
-        await self.set_all(False)
+        for component, services in self._services.items():
+            for name in (component, *services):
+                await self._say(name, False)
+        await self._say("", False)
 
     async def set(self, component: str, ready: bool) -> None:
         """Tell of one component."""
-        for name in (component, *self._services[component]):
-            await self._set(name, ready)
+        for name in self._names(component):
+            if not self._stopping:
+                await self._say(name, ready)
 
     async def set_all(self, ready: bool) -> None:
         """Tell of the whole."""
-        await self._set("", ready)
+        if not self._stopping:
+            await self._say("", ready)
+
+    async def choose(self, component: str, here: bool) -> None:
+        """Tell whether this process of a chosen component is the one to be called."""
+        for name in self._services[component]:
+            await self._say(name, here)
 
     async def stop(self) -> None:
-        """Say NOT_SERVING from now on, whatever is set."""
+        """Say NOT_SERVING from now on, whatever is set; not of what is chosen."""
         self._stopping = True
+        for name in ("", *(name for component in self._services for name in self._names(component))):
+            await self._say(name, False)
+
+    async def end(self) -> None:
+        """Say NOT_SERVING of all from now on."""
         await self.servicer.enter_graceful_shutdown()
 
-    async def _set(self, name: str, ready: bool) -> None:
+    def _names(self, component: str) -> tuple[str, ...]:
+        return (component, *(() if component in self._chosen else self._services[component]))
+
+    async def _say(self, name: str, ready: bool) -> None:
         status = SERVING if ready else NOT_SERVING
-        if not self._stopping and self._last.get(name) != status:
+        if self._last.get(name) != status:
             self._last[name] = status
             await self.servicer.set(name, status)
 

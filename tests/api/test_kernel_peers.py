@@ -11,6 +11,7 @@ from google.protobuf import empty_pb2
 
 from ekiben import errors
 from ekiben.channel import open_channel
+from ekiben.deployer.v1 import deployer_pb2, deployer_pb2_grpc
 from ekiben.identity.v1 import identity_pb2 as pb
 from ekiben.identity.v1 import identity_pb2_grpc as stubs
 from services.kernel.app import Component, Servicer
@@ -191,6 +192,65 @@ async def test_a_call_waits_through_a_restart_of_its_peer(short_path: Path) -> N
     async with run_server(short_path, component):
         assert (await call).user == "users/dev"
     await peers.close()
+
+
+class Deployments(deployer_pb2_grpc.DeploymentsServicer):
+    """One of several, which says who it is."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.standby, self.left = name, "Another is to be called.", asyncio.Event()
+        self.leaves = asyncio.Event()
+
+    async def GetDeployment(self, request: Any, context: Any) -> deployer_pb2.Deployment:
+        return deployer_pb2.Deployment(name=self.name)
+
+    async def drain(self) -> None:
+        self.leaves.set()
+        await self.left.wait()
+        self.standby = "Another has it."
+
+    def component(self) -> Component:
+        add = deployer_pb2_grpc.add_DeploymentsServicer_to_server
+        servicer = Servicer("ekiben.deployer.v1.Deployments", add, self)
+        return Component("deployer", [servicer], standby=lambda: self.standby, drain=self.drain)
+
+
+async def test_of_deployers_at_one_name_the_one_that_has_the_cluster_is_called(short_path: Path) -> None:
+    for name in ("one", "two"):
+        (short_path / name).mkdir()
+    one, two = Deployments("one"), Deployments("two")
+    one.standby = ""
+    async with run_server(short_path / "one", one.component(), listen="127.0.0.1:0") as first:
+        port = first.address.rpartition(":")[2]
+        async with run_server(short_path / "two", two.component(), listen=f"127.0.0.2:{port}") as second:
+            both = f"ipv4:127.0.0.2:{port},{first.address}"
+            settings = PeerSettings(service_token_file=first.settings.service_token_file, deployer=both)
+            async with open_peers(settings, caller="gateway") as peers:
+                stub = deployer_pb2_grpc.DeploymentsStub(peers.deployer)
+
+                async def asked() -> str:
+                    try:
+                        return (await stub.GetDeployment(deployer_pb2.GetDeploymentRequest(), timeout=10)).name
+                    except errors.Unavailable:  # while neither has it
+                        return ""
+
+                async def answers(name: str) -> bool:
+                    return await asked() == name
+
+                assert {await asked() for _ in range(20)} == {"one"}
+                one.standby, two.standby = two.standby, ""
+                await until(lambda: answers("two"), "the other one to be called", 30)
+                await until(lambda: answers("two") if one.standby else None, "and it alone", 30)
+                assert {await asked() for _ in range(20)} == {"two"}
+                second.stop.set()
+                await two.leaves.wait()
+                # It has the cluster until it gives that up.
+                assert {await asked() for _ in range(20)} == {"two"}
+                one.standby = ""
+                two.left.set()
+                await until(lambda: answers("one"), "the first one to be called again", 30)
+            assert first.task is not None and not first.task.done()
+        one.left.set()
 
 
 async def test_a_peer_that_is_away_is_unavailable_soon_rather_than_at_the_deadline(short_path: Path) -> None:

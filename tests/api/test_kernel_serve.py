@@ -78,6 +78,35 @@ async def test_health_follows_each_component_and_the_whole(short_path: Path) -> 
             await status(running.address, "nobody")
 
 
+async def test_one_that_stands_by_is_not_to_be_called_and_has_no_fault(short_path: Path) -> None:
+    standby = "Another one has it."
+    component = Component("registry", [servicer(Accounts())], standby=lambda: standby)
+    listen = f"unix:{short_path}/m.sock"
+    async with (
+        run_server(short_path, component, metrics_listen=listen) as running,
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector(listen.removeprefix("unix:"))) as session,
+    ):
+
+        async def said(path: str) -> tuple[int, str]:
+            async with session.get(f"http://x{path}") as response:
+                return response.status, (await response.json())["components"]["registry"]
+
+        async def serves(service: str) -> bool:
+            return await status(running.address, service) == "SERVING"
+
+        async def stands_by() -> bool:
+            return await said("/readyz?standbyok=true") == (200, standby)
+
+        await until(stands_by, "it to start")
+        assert await said("/readyz") == (503, standby)
+        for service in ("", "registry", "ekiben.identity.v1.Accounts"):
+            assert not await serves(service)
+        standby = ""
+        for service in ("", "registry", "ekiben.identity.v1.Accounts"):
+            await until(lambda s=service: serves(s), f"{service} to serve")
+        assert await said("/readyz") == await said("/readyz?standbyok=true") == (200, "ready")
+
+
 async def test_what_a_component_makes_is_for_its_user_only(short_path: Path) -> None:
     folder = short_path / "open"
     folder.mkdir(mode=0o755)

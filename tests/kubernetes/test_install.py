@@ -1,5 +1,6 @@
 """The chart by real helm on a real cluster: installed, used with the real client, upgraded, rolled back, uninstalled."""
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -12,6 +13,9 @@ from urllib.parse import urljoin
 
 import pytest
 
+from ekiben.channel import open_channel
+from ekiben.deployer.v1 import deployer_pb2, deployer_pb2_grpc
+from ekiben.errors import Unavailable
 from tests import installing
 from tests.base_image import base_image
 from tests.bentoml_clients import client
@@ -147,8 +151,8 @@ def test_an_upgrade_to_another_image_and_a_rollback_of_services_apart_fail_no_pr
                 "direct": False,
                 "credentialsSecret": "s3",
             },
-            **{name: {"resources": SMALL, "replicas": 2} for name in ("gateway", "registry")},
-            **{name: {"resources": SMALL, "replicas": 1} for name in ("recorder", "deployer")},
+            **{name: {"resources": SMALL, "replicas": 2} for name in ("gateway", "registry", "deployer")},
+            "recorder": {"resources": SMALL, "replicas": 1},
             "builder": {"resources": SMALL, "persistence": {"size": "1Gi"}},
         }
         values = installing.written(tmp_path / "values.yaml", given)
@@ -166,9 +170,10 @@ def test_an_upgrade_to_another_image_and_a_rollback_of_services_apart_fail_no_pr
                 helm("upgrade", *common, "--set", f"image.digest={(digest := another(oci_registry, image))}")
                 ours = ("pods", "-n", namespace, "-l", "app.kubernetes.io/instance=ekiben")
                 going = [each for each in cluster.get(*ours)["items"] if not each["metadata"].get("deletionTimestamp")]
-                assert len(going) == 7 and all(digest in json.dumps(each["spec"]) for each in going)
+                assert len(going) == 8 and all(digest in json.dumps(each["spec"]) for each in going)
                 helm("rollback", "ekiben", "1", "-n", namespace, "--wait", "--timeout", "5m")
                 over_a_migration(cluster, helm, namespace, postgres, database, bentoml)
+                over_a_lost_deployer(cluster, namespace, address, token)
             assert not load.failed and load.answered > 100
             assert cluster.get("secret", "ekiben", "-n", namespace)["data"] == secret
             listed = json.loads(bentoml("deployment", "list", "-o", "json").stdout)
@@ -192,11 +197,46 @@ def over_a_migration(
             )
 
         wait_for("what keeps it from starting, as its pod's last words", says, 120)
-        # The deployer is replaced too, and is away for a moment.
+        # Deployers are replaced too, and none has the cluster for a moment.
         wait_for("the API", lambda: "versions" in bentoml("deployment", "list", "-o", "json", check=False).stdout, 120)
     finally:
         postgres.psql(f"UPDATE {table} SET version_num = '{revision}'", database)
     cluster.kubectl("rollout", "status", "deployment/ekiben-registry", "-n", namespace, "--timeout=110s")
+
+
+def over_a_lost_deployer(cluster: Cluster, namespace: str, address: str, token: str) -> None:
+    """Delete the pod that has the cluster: the other one, which was as ready, is found by the gateways and their Envoys."""
+    deployers = ("pods", "-n", namespace, "-l", "app.kubernetes.io/component=deployer")
+    cluster.kubectl("rollout", "status", "deployment/ekiben-deployer", "-n", namespace, "--timeout=110s")
+
+    def having() -> list[str]:
+        asked = {
+            each["metadata"]["name"]: http("GET", f"http://{each['status']['podIP']}:9090/readyz").status
+            for each in cluster.get(*deployers)["items"]
+            if not each["metadata"].get("deletionTimestamp") and each["status"].get("podIP")
+        }
+        return [name for name, status in asked.items() if status == 200]
+
+    async def replicas() -> int:
+        async with open_channel(address, token=token) as channel:
+            request = deployer_pb2.ListReplicasRequest(parent="deployments/versions")
+            return len((await deployer_pb2_grpc.DeploymentsStub(channel).ListReplicas(request)).replicas)
+
+    def answered() -> bool:
+        """By what only that one knows, over gRPC, which Envoy passes on; and over HTTP, which the gateway does."""
+        try:
+            asyncio.run(replicas())
+        except Unavailable:
+            return False
+        bearer = {"authorization": f"Bearer {token}"}
+        return http("GET", f"{address}/v1/deployments/versions/replicas", headers=bearer).status == 200
+
+    wait_for("the API", answered, 120)
+    (owner,) = having()
+    cluster.kubectl("delete", "pod", owner, "-n", namespace, "--grace-period=0", "--force")
+    wait_for("another one to have the cluster", lambda: set(having()) - {owner}, 120)
+    wait_for("the API", answered, 120)
+    cluster.kubectl("rollout", "status", "deployment/ekiben-deployer", "-n", namespace, "--timeout=110s")
 
 
 def test_the_cluster_takes_the_kustomize_base_and_the_example_for_production(cluster: Cluster, helm: Helm) -> None:

@@ -144,6 +144,20 @@ def test_without_the_right_to_terminals_the_deployer_opens_none(helm: Helm, tmp_
         assert said == ([] if terminals == "true" else ["off"])
 
 
+def test_each_service_is_rolled_and_of_two_pods_one_may_be_away(helm: Helm, tmp_path: Path) -> None:
+    """So that `helm --wait` ends, all pods of a service must be able to be ready: of deployers one stands by."""
+    (tmp_path / "values.yaml").write_text(VALUES["production"])
+    given = ("-f", str(tmp_path / "values.yaml"), "--set", "deployer.replicas=2")
+    made = [each for each in yaml.safe_load_all(helm("template", "ekiben", str(CHART), *given).stdout) if each]
+    rolled = {each["metadata"]["name"]: each["spec"]["strategy"] for each in made if each["kind"] == "Deployment"}
+    assert len(rolled) == 4
+    assert {strategy["rollingUpdate"]["maxUnavailable"] for strategy in rolled.values()} == {0}
+    budgets = {each["metadata"]["name"]: each["spec"] for each in made if each["kind"] == "PodDisruptionBudget"}
+    assert budgets.keys() == rolled.keys()
+    ((container,),) = (pod["containers"] for name, pod in pods(made) if name == "ekiben-deployer")
+    assert container["readinessProbe"]["httpGet"]["path"] == "/readyz?standbyok=true"
+
+
 def test_names_can_be_those_of_services_and_are_no_other_releases(helm: Helm) -> None:
     long = "a-release-of-a-name-that-is-nearly-as-long-as-can-be"
     seen: dict[str, str] = {}

@@ -199,15 +199,15 @@ envFrom:
 {{- end }}
 {{- end -}}
 
-{{/* Probes of a service that serves them beside its metrics; it has started once it answers this path. */}}
+{{/* Probes of a service that serves them beside its metrics, by the path of its readiness. */}}
 {{- define "ekiben.probes" -}}
 startupProbe:
-  httpGet: {path: {{ . }}, port: metrics}
+  httpGet: {path: {{ . | quote }}, port: metrics}
   periodSeconds: 2
   timeoutSeconds: 5
   failureThreshold: 150
 readinessProbe:
-  httpGet: {path: /readyz, port: metrics}
+  httpGet: {path: {{ . | quote }}, port: metrics}
   periodSeconds: 5
   timeoutSeconds: 5
 livenessProbe:
