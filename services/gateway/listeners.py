@@ -44,9 +44,12 @@ SPANS_AT_ONCE = 1024
 """Most spans that a worker sends at a time, one for each request. Of more the rest is dropped and counted: the recorder
 needs a tenth of a millisecond of a core for each, which a rush of predictions must not lose to their traces."""
 
-SPANS_WAIT_S = 20
-"""So long spans wait for a recorder that is away: longer than it takes to start again. Replicas' wait as long. A second
-of 1,000 requests is 1 MiB."""
+SPANS_WAIT_S = 30
+"""So long Envoy tries to send spans to a recorder that is away. It keeps no more than 64 KiB for another try, some 85
+spans: those of a worker that had more in half a second are sent once."""
+SPANS_TRY_S = 10
+"""Envoy's longest pause between two tries, and how long it lets each of them take. So spans survive an absence of 20 s,
+longer than the recorder takes to start again. Replicas' wait as long."""
 
 
 @dataclass(frozen=True)
@@ -377,8 +380,8 @@ def _tracing(plan: Plan) -> Resource:
                     "timeout": f"{SPANS_WAIT_S}s",
                     "retry_policy": {
                         "retry_on": "connect-failure,reset-before-request,unavailable",
-                        "num_retries": 10 * SPANS_WAIT_S,
-                        "retry_back_off": {"base_interval": "0.1s", "max_interval": "1s"},
+                        "num_retries": 1000,
+                        "retry_back_off": {"base_interval": "0.5s", "max_interval": f"{SPANS_TRY_S}s"},
                     },
                     "initial_metadata": [{"key": "authorization", "value": f"Bearer {plan.service_token}"}],
                 },
