@@ -61,6 +61,7 @@ class Step(StrEnum):
 
     WAITING = "waiting for a worker"
     FETCHING = "fetching the bento"
+    RUNNING_COMMANDS = "running the bento's commands"
     FINDING_PYTHON = "finding a Python"
     RESOLVING = "resolving requirements"
     INSTALLING = "installing packages"
@@ -83,6 +84,7 @@ BEGINS_AT: Mapping[Step, int] = {
 IMAGE_BEGINS_AT: Mapping[Step, int] = {
     Step.WAITING: 0,
     Step.FETCHING: 2,
+    Step.RUNNING_COMMANDS: 4,
     Step.RESOLVING: 8,
     Step.INSTALLING: 20,
     Step.ASSEMBLING: 40,

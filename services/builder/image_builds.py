@@ -142,6 +142,8 @@ async def _build(
     like: Lock | None = None
     runs = _runs(source, workshop, work)
     for base in bases:
+        if runs is not None and runs.commands.before is not None:
+            await work.report(Step.RUNNING_COMMANDS, 0, 0)
         found = base if runs is None else await runs.prepare(base, workshop.cache / "bases")
         # What the bento's commands left is part of the image and starts nothing here: `base` may.
         parts = replace(await _parts(source, found, base if base.ours else None, workshop, work, like), runs=runs)

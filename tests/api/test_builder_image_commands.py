@@ -71,7 +71,7 @@ async def test_commands_run_with_secrets_and_once(builder: Builder, tmp_path: Pa
 async def test_a_command_that_fails_fails_the_build_and_says_which(builder: Builder, tmp_path: Path) -> None:
     bento = await builder.registry.push(running(tmp_path / "a", "echo on its way", "echo because; exit 7"))
     build = await builder.build(bento, **IMAGE)
-    assert build.state == pb.Build.FAILED
+    assert (build.state, build.step) == (pb.Build.FAILED, "running the bento's commands")
     assert "exit code 7: echo because; exit 7\nbecause" in build.failure.message
     assert "on its way" in await builder.log(build.name)
 
