@@ -110,7 +110,11 @@ def build(
       ekiben images build summarizer:latest --base oci:python-3.11 --output oci:images
       ekiben images build summarizer --base docker://python:3.11-slim --push registry.example.com/team/summarizer
     """
-    if bool(output) == bool(push):
+    if output and push:
+        raise click.UsageError(
+            "An image goes to one place: give --output or --push. `ekiben images copy` brings it to another."
+        )
+    if not output and not push:
         raise click.UsageError("Say where the image goes: --output IMAGE, or --push HOST/REPOSITORY[:TAG].")
     if (transport := push.partition(":")[0]) in ("oci", "docker-archive", "oci-archive", "dir") and transport != push:
         raise click.UsageError(f"--push sends to a registry. For a folder or a file give --output {push}.")

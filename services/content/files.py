@@ -60,8 +60,17 @@ def write_whole(path: Path, content: bytes, mode: int = 0o600, *, durable: bool 
         sync_folder(path.parent)
 
 
-def storage_error(exc: OSError) -> EkibenError | OSError:
-    """The error for a full disk or quota (STORAGE_FULL); any other is given back as it is."""
+def storage_error(exc: OSError, image: str = "") -> EkibenError | OSError:
+    """The error for a full disk or quota (STORAGE_FULL); any other is given back as it is.
+
+    `image` says where, if it is an image that is written and not the registry's storage.
+    """
+    if exc.errno in _FULL and image:
+        return ResourceExhausted(
+            f"The disk is full, or its quota, where {image} is written: nothing was tagged. Free some space there and "
+            "try again.",
+            reason="STORAGE_FULL",
+        )
     if exc.errno in _FULL:
         return ResourceExhausted(
             "The registry's storage is full: nothing was kept. Free space there, then send again.",

@@ -1,5 +1,6 @@
 """An archive for docker load is one tar, whole or not there, whatever happens while it is written."""
 
+import errno
 import io
 import json
 import os
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ekiben.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound
+from ekiben.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from services.content import open_images
 from services.content.images import INDEX, MANIFEST, Again, canonical
 from services.content.images.archive import open_archive
@@ -52,6 +53,18 @@ async def test_what_others_that_were_killed_left_goes_and_what_is_written_stays(
         await put(first, "v1", b"first")
     assert sorted(each.name for each in tmp_path.iterdir()) == [other.name, "image.tar"]
     assert json.loads(content_of(tmp_path / "image.tar")["manifest.json"])
+
+
+@pytest.mark.parametrize("where", ["docker-archive:{}/image.tar", "oci:{}/layout"])
+async def test_a_full_disk_is_named_by_what_was_to_be_written_there(tmp_path: Path, where: str) -> None:
+    async def full() -> AsyncIterator[bytes]:
+        yield b"begun"
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async with open_images(where.format(tmp_path)) as (store, _):
+        with pytest.raises(ResourceExhausted, match=str(tmp_path)) as caught:
+            await store.write(full())
+    assert caught.value.reason == "STORAGE_FULL" and "registry" not in caught.value.message
 
 
 async def test_what_breaks_off_within_leaves_no_trace_in_it(tmp_path: Path) -> None:

@@ -130,3 +130,11 @@ def test_what_failed_among_several_at_once_is_told_itself(capsys: pytest.Capture
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/mnt/x")
     assert failures.report(ExceptionGroup("unhandled errors in a TaskGroup", [full]), {}) == 1
     assert capsys.readouterr().err.startswith("Error: /mnt/x: No space left on device\n")
+
+
+@pytest.mark.parametrize(
+    ("places", "words"), [((), "Say where"), (("--output", "oci:o", "--push", "x.example/y"), "one place")]
+)
+def test_an_image_goes_to_one_place(places: tuple[str, ...], words: str) -> None:
+    done = CliRunner().invoke(root, ["images", "build", "summarizer", *places])
+    assert done.exit_code == 2 and words in done.output

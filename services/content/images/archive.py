@@ -83,7 +83,7 @@ class ArchiveImageStore:
             except BaseException as exc:
                 self._file.truncate(begun)
                 if isinstance(exc, OSError):
-                    raise storage_error(exc) from exc
+                    raise storage_error(exc, self.name) from exc
                 raise
             self._places[digest] = (begun + tarfile.BLOCKSIZE, size)
         return digest, size
@@ -198,7 +198,7 @@ class ArchiveImageStore:
             Path(os.fsdecode(self._file.name)).rename(self._path)
             sync_folder(self._path.parent)
         except OSError as exc:
-            raise storage_error(exc) from exc
+            raise storage_error(exc, self.name) from exc
         self.whole = True
 
 

@@ -71,7 +71,7 @@ class LayoutImageStore:
             temporary.rename(self._blobs / digest.hex)
             await asyncio.to_thread(sync_folder, self._blobs)
         except OSError as exc:
-            raise storage_error(exc) from exc
+            raise storage_error(exc, self.name) from exc
         finally:
             temporary.unlink(missing_ok=True)
         return digest, size
@@ -326,7 +326,7 @@ class LayoutImageStore:
         try:
             write_whole(self._folder / "index.json", json.dumps(index, indent=1).encode(), 0o644)
         except OSError as exc:
-            raise storage_error(exc) from exc
+            raise storage_error(exc, self.name) from exc
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
