@@ -341,16 +341,19 @@ async def logs(
     """
     colours = ("cyan", "magenta", "blue", "yellow", "green")
     seen: dict[str, int] = {}
-    name = short.resource("deployments", deployment)
+    name, silent = short.resource("deployments", deployment), not follow_ and tail != 0
     async for line in client.deployments.logs(
         name, service=service, replica=replica, follow=follow_, tail_lines=tail, since=since, previous=previous
     ):
+        silent = False
         if output == "json":
             click.echo(json.dumps(as_data(line), ensure_ascii=False))
             continue
         colour = colours[seen.setdefault(line.replica, len(seen)) % len(colours)]
         prefix = "" if no_prefix else click.style(line.replica, fg=colour) + " | "
         click.echo((f"{moment(line.time)} " if timestamps else "") + prefix + line.text)
+    if silent:
+        said(f"Nothing of the kind was printed; `ekiben deployments replicas {last(name)}` shows who could have.")
 
 
 deployments.add_command(events)

@@ -168,6 +168,9 @@ async def test_logs_ask_for_as_much_of_the_past_as_is_wanted_over_a_break_too(
     assert (first.HasField("tail_lines"), first.tail_lines, first.HasField("since_time")) == (True, 0, False)
     # What was printed while the deployer was away is asked for, and nothing older.
     assert again.tail_lines > 0 and again.since_time.seconds > 1_700_000_000
+    platform.deployments.log = []
+    ran = await ekiben(platform, *logs, "--replica", "nobody", home=tmp_path)
+    assert ran.out == "" and "Nothing of the kind was printed; `ekiben deployments replicas demo`" in ran.err
 
 
 async def test_deployment_whose_build_fails_prints_the_log_and_exits_1(platform: Platform, tmp_path: Path) -> None:
