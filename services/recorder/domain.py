@@ -4,6 +4,7 @@ Times are integers since the epoch, in the unit that the name says: predictions 
 spans from OpenTelemetry with nanoseconds, and neither fits a `datetime` without loss or cost.
 """
 
+import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -288,6 +289,25 @@ def root_of(spans: Iterable[Span | Step]) -> Span | Step:
     if isinstance(first, Step):
         return first._replace(parent_span_id=first.span_id)
     return replace(first, parent_span_id=first.span_id)
+
+
+def asker_of(entry: MonitorEntry, spans: Mapping[str, tuple[str, str]], predictions: Collection[str]) -> str:
+    """Which of the `predictions` of a trace the entry was logged for; empty where the spans do not tell.
+
+    `spans`: for each the parent and, of the gateway's, the request id. BentoML writes the span of the request, as a
+    decimal number, into the column `request_id`.
+    """
+    try:
+        span_id = f"{int(json.loads(entry.data)['request_id']):016x}"
+    except (ValueError, TypeError, KeyError):
+        return ""
+    for _ in range(len(spans)):  # Spans may name one another as parent, in a ring.
+        span_id, request_id = spans.get(span_id, ("", ""))
+        if request_id in predictions:
+            return request_id
+        if not span_id:
+            break
+    return ""
 
 
 def _is_root(span: Span | Step, new: Collection[str], present: Collection[str]) -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import json
 import random
 import re
 
@@ -146,6 +147,31 @@ async def test_monitor_entries_lie_beside_the_prediction_of_their_trace(predicti
     found = await predictions.get("default", "p1")
     assert found is not None
     assert list(found.monitor_entries) == [mine, mine, unknown]
+
+
+async def test_of_a_trace_with_several_predictions_each_has_its_own_monitor_entries(
+    predictions: PredictionStore, traces: TraceStore
+) -> None:
+    trace = f"{1:032x}"
+    await predictions.add([prediction(number, trace_id=trace) for number in (0, 1, 2)], NOW_US)
+    # The caller's span 1; for each prediction the gateway's, a replica's, and below that a call to another service.
+    asked = [span(10 + number, 1, attributes={"ekiben.request_id": f"p{number}"}) for number in (0, 1)]
+    served = [span(20 + number, 10 + number, service="Iris") for number in (0, 1)]
+    between = [span(30 + number, 20 + number, attributes={"ekiben.request_id": f"q{number}"}) for number in (0, 1)]
+    behind = [span(40 + number, 30 + number, service="Words") for number in (0, 1)]
+    await traces.add([*asked, *served, *between, *behind, span(50, 51), span(51, 50)], NOW_US)
+
+    def entry(name: str, span_id: object) -> MonitorEntry:
+        data = json.dumps({"name": name, "request_id": span_id})
+        return MonitorEntry("default", "m", NOW_US * 1000, trace, data, "deployments/iris")
+
+    logged = [entry("a", "20"), entry("b", "21"), entry("c", "40"), entry("d", "41")]
+    unknown = [entry("e", "99"), entry("f", "None"), entry("g", "50")]
+    await predictions.add_monitor_entries([*logged, *unknown], NOW_US)
+    for number, names in ((0, "acefg"), (1, "bdefg"), (2, "efg")):
+        found = await predictions.get("default", f"p{number}")
+        assert found is not None
+        assert "".join(json.loads(each.data)["name"] for each in found.monitor_entries) == names
 
 
 async def test_forgetting_takes_the_oldest_and_their_bodies(

@@ -100,7 +100,9 @@ class Prediction(_message.Message):
 
     @_builtins.property
     def monitor_entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___MonitorEntry]:
-        """Output only. What `bentoml.monitor()` logged during the same trace."""
+        """Output only. What `bentoml.monitor()` logged for it, at most 1,000 entries. Of a trace with several predictions of
+        the deployment, entries that no span tells apart are with each of them.
+        """
 
     @_builtins.property
     def time_to_first_byte(self) -> _duration_pb2.Duration:

@@ -10,14 +10,25 @@ from sqlalchemy import ColumnElement, Select, and_, delete, func, insert, or_, s
 from sqlalchemy import Row as SqlRow
 
 from services.kernel.db import AsyncConnection, Database
-from services.recorder.domain import MonitorEntry, Payload, Prediction, PredictionFilter
-from services.recorder.store.tables import monitor_entries, prediction_bodies, predictions
+from services.recorder.domain import (
+    MAX_SPANS_PER_TRACE,
+    MonitorEntry,
+    Payload,
+    Prediction,
+    PredictionFilter,
+    asker_of,
+)
+from services.recorder.store.tables import monitor_entries, prediction_bodies, predictions, spans
 from services.recorder.store.writes import PREDICTIONS, Writer, add_usage
 
 # Rows of an IN list. SQLite takes 32,766 parameters, PostgreSQL 65,535.
 _CHUNK = 1000
 # What a row costs besides its bodies and headers: columns and index entries, as measured on SQLite.
 _ROW_BYTES = 700
+# Of a prediction; more than anybody reads.
+_MOST_ENTRIES = 1000
+# The attribute by which a span of the gateway says whose it is.
+_REQUEST = "ekiben.request_id"
 
 
 class Row(NamedTuple):
@@ -106,7 +117,7 @@ class PredictionStore:
             row = (await connection.execute(query)).first()
             if row is None:
                 return None
-            return _prediction(row, await _entries_of(connection, organization, row.trace_id, row.deployment))
+            return _prediction(row, await _entries_of(connection, row))
 
     async def page(
         self, wanted: PredictionFilter, *, before: tuple[int, int] | None, limit: int, bodies: bool
@@ -228,22 +239,44 @@ async def _statuses(connection: AsyncConnection, wanted: PredictionFilter) -> li
     return found
 
 
-async def _entries_of(
-    connection: AsyncConnection, organization: str, trace_id: str, deployment: str
-) -> list[MonitorEntry]:
-    if not trace_id:
+async def _entries_of(connection: AsyncConnection, row: SqlRow[Any]) -> list[MonitorEntry]:
+    """What was logged in the trace of a prediction; of a trace with several predictions, what was logged for this one,
+    and what cannot be told apart."""
+    if not row.trace_id:
         return []
     query = (
         select(monitor_entries)
-        .where(monitor_entries.c.organization == organization, monitor_entries.c.trace_id == trace_id)
-        .where(monitor_entries.c.deployment.in_(["", deployment]))
+        .where(monitor_entries.c.organization == row.organization, monitor_entries.c.trace_id == row.trace_id)
+        .where(monitor_entries.c.deployment.in_(["", row.deployment]))
         .order_by(monitor_entries.c.time_ns, monitor_entries.c.sequence)
-        .limit(1000)
+        .limit(MAX_SPANS_PER_TRACE)
     )
-    return [
-        MonitorEntry(row.organization, row.monitor, row.time_ns, row.trace_id, row.data, row.deployment)
-        for row in await connection.execute(query)
+    entries = [
+        MonitorEntry(found.organization, found.monitor, found.time_ns, found.trace_id, found.data, found.deployment)
+        for found in await connection.execute(query)
     ]
+    if entries:
+        same = select(predictions.c.prediction).where(
+            predictions.c.organization == row.organization,
+            predictions.c.trace_id == row.trace_id,
+            predictions.c.deployment == row.deployment,
+        )
+        ids = {id_ for (id_,) in await connection.execute(same)}
+        if len(ids) > 1:
+            steps = await _requests(connection, row.organization, row.trace_id)
+            entries = [entry for entry in entries if asker_of(entry, steps, ids) in ("", row.prediction)]
+    return entries[:_MOST_ENTRIES]
+
+
+async def _requests(connection: AsyncConnection, organization: str, trace_id: str) -> dict[str, tuple[str, str]]:
+    """For each span of a trace its parent, and of the gateway's the request id."""
+    query = select(spans.c.span_id, spans.c.parent_span_id, spans.c.attributes).where(
+        spans.c.organization == organization, spans.c.trace_id == trace_id
+    )
+    return {
+        span_id: (parent, json.loads(attributes).get(_REQUEST, "") if f'"{_REQUEST}"' in attributes else "")
+        for span_id, parent, attributes in await connection.execute(query)
+    }
 
 
 async def _next_sequence(connection: AsyncConnection, column: ColumnElement[int], now_us: int) -> int:
