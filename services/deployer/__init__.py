@@ -25,5 +25,6 @@ sockets in a folder that only the suite's user may enter.
     rolling       tells the runtime; supplies: builds and secrets that replicas need first; revisions: what is rolled
     traffic       the ways to deployments, and replicas that may end; routing: pure, what is seen to a route
     reports       writes what was seen; exposures: what came of them
+    terminals     use cases; attachments: while one is open; recordings: what is kept of it
     messages, servicer, app, settings    as in every service
 """

@@ -10,9 +10,10 @@ from google.protobuf.empty_pb2 import Empty
 from ekiben.deployer.v1 import terminals_pb2 as pb
 from ekiben.deployer.v1 import terminals_pb2_grpc as stubs
 from ekiben.errors import InvalidArgument
+from services.deployer.attachments import Exit, Input, Output, Started
 from services.deployer.domain import Terminal
 from services.deployer.messages import time
-from services.deployer.terminals import LONGEST_INPUT, Exit, Input, Output, Started, Terminals
+from services.deployer.terminals import LONGEST_INPUT, Terminals
 from services.kernel import pages
 from services.kernel.identity import current_principal
 

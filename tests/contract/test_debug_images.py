@@ -13,10 +13,11 @@ from services.content import open_images
 from services.content.attestations import keys, signing
 from services.content.images.copying import copy_image
 from services.content.images.layout import LayoutImageStore
+from services.deployer.attachments import Input
 from services.deployer.domain import Terminal
 from services.deployer.gate import Gate
 from services.deployer.settings import Settings
-from services.deployer.terminals import Input, Terminals
+from services.deployer.terminals import Terminals
 from services.kernel.clock import ManualClock
 from services.kernel.identity import Principal
 from tests.image_content import put_image
