@@ -70,7 +70,12 @@ EXAMPLES = (
 )
 
 
-@click.group(cls=RootGroup, sections=SECTIONS, examples=EXAMPLES)
+@click.group(
+    cls=RootGroup,
+    sections=SECTIONS,
+    examples=EXAMPLES,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @connection_options
 @click.version_option(package_name="ekiben", message="ekiben %(version)s")
 @click.pass_context

@@ -78,7 +78,11 @@ def _without_option(function: F) -> F:
 
 def _output_option(function: F) -> F:
     return click.option(
-        "-o", "--output", type=click.Choice(["table", "json"]), default="table", help="How to print the result."
+        "-o",
+        "--output",
+        type=click.Choice(["table", "json"], case_sensitive=False),
+        default="table",
+        help="How to print the result.",
     )(function)
 
 

@@ -102,7 +102,14 @@ def verify(image: str, key: Sequence[Path], identity: Sequence[str], platform: s
 @click.command()
 @_IMAGE
 @_trust
-@click.option("-o", "--output", "form", type=click.Choice(["table", "json"]), default="table", help="How to print.")
+@click.option(
+    "-o",
+    "--output",
+    "form",
+    type=click.Choice(["table", "json"], case_sensitive=False),
+    default="table",
+    help="How to print.",
+)
 def attestations(image: str, key: Sequence[Path], identity: Sequence[str], platform: str, form: str) -> None:
     """List what is said of an image: signatures, bill of material, provenance, and which keys signed it.
 

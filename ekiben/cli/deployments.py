@@ -318,7 +318,13 @@ async def wait(client: Client, deployment: str, timeout: float, output: str) -> 
 @click.option("-p", "--previous", is_flag=True, help="Only what was printed before the last start of each replica.")
 @click.option("--timestamps", is_flag=True, help="Print when each line was printed.")
 @click.option("--no-prefix", is_flag=True, help="Leave out which replica printed it.")
-@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", help="json: one object a line.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Choice(["table", "json"], case_sensitive=False),
+    default="table",
+    help="json: one object a line.",
+)
 @run
 async def logs(
     client: Client,

@@ -15,7 +15,13 @@ from ekiben.deployer.v1 import events_pb2 as pb
 @click.argument("deployment")
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes.")
 @click.option("--warnings", is_flag=True, help="Only what is wrong.")
-@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", help="json: one object a line.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Choice(["table", "json"], case_sensitive=False),
+    default="table",
+    help="json: one object a line.",
+)
 @run
 async def events(client: Client, deployment: str, follow: bool, warnings: bool, output: str) -> None:
     """Print what the cluster wrote down of a DEPLOYMENT: why no node takes a pod, what a probe was answered."""

@@ -82,6 +82,17 @@ class RootGroup(NounGroup):
         entry = next((self._entries[name] for name in (cmd_name, *plurals) if name in self._entries), None)
         return entry.load() if entry else None
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; `help COMMAND…` is `COMMAND… --help`."""
+        if args[:1] != ["help"]:
+            return super().resolve_command(ctx, args)
+        if len(args) == 1:
+            click.echo(ctx.get_help())
+            ctx.exit()
+        return super().resolve_command(ctx, [*args[1:], "--help"])
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Draw the sections, then the examples."""
         width = max(map(len, self._entries))

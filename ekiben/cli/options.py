@@ -160,7 +160,7 @@ def output_option(function: F) -> F:
     return click.option(
         "-o",
         "--output",
-        type=click.Choice(["table", "json", "yaml", "name"]),
+        type=click.Choice(["table", "json", "yaml", "name"], case_sensitive=False),
         default="table",
         help="How to print; json and yaml are what the HTTP API says.",
     )(function)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 import ekiben
 from ekiben.cli import root
@@ -27,7 +28,7 @@ Options:
   --trace         Print the trace id at the end.
   --debug         Print a traceback when something fails.
   --version       Show the version and exit.
-  --help          Show this message and exit.
+  -h, --help      Show this message and exit.
 
 Start:
   up              Start the whole suite on this machine.
@@ -163,3 +164,15 @@ def test_the_promised_names_are_there() -> None:
         assert getattr(ekiben, name).__module__.startswith("ekiben.")
     with pytest.raises(AttributeError):
         ekiben.nonsense  # noqa: B018
+
+
+@pytest.mark.parametrize("words", [["help", "models", "list"], ["models", "list", "-h"], ["model", "ls", "--help"]])
+def test_help_is_asked_for_in_whatever_way(words: list[str]) -> None:
+    answer = CliRunner().invoke(root, words)
+    assert answer.exit_code == 0 and "List models, newest first" in answer.output
+
+
+def test_help_of_nothing_is_that_of_all_and_of_what_is_not_there_an_error() -> None:
+    assert CliRunner().invoke(root, ["help"]).output == CliRunner().invoke(root, ["--help"]).output
+    answer = CliRunner().invoke(root, ["help", "nonsuch"])
+    assert answer.exit_code == 2 and "There is no command 'nonsuch'." in answer.output
