@@ -140,7 +140,7 @@ async def delete_cluster(client: Client, cluster: str, yes: bool) -> None:
 @click.argument("cluster")
 @run
 async def check_cluster(client: Client, cluster: str) -> None:
-    """Ask a CLUSTER whether it answers, and whether the credentials allow all that is needed."""
+    """Ask a CLUSTER whether it answers, has its namespaces, and gives the credentials all rights that are needed."""
     if not await _say(client, short.resource("clusters", cluster)):
         raise click.exceptions.Exit(1)
 
@@ -183,7 +183,9 @@ async def _say(client: Client, name: str) -> bool:
         click.echo(f"The credentials do not allow: {right}", err=True)
     if found.missing:
         click.echo(f"`ekiben clusters roles {last(name)}` prints the roles that do.", err=True)
-    return not found.missing
+    for namespace in found.absent_namespaces:
+        click.echo(f"There is no namespace {namespace} in it: kubectl create namespace {namespace}", err=True)
+    return not found.missing and not found.absent_namespaces
 
 
 @click.group(cls=NounGroup)

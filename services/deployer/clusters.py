@@ -148,7 +148,7 @@ class Clusters:
         self._signal.notify()
 
     async def check(self, name: str) -> clusters_pb2.CheckClusterResponse:
-        """Whether it answers, and what its credentials lack."""
+        """Whether it answers, what its credentials lack, and which of its namespaces are not there."""
         cluster = await self._added(name)
         answer = clusters_pb2.CheckClusterResponse()
         try:
@@ -157,6 +157,8 @@ class Clusters:
                 async with open_api(config, "", namespace) as api:
                     answer.version = answer.version or await api.version()
                     answer.missing.extend(rights.missing(await api.rules(), namespace))
+                    if not await api.has_namespace():
+                        answer.absent_namespaces.append(namespace)
             answer.reachable = True
         except EkibenError as exc:
             answer.message = exc.message

@@ -80,6 +80,11 @@ def test_a_cluster_comes_serves_in_two_namespaces_and_goes(
     cluster.kubectl("apply", "-f", "-", input=here.ekiben("clusters", "roles", "far").stdout)
     wait_for("the rights", lambda: here.ekiben("clusters", "check", "far").returncode == 0)
 
+    admin = ("clusters", "create", "unmade", "--kubeconfig", str(cluster.kubeconfig), "--namespace", "is-not-there")
+    assert "There is no namespace is-not-there in it: kubectl create namespace" in here.ekiben(*admin).stderr
+    assert here.ekiben("clusters", "check", "unmade", check=False).returncode == 1
+    here.ekiben("clusters", "delete", "unmade", "--yes")
+
     shown = here.ekiben_json("clusters", "get", "far")
     assert shown["namespaces"] == [first, second] and shown["server"].startswith("https://")
     assert "kubeconfig" not in shown and token_of(file) not in json.dumps(shown)

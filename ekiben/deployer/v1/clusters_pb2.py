@@ -30,7 +30,7 @@ from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!ekiben/deployer/v1/clusters.proto\x12\x12\x65kiben.deployer.v1\x1a\x1f\x65kiben/api/v1/annotations.proto\x1a!ekiben/deployer/v1/deployer.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\"J\n\x14\x43reateClusterRequest\x12\x32\n\x07\x63luster\x18\x01 \x01(\x0b\x32\x1b.ekiben.deployer.v1.ClusterB\x04\xe2\x41\x01\x02\"\x81\x01\n\x14UpdateClusterRequest\x12\x32\n\x07\x63luster\x18\x01 \x01(\x0b\x32\x1b.ekiben.deployer.v1.ClusterB\x04\xe2\x41\x01\x02\x12\x35\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x04\xe2\x41\x01\x01\"*\n\x14\x44\x65leteClusterRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\")\n\x13\x43heckClusterRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"t\n\x14\x43heckClusterResponse\x12\x17\n\treachable\x18\x01 \x01(\x08\x42\x04\xe2\x41\x01\x03\x12\x15\n\x07message\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x15\n\x07version\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x15\n\x07missing\x18\x04 \x03(\tB\x04\xe2\x41\x01\x03\"K\n\x16GetClusterRolesRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1d\n\x0fservice_account\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"2\n\x17GetClusterRolesResponse\x12\x17\n\tmanifests\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x32\xbe\x05\n\x08\x43lusters\x12}\n\rCreateCluster\x12(.ekiben.deployer.v1.CreateClusterRequest\x1a\x1b.ekiben.deployer.v1.Cluster\"%\xb2\xa2\x19\x04\x08\x04\x10\x01\x82\xd3\xe4\x93\x02\x17\"\x0c/v1/clusters:\x07\x63luster\x12\x8e\x01\n\rUpdateCluster\x12(.ekiben.deployer.v1.UpdateClusterRequest\x1a\x1b.ekiben.deployer.v1.Cluster\"6\xb2\xa2\x19\x04\x08\x04\x10\x01\x82\xd3\xe4\x93\x02(2\x1d/v1/{cluster.name=clusters/*}:\x07\x63luster\x12x\n\rDeleteCluster\x12(.ekiben.deployer.v1.DeleteClusterRequest\x1a\x16.google.protobuf.Empty\"%\xb2\xa2\x19\x04\x08\x04\x10\x01\x82\xd3\xe4\x93\x02\x17*\x15/v1/{name=clusters/*}\x12\x8f\x01\n\x0c\x43heckCluster\x12\'.ekiben.deployer.v1.CheckClusterRequest\x1a(.ekiben.deployer.v1.CheckClusterResponse\",\xb2\xa2\x19\x02\x08\x03\x82\xd3\xe4\x93\x02 \"\x1b/v1/{name=clusters/*}:check:\x01*\x12\x95\x01\n\x0fGetClusterRoles\x12*.ekiben.deployer.v1.GetClusterRolesRequest\x1a+.ekiben.deployer.v1.GetClusterRolesResponse\")\xb2\xa2\x19\x02\x08\x02\x82\xd3\xe4\x93\x02\x1d\x12\x1b/v1/{name=clusters/*}/rolesb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!ekiben/deployer/v1/clusters.proto\x12\x12\x65kiben.deployer.v1\x1a\x1f\x65kiben/api/v1/annotations.proto\x1a!ekiben/deployer/v1/deployer.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\"J\n\x14\x43reateClusterRequest\x12\x32\n\x07\x63luster\x18\x01 \x01(\x0b\x32\x1b.ekiben.deployer.v1.ClusterB\x04\xe2\x41\x01\x02\"\x81\x01\n\x14UpdateClusterRequest\x12\x32\n\x07\x63luster\x18\x01 \x01(\x0b\x32\x1b.ekiben.deployer.v1.ClusterB\x04\xe2\x41\x01\x02\x12\x35\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x04\xe2\x41\x01\x01\"*\n\x14\x44\x65leteClusterRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\")\n\x13\x43heckClusterRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\x95\x01\n\x14\x43heckClusterResponse\x12\x17\n\treachable\x18\x01 \x01(\x08\x42\x04\xe2\x41\x01\x03\x12\x15\n\x07message\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x15\n\x07version\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x15\n\x07missing\x18\x04 \x03(\tB\x04\xe2\x41\x01\x03\x12\x1f\n\x11\x61\x62sent_namespaces\x18\x05 \x03(\tB\x04\xe2\x41\x01\x03\"K\n\x16GetClusterRolesRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1d\n\x0fservice_account\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"2\n\x17GetClusterRolesResponse\x12\x17\n\tmanifests\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x32\xbe\x05\n\x08\x43lusters\x12}\n\rCreateCluster\x12(.ekiben.deployer.v1.CreateClusterRequest\x1a\x1b.ekiben.deployer.v1.Cluster\"%\xb2\xa2\x19\x04\x08\x04\x10\x01\x82\xd3\xe4\x93\x02\x17\"\x0c/v1/clusters:\x07\x63luster\x12\x8e\x01\n\rUpdateCluster\x12(.ekiben.deployer.v1.UpdateClusterRequest\x1a\x1b.ekiben.deployer.v1.Cluster\"6\xb2\xa2\x19\x04\x08\x04\x10\x01\x82\xd3\xe4\x93\x02(2\x1d/v1/{cluster.name=clusters/*}:\x07\x63luster\x12x\n\rDeleteCluster\x12(.ekiben.deployer.v1.DeleteClusterRequest\x1a\x16.google.protobuf.Empty\"%\xb2\xa2\x19\x04\x08\x04\x10\x01\x82\xd3\xe4\x93\x02\x17*\x15/v1/{name=clusters/*}\x12\x8f\x01\n\x0c\x43heckCluster\x12\'.ekiben.deployer.v1.CheckClusterRequest\x1a(.ekiben.deployer.v1.CheckClusterResponse\",\xb2\xa2\x19\x02\x08\x03\x82\xd3\xe4\x93\x02 \"\x1b/v1/{name=clusters/*}:check:\x01*\x12\x95\x01\n\x0fGetClusterRoles\x12*.ekiben.deployer.v1.GetClusterRolesRequest\x1a+.ekiben.deployer.v1.GetClusterRolesResponse\")\xb2\xa2\x19\x02\x08\x02\x82\xd3\xe4\x93\x02\x1d\x12\x1b/v1/{name=clusters/*}/rolesb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -55,6 +55,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHECKCLUSTERRESPONSE'].fields_by_name['version']._serialized_options = b'\342A\001\003'
   _globals['_CHECKCLUSTERRESPONSE'].fields_by_name['missing']._loaded_options = None
   _globals['_CHECKCLUSTERRESPONSE'].fields_by_name['missing']._serialized_options = b'\342A\001\003'
+  _globals['_CHECKCLUSTERRESPONSE'].fields_by_name['absent_namespaces']._loaded_options = None
+  _globals['_CHECKCLUSTERRESPONSE'].fields_by_name['absent_namespaces']._serialized_options = b'\342A\001\003'
   _globals['_GETCLUSTERROLESREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_GETCLUSTERROLESREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
   _globals['_GETCLUSTERROLESREQUEST'].fields_by_name['service_account']._loaded_options = None
@@ -79,12 +81,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELETECLUSTERREQUEST']._serialized_end=501
   _globals['_CHECKCLUSTERREQUEST']._serialized_start=503
   _globals['_CHECKCLUSTERREQUEST']._serialized_end=544
-  _globals['_CHECKCLUSTERRESPONSE']._serialized_start=546
-  _globals['_CHECKCLUSTERRESPONSE']._serialized_end=662
-  _globals['_GETCLUSTERROLESREQUEST']._serialized_start=664
-  _globals['_GETCLUSTERROLESREQUEST']._serialized_end=739
-  _globals['_GETCLUSTERROLESRESPONSE']._serialized_start=741
-  _globals['_GETCLUSTERROLESRESPONSE']._serialized_end=791
-  _globals['_CLUSTERS']._serialized_start=794
-  _globals['_CLUSTERS']._serialized_end=1496
+  _globals['_CHECKCLUSTERRESPONSE']._serialized_start=547
+  _globals['_CHECKCLUSTERRESPONSE']._serialized_end=696
+  _globals['_GETCLUSTERROLESREQUEST']._serialized_start=698
+  _globals['_GETCLUSTERROLESREQUEST']._serialized_end=773
+  _globals['_GETCLUSTERROLESRESPONSE']._serialized_start=775
+  _globals['_GETCLUSTERROLESRESPONSE']._serialized_end=825
+  _globals['_CLUSTERS']._serialized_start=828
+  _globals['_CLUSTERS']._serialized_end=1530
 # @@protoc_insertion_point(module_scope)

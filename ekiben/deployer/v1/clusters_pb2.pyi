@@ -128,6 +128,7 @@ class CheckClusterResponse(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     MISSING_FIELD_NUMBER: _builtins.int
+    ABSENT_NAMESPACES_FIELD_NUMBER: _builtins.int
     reachable: _builtins.bool
     """Output only. Whether its API answers."""
     message: _builtins.str
@@ -138,6 +139,10 @@ class CheckClusterResponse(_message.Message):
     def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Output only. What the credentials do not allow, as `VERB RESOURCE in NAMESPACE`."""
 
+    @_builtins.property
+    def absent_namespaces(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Output only. Namespaces of the cluster's that are not there, as far as the credentials can find that out."""
+
     def __init__(
         self,
         *,
@@ -145,10 +150,11 @@ class CheckClusterResponse(_message.Message):
         message: _builtins.str = ...,
         version: _builtins.str = ...,
         missing: _abc.Iterable[_builtins.str] | None = ...,
+        absent_namespaces: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "missing", b"missing", "reachable", b"reachable", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent_namespaces", b"absent_namespaces", "message", b"message", "missing", b"missing", "reachable", b"reachable", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -11,6 +11,7 @@ import contextlib
 import json
 import re
 import socket as sockets
+import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -117,6 +118,20 @@ class Api:
     async def version(self) -> str:
         """Of Kubernetes: `v1.36.3`. Raises as `apply` does."""
         return str((await self._call("GET", "/version", [])).get("gitVersion"))
+
+    async def has_namespace(self) -> bool:
+        """Whether the namespace is there; true where these credentials cannot find out. Else raises as `apply` does.
+
+        Namespaces are of the cluster, and a Role lets nobody read them: hence a Secret is made, without making it.
+        """
+        probe = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": f"ekiben-{uuid.uuid4()}"}}
+        try:
+            await self.try_create(probe)
+        except NotFound as error:
+            return error.reason != "NAMESPACE_NOT_FOUND"
+        except (FailedPrecondition, InvalidArgument, PermissionDenied, ResourceExhausted):
+            pass  # By the namespace's rights, quotas or policies, which it would not have if it were not there.
+        return True
 
     async def rules(self) -> list[Object]:
         """What these credentials may do in the namespace. Raises as `apply` does."""
