@@ -11,7 +11,7 @@ from ekiben.cli import pods, short, templates
 from ekiben.cli.bentos import get_or_push
 from ekiben.cli.events import events
 from ekiben.cli.groups import NounGroup
-from ekiben.cli.options import DURATION, TIME, F, confirm, limit_option, output_option, yes_option
+from ekiben.cli.options import DURATION, TIME, F, confirm, limit_option, lines_option, output_option, yes_option
 from ekiben.cli.output import age, as_data, collect, last, moment, pairs, print_item, print_items, said, tag
 from ekiben.cli.rollouts import follow, ready, state
 from ekiben.cli.session import run
@@ -318,13 +318,7 @@ async def wait(client: Client, deployment: str, timeout: float, output: str) -> 
 @click.option("-p", "--previous", is_flag=True, help="Only what was printed before the last start of each replica.")
 @click.option("--timestamps", is_flag=True, help="Print when each line was printed.")
 @click.option("--no-prefix", is_flag=True, help="Leave out which replica printed it.")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Choice(["table", "json"], case_sensitive=False),
-    default="table",
-    help="json: one object a line.",
-)
+@lines_option
 @run
 async def logs(
     client: Client,

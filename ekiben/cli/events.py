@@ -5,6 +5,7 @@ import json
 import click
 
 from ekiben.cli import short
+from ekiben.cli.options import lines_option
 from ekiben.cli.output import as_data, moment, visible
 from ekiben.cli.session import run
 from ekiben.client import Client
@@ -15,13 +16,7 @@ from ekiben.deployer.v1 import events_pb2 as pb
 @click.argument("deployment")
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes.")
 @click.option("--warnings", is_flag=True, help="Only what is wrong.")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Choice(["table", "json"], case_sensitive=False),
-    default="table",
-    help="json: one object a line.",
-)
+@lines_option
 @run
 async def events(client: Client, deployment: str, follow: bool, warnings: bool, output: str) -> None:
     """Print what the cluster wrote down of a DEPLOYMENT: why no node takes a pod, what a probe was answered."""

@@ -166,6 +166,17 @@ def output_option(function: F) -> F:
     )(function)
 
 
+def lines_option(function: F) -> F:
+    """`-o table|json` of what comes one by one."""
+    return click.option(
+        "-o",
+        "--output",
+        type=click.Choice(["table", "json"], case_sensitive=False),
+        default="table",
+        help="json: one object a line.",
+    )(function)
+
+
 def limit_option(function: F) -> F:
     """`--limit N`."""
     return click.option("--limit", type=click.IntRange(0), default=0, help="At most so many; 0 is all.")(function)

@@ -7,7 +7,7 @@ import click
 
 from ekiben.cli import short
 from ekiben.cli.groups import NounGroup
-from ekiben.cli.options import TIME, output_option
+from ekiben.cli.options import TIME, lines_option, output_option
 from ekiben.cli.output import (
     as_data,
     collect,
@@ -108,13 +108,7 @@ async def show(client: Client, prediction: str, output: str) -> None:
 @click.option("-d", "--deployment", default="", help="Only of this deployment.")
 @click.option("--status", default="", help="200, or a class: 5xx.")
 @click.option("--bodies", is_flag=True, help="With headers and bodies, in json.")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Choice(["table", "json"], case_sensitive=False),
-    default="table",
-    help="json is one line each.",
-)
+@lines_option
 @run
 async def tail(client: Client, deployment: str, status: str, bodies: bool, output: str) -> None:
     """Print predictions as they come, until Ctrl-C."""
