@@ -200,11 +200,11 @@ def _options(target: str, serving: str) -> list[tuple[str, Any]]:
         ("grpc.keepalive_time_ms", 15_000 if serving else 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.http2.max_pings_without_data", 0),
+        # Once none of the known addresses answers, or serves, others may have come: pods that an update put in their
+        # place. By default gRPC does not look a name up again for 30 s, and all calls fail meanwhile.
+        ("grpc.dns_min_time_between_resolutions_ms", 2000),
         ("grpc.use_local_subchannel_pool", 1),
     ]
-    if serving:
-        # While none of the known addresses serves, another one may have come: by default gRPC asks again after 30 s.
-        options.append(("grpc.dns_min_time_between_resolutions_ms", 2000))
     host = target.rpartition(":")[0]
     if target.startswith("unix:") or host in ("localhost", "127.0.0.1", "[::1]"):
         options.append(("grpc.enable_http_proxy", 0))
