@@ -222,7 +222,7 @@ async def echo(request: web.Request) -> web.Response:
     )
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
+async def until(condition: Callable[[], bool], timeout_s: float = 60) -> None:
     """Wait until something is so."""
     async with asyncio.timeout(timeout_s):
         while True:

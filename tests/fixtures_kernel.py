@@ -124,7 +124,7 @@ async def run_server(folder: Path, *components: Component, **options: Any) -> As
         await task
 
 
-async def until(condition: Callable[[], Any], what: str, seconds: float = 10) -> Any:
+async def until(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
     """Poll `condition`, which may be async, until it gives something true; fail with `what` after `seconds`."""
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
