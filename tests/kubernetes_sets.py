@@ -32,22 +32,15 @@ SPEC = SetSpec(
 
 def a_set(**other: object) -> SetSpec:
     """A set that other services call, with pods that are too large for any node, so that they stay pending."""
-    spec = SetSpec(
+    spec = replace(
+        SPEC,
         key=f"called{os.urandom(4).hex()}",
-        deployment="deployments/iris",
         deployment_uid=os.urandom(4).hex(),
         revision=1,
-        target="main",
         service="Iris",
         entry=False,
-        legacy=False,
-        bento="bentoRepositories/iris/bentos/v1",
-        bento_digest=DIGEST,
-        models=(),
-        environment="",
         image="localhost/pause:1",
-        image_digest=DIGEST,
-        envs={"GREETING": "hello"},
+        dependencies=(),
         cpu_millicores=1000,
         memory_bytes=1 << 50,
         drain_s=1,

@@ -14,7 +14,7 @@ import click
 from ekiben import exports
 from ekiben.cli.becoming import become
 from ekiben.cli.groups import NounGroup
-from ekiben.cli.options import F, output_option
+from ekiben.cli.options import F, output_option, table_or_json
 from ekiben.cli.output import Column, last, moment, print_items, said, size, tag
 from ekiben.cli.progress import Steps
 from ekiben.cli.session import run
@@ -76,14 +76,7 @@ def _without_option(function: F) -> F:
     )(function)
 
 
-def _output_option(function: F) -> F:
-    return click.option(
-        "-o",
-        "--output",
-        type=click.Choice(["table", "json"], case_sensitive=False),
-        default="table",
-        help="How to print the result.",
-    )(function)
+_output_option = table_or_json("How to print the result.")
 
 
 def _start(command: str, place: Place, output: str, *arguments: str) -> None:

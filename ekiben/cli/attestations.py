@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 import click
 
 from ekiben.cli.becoming import become
+from ekiben.cli.options import table_or_json
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _IMAGE = click.argument("image", metavar="IMAGE")
@@ -102,14 +103,7 @@ def verify(image: str, key: Sequence[Path], identity: Sequence[str], platform: s
 @click.command()
 @_IMAGE
 @_trust
-@click.option(
-    "-o",
-    "--output",
-    "form",
-    type=click.Choice(["table", "json"], case_sensitive=False),
-    default="table",
-    help="How to print.",
-)
+@table_or_json("How to print.", "form")
 def attestations(image: str, key: Sequence[Path], identity: Sequence[str], platform: str, form: str) -> None:
     """List what is said of an image: signatures, bill of material, provenance, and which keys signed it.
 

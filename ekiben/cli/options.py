@@ -166,15 +166,15 @@ def output_option(function: F) -> F:
     )(function)
 
 
-def lines_option(function: F) -> F:
-    """`-o table|json` of what comes one by one."""
+def table_or_json(help: str, *names: str) -> Callable[[F], F]:
+    """`-o table|json`, where there is no more to choose from; `names` as `click.option` takes them."""
     return click.option(
-        "-o",
-        "--output",
-        type=click.Choice(["table", "json"], case_sensitive=False),
-        default="table",
-        help="json: one object a line.",
-    )(function)
+        "-o", "--output", *names, type=click.Choice(["table", "json"], case_sensitive=False), default="table", help=help
+    )
+
+
+lines_option = table_or_json("json: one object a line.")
+"""Of what comes one by one."""
 
 
 def limit_option(function: F) -> F:
